@@ -1,0 +1,71 @@
+"""minilora: LoRA from scratch in NumPy, with the autograd engine and the transformer it needs.
+
+>>> import minilora as ml
+>>> model = ml.add_lora(ml.load_model("base"), ml.LoRAConfig(rank=8))
+>>> sum(p.size for p in model.parameters(trainable=True)), model.count()
+(16384, 838400)
+"""
+
+from . import analysis
+from .adapters.lora import (
+    LoRAConfig,
+    add_lora,
+    delta_weights,
+    load_adapter,
+    lora_backward,
+    lora_disabled,
+    lora_forward,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    set_adapter,
+    unmerge_lora,
+)
+from .autograd import ops
+from .autograd.backend import to_numpy, use_backend
+from .autograd.gradcheck import gradcheck
+from .autograd.tensor import Tensor, grad, no_grad
+from .nn.gpt import GPT, GPTConfig
+from .nn.storage import load_model, save_model
+from .training.corpus import decode, encode, load_corpus
+from .training.loop import Run, Settings, evaluate, train, train_step
+from .training.optim import SGD, AdamW
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "LoRAConfig",
+    "AdamW",
+    "Run",
+    "SGD",
+    "Settings",
+    "Tensor",
+    "add_lora",
+    "analysis",
+    "decode",
+    "delta_weights",
+    "encode",
+    "evaluate",
+    "grad",
+    "gradcheck",
+    "load_adapter",
+    "load_corpus",
+    "load_model",
+    "lora_backward",
+    "lora_disabled",
+    "lora_forward",
+    "merge_lora",
+    "no_grad",
+    "ops",
+    "remove_lora",
+    "save_adapter",
+    "save_model",
+    "set_adapter",
+    "to_numpy",
+    "train",
+    "train_step",
+    "unmerge_lora",
+    "use_backend",
+]

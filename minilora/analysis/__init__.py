@@ -1,0 +1,1 @@
+"""Floor 5, what the lecture asks of trained matrices: rank, counting, studies and figures."""

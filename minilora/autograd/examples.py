@@ -1,0 +1,78 @@
+"""One example call of every primitive, for `minilora gradcheck` and for the tests that plant errors in the vjps.
+
+A primitive without an example here fails a test: nothing enters the tape unchecked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .tensor import PRIMITIVES, Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """call(primitive, *tensors) uses the primitive on tensors of these shapes; positive entries where it needs them."""
+
+    call: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+    positive: bool = False
+
+    def inputs(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Random inputs away from kinks and poles."""
+        draws = [rng.standard_normal(shape) for shape in self.shapes]
+        return [0.5 + abs(x) for x in draws] if self.positive else draws
+
+    def function(self, primitive: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The example as a function of its tensors alone, as `gradcheck` takes it."""
+        return lambda *tensors: self.call(primitive, *tensors)
+
+
+def _unary(positive: bool = False) -> Example:
+    return Example(lambda f, x: f(x), ((3, 4),), positive)
+
+
+def _binary(positive: bool = False) -> Example:
+    return Example(lambda f, a, b: f(a, b), ((3, 4), (3, 1)), positive)
+
+
+TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
+CONDITION = np.array([[True, False, True, False]])
+
+EXAMPLES: dict[str, Example] = {
+    "add": _binary(),
+    "subtract": _binary(),
+    "multiply": _binary(),
+    "divide": _binary(positive=True),
+    "negate": _unary(),
+    "power": _binary(positive=True),
+    "exp": _unary(),
+    "log": _unary(positive=True),
+    "sqrt": _unary(positive=True),
+    "tanh": _unary(),
+    "relu": _unary(),
+    "where": Example(lambda f, a, b: f(CONDITION, a, b), ((3, 4), (1, 4))),
+    "matmul": Example(lambda f, a, b: f(a, b), ((2, 3, 4), (4, 5))),
+    "sum": Example(lambda f, x: f(x, axis=(0, 2)), ((2, 3, 4),)),
+    "mean": Example(lambda f, x: f(x, axis=1, keepdims=True), ((2, 3, 4),)),
+    "max": Example(lambda f, x: f(x, axis=-1), ((3, 4),)),
+    "reshape": Example(lambda f, x: f(x, (2, -1)), ((3, 4),)),
+    "transpose": Example(lambda f, x: f(x, (2, 0, 1)), ((2, 3, 4),)),
+    "index": Example(lambda f, x: f(x, TOKENS), ((4, 3),)),
+    "concatenate": Example(lambda f, a, b: f([a, b], axis=1), ((3, 4), (3, 2))),
+    "softmax": _unary(),
+    "log_softmax": _unary(),
+    "gelu": _unary(),
+    "silu": _unary(),
+    "layer_norm": Example(lambda f, x, w, b: f(x, w, b), ((3, 4), (4,), (4,))),
+    "rms_norm": Example(lambda f, x, w: f(x, w), ((3, 4), (4,))),
+    "embedding": Example(lambda f, w: f(w, TOKENS), ((4, 3),)),
+    "linear": Example(lambda f, x, w, b: f(x, w, b), ((2, 3, 4), (5, 4), (5,))),
+    "lora_linear": Example(lambda f, x, w, b, A, B: f(x, w, b, A, B, 0.5), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
+    "attention": Example(lambda f, q, k, v: f(q, k, v), ((2, 3, 4), (2, 3, 4), (2, 3, 4))),
+    "cross_entropy": Example(lambda f, x: f(x, TOKENS), ((2, 3, 5),)),
+    "dropout": Example(lambda f, x: f(x, 0.4, np.random.default_rng(1)), ((3, 4),)),
+}
+
+assert EXAMPLES.keys() <= PRIMITIVES.keys()

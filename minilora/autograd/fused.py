@@ -1,0 +1,274 @@
+"""The fused primitives: what a transformer spends its time in, each with one hand-derived vjp.
+
+Each equals a composition of the elementary primitives in `ops.py` (a test proves it) and is here because one derivation
+saves time, memory, or digits. As there, g is the cotangent of the output. Indices: i runs over the normalised axis.
+"""
+
+import math
+
+from .backend import array_module
+from .tensor import register
+
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "lora_linear",
+    "rms_norm",
+    "silu",
+    "softmax",
+]
+
+GELU_SCALE = math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
+
+
+@register
+def linear(x, weight, bias=None):
+    """y = x W^T + b.   x: (..., d_in), W: (d_out, d_in), b: (d_out,) -> (..., d_out)
+
+    dx = g W,  dW = g^T x,  db = sum of g over all rows. Only the vjp of W refers to x: freeze W and x is let go.
+    """
+    shape, (d_out, d_in) = _fitting("linear", x, weight, bias)
+    rows = x.reshape(-1, d_in)  # (N, d_in): one large product instead of many small ones
+    y = rows @ weight.T  # (N, d_out)
+    if bias is not None:
+        y = y + bias
+    return y.reshape(*shape[:-1], d_out), (
+        lambda g: (g.reshape(-1, d_out) @ weight).reshape(shape),
+        lambda g: g.reshape(-1, d_out).T @ rows,
+        lambda g: g.reshape(-1, d_out).sum(axis=0),
+    )
+
+
+@register
+def lora_linear(x, weight, bias, lora_A, lora_B, scale):
+    """y = x W^T + b + s (x A^T) B^T, never forming B A.   A: (r, d_in), B: (d_out, r), s = alpha/r
+
+    With h = x A^T of r columns, the added path is s h B^T. Its cotangents, by the product rule:
+        dh = s g B,   dx = g W + dh A,   dA = dh^T x,   dB = s g^T h.
+    Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3).
+    """
+    shape, (d_out, d_in) = _fitting("lora_linear", x, weight, bias)
+    rank = lora_A.shape[0]
+    if lora_A.shape != (rank, d_in) or lora_B.shape != (d_out, rank):
+        raise ValueError(
+            f"lora_linear: A {lora_A.shape} and B {lora_B.shape} do not fit W {weight.shape}: "
+            f"expected A (r, {d_in}) and B ({d_out}, r)"
+        )
+    rows = x.reshape(-1, d_in)  # (N, d_in)
+    h = rows @ lora_A.T  # (N, r)
+    y = rows @ weight.T + scale * (h @ lora_B.T)  # (N, d_out)
+    if bias is not None:
+        y = y + bias
+    return y.reshape(*shape[:-1], d_out), (
+        lambda g: (g.reshape(-1, d_out) @ weight + scale * (g.reshape(-1, d_out) @ lora_B) @ lora_A).reshape(shape),
+        lambda g: g.reshape(-1, d_out).T @ rows,
+        lambda g: g.reshape(-1, d_out).sum(axis=0),
+        lambda g: scale * ((g.reshape(-1, d_out) @ lora_B).T @ rows),
+        lambda g: scale * (g.reshape(-1, d_out).T @ h),
+    )
+
+
+def _fitting(name, x, weight, bias):
+    """The shapes of x and W, or an error that says which one does not fit."""
+    if weight.ndim != 2:
+        raise ValueError(f"{name}: weight has shape {weight.shape}, expected (d_out, d_in)")
+    d_out, d_in = weight.shape
+    if x.ndim == 0 or x.shape[-1] != d_in:
+        raise ValueError(f"{name}: x {x.shape} does not fit W {weight.shape}: x's last axis must be d_in = {d_in}")
+    if bias is not None and bias.shape != (d_out,):
+        raise ValueError(f"{name}: bias has shape {bias.shape}, expected ({d_out},)")
+    return x.shape, (d_out, d_in)
+
+
+@register
+def softmax(x, axis=-1):
+    """y_i = e^(x_i) / sum_j e^(x_j).   dy_i/dx_j = y_i (delta_ij - y_j), so dx = y (g - sum_j g_j y_j)"""
+    y = _softmax(x, axis)
+    return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
+
+
+def _softmax(x, axis):
+    xp = array_module(x)
+    e = xp.exp(x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf))  # the largest exponent is 0: no overflow
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+@register
+def log_softmax(x, axis=-1):
+    """y_i = x_i - log sum_j e^(x_j).   dx = g - softmax(x) sum_j g_j"""
+    xp = array_module(x)
+    shifted = x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf)
+    y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return y, (lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True),)
+
+
+@register
+def cross_entropy(logits, targets):
+    """The mean over all rows of -log softmax(logits)[target], in nats.   logits: (..., V), targets: (...) integers
+
+    d/dlogits = (softmax(logits) - onehot(targets)) / number of rows.
+    """
+    xp, shape = array_module(logits), logits.shape
+    targets = xp.asarray(targets)
+    check_tokens("cross_entropy", targets, shape[-1], "targets")
+    if targets.shape != shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {shape} need targets of shape {shape[:-1]}, got {targets.shape}")
+    if targets.size == 0:
+        raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean")
+    z = logits.reshape(-1, shape[-1])  # (N, V)
+    n, row, column = len(z), xp.arange(len(z)), targets.reshape(-1)
+    z = z - z.real.max(axis=1, keepdims=True)
+    picked = z[row, column]  # (N,)
+    p = xp.exp(z)
+    total = p.sum(axis=1, keepdims=True)  # (N, 1)
+    p /= total
+
+    def vjp(g):
+        d = p * (g / n)  # (N, V)
+        d[row, column] -= g / n
+        return d.reshape(shape)
+
+    return (xp.log(total[:, 0]) - picked).sum() / n, (vjp, None)
+
+
+def check_tokens(name, tokens, vocab_size, what="tokens"):
+    """Raise unless `tokens` are integers in [0, vocab_size)."""
+    if tokens.dtype.kind not in "iu":
+        raise TypeError(f"{name}: {what} have dtype {tokens.dtype}, expected integers")
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise ValueError(f"{name}: {what} run from {tokens.min()} to {tokens.max()}, expected 0 to {vocab_size - 1}")
+
+
+@register
+def embedding(weight, tokens):
+    """y = W[tokens]: row t of the table for token t.   W: (V, C), tokens: (...) integers -> (..., C)
+
+    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
+    """
+    xp, shape, dtype = array_module(weight), weight.shape, weight.dtype
+    tokens = xp.asarray(tokens)
+    check_tokens("embedding", tokens, shape[0])
+
+    def vjp(g):
+        dw = xp.zeros(shape, dtype=dtype)
+        xp.add.at(dw, tokens.reshape(-1), g.reshape(-1, shape[1]))
+        return dw
+
+    return weight[tokens], (vjp, None)
+
+
+@register
+def gelu(x):
+    """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3).   Hendrycks & Gimpel 2016, section 2; GPT-2's form
+
+    With t = tanh u:  dy/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx,  du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+    """
+    x2 = x * x
+    t = array_module(x).tanh(GELU_SCALE * x * (1 + GELU_CUBIC * x2))
+
+    def vjp(g):
+        du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)
+
+    return 0.5 * x * (1 + t), (vjp,)
+
+
+@register
+def silu(x):
+    """y = x s,  s = 1 / (1 + e^-x).   dy/dx = s (1 + x (1 - s)).   Also called swish; LLaMA's activation"""
+    s = 0.5 * (1 + array_module(x).tanh(0.5 * x))  # the logistic function, without overflow
+    return x * s, (lambda g: g * s * (1 + x * (1 - s)),)
+
+
+@register
+def layer_norm(x, weight, bias=None, eps=1e-5):
+    """y = w n + b,  n = (x - mean x) / sqrt(var x + eps), over the last axis.   Ba et al. 2016, eq. 4
+
+    n is x centred and scaled by k = 1 / sqrt(var + eps). With m = g w, the cotangent of n:
+        dx = k (m - mean m - n mean(m n)):  the parts of m that would shift or stretch x change nothing.
+        dw = sum of g n over all rows,  db = sum of g over all rows.
+    """
+    xp = array_module(x)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    k = 1 / xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
+    n = centred * k
+    y = n * weight if bias is None else n * weight + bias
+
+    def dx(g):
+        m = g * weight
+        return k * (m - m.mean(axis=-1, keepdims=True) - n * (m * n).mean(axis=-1, keepdims=True))
+
+    return y, (dx, lambda g: g * n, lambda g: g)  # the tape sums dw and db over the rows: w and b were broadcast
+
+
+@register
+def rms_norm(x, weight, eps=1e-6):
+    """y = w n,  n = x / sqrt(mean x^2 + eps), over the last axis.   Zhang & Sennrich 2019, eq. 4
+
+    As in layer_norm without the centring, with m = g w and k = 1 / sqrt(mean x^2 + eps):  dx = k (m - n mean(m n)).
+    """
+    k = 1 / array_module(x).sqrt((x * x).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
+    n = x * k
+
+    def dx(g):
+        m = g * weight
+        return k * (m - n * (m * n).mean(axis=-1, keepdims=True))
+
+    return n * weight, (dx, lambda g: g * n)
+
+
+@register
+def attention(q, k, v, keep=None, causal=True):
+    """softmax(q k^T / sqrt(D)) v, where query i sees keys 0 to i only.   Vaswani et al. 2017, eq. 1
+
+    q: (..., T, D), k and v: (..., S, D) with S >= T -> (..., T, D). The queries are the last T of the S positions.
+    keep: optional dropout mask (..., T, S), 0 or 1/(1-p), on the attention weights.
+
+    With S = q k^T / sqrt(D), P = softmax(S), O = P v:
+        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D).
+    """
+    xp = array_module(q)
+    if not (q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: (T, D), (S, D), (S, D)")
+    t, s = q.shape[-2], k.shape[-2]
+    if causal and s < t:
+        raise ValueError(f"attention: {t} queries but {s} keys: a query must be able to see itself")
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = (q @ k.swapaxes(-1, -2)) * scale  # (..., T, S)
+    if causal and t > 1:
+        scores = xp.where(xp.tri(t, s, s - t, dtype=bool), scores, -xp.inf)
+    p = _softmax(scores, -1)
+    dropped = p if keep is None else p * keep  # (..., T, S)
+
+    def vjp(g):
+        dp = g @ v.swapaxes(-1, -2)  # (..., T, S)
+        dp = dp if keep is None else dp * keep
+        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, dropped.swapaxes(-1, -2) @ g
+
+    return dropped @ v, vjp
+
+
+@register
+def dropout(x, p, rng):
+    """Zero each entry with probability p and divide the rest by 1 - p, so that the mean stays.   dx = the same mask * g
+
+    rng: a numpy.random.Generator.   Srivastava et al. 2014, in the "inverted" form of every library.
+    """
+    keep = dropout_mask(x, x.shape, p, rng)
+    return x * keep, (lambda g: g * keep,)
+
+
+def dropout_mask(like, shape, p, rng):
+    """0 with probability p, else 1 / (1 - p), in the precision of `like`."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p = {p}, expected 0 <= p < 1")
+    xp, dtype = array_module(like), like.real.dtype
+    return xp.asarray(rng.random(shape) >= p).astype(dtype) * (1 / (1 - p))

@@ -1,0 +1,1 @@
+"""Floor 2, the transformer: read `module.py`, `layers.py`, then `gpt.py` from top to bottom."""

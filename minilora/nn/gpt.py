@@ -1,0 +1,223 @@
+"""GPT: a decoder-only transformer with GPT-2's choices, to be read from top to bottom.
+
+Pre-layer-norm blocks, tanh GELU, learned positions, an output head tied to the token embedding
+(Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3).
+Shapes: B batch, T time, C width (n_embd), H heads, D = C / H, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..autograd import ops
+from ..autograd.backend import Array, array_module, new_array, to_numpy
+from ..autograd.fused import dropout_mask
+from ..autograd.tensor import Tensor, no_grad
+from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
+from .module import Module
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT.
+
+    vocab_size V, block_size (the longest context), n_layer, n_head H, n_embd C (a multiple of H), dropout (a
+    probability; it acts only where a generator is given), bias (whether linear layers and layer norms have one).
+    Raises ValueError for sizes that are not positive integers or do not divide.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"GPTConfig: {name} = {value!r}, expected a positive integer")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"GPTConfig: n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"GPTConfig: dropout = {self.dropout}, expected 0 <= dropout < 1")
+
+
+class Cache:
+    """Keys and values of the positions already seen, one pair a block: (B, H, S, D). New ones are appended."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Array, Array]] = {}
+
+    @property
+    def length(self) -> int:
+        """How many positions are cached."""
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; return all of them."""
+        if block in self.pairs:
+            xp = array_module(k.data)
+            old_k, old_v = self.pairs[block]
+            k = Tensor(xp.concatenate([old_k, k.data], axis=2))  # (B, H, S, D)
+            v = Tensor(xp.concatenate([old_v, v.data], axis=2))
+        self.pairs[block] = k.data, v.data
+        return k, v
+
+
+class Attention(Module):
+    """Causal self-attention: each position takes a weighted mean of the values at and before it."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator, residual_std: float):
+        c, bias = config.n_embd, config.bias
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.q_proj = Linear(c, c, bias, rng)
+        self.k_proj = Linear(c, c, bias, rng)
+        self.v_proj = Linear(c, c, bias, rng)
+        self.o_proj = Linear(c, c, bias, rng, residual_std)
+
+    def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)"""
+        b, t, c = x.shape
+        q, k, v = (self.heads(proj(x, rng)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(block, k, v)  # (B, H, S, D)
+        keep = None
+        if rng is not None and self.dropout:
+            keep = dropout_mask(x.data, (b, self.n_head, t, k.shape[2]), self.dropout, rng)
+        y = ops.attention(q, k, v, keep)  # (B, H, T, D)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(b, t, c), rng)  # (B, T, C)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, H, T, D): each head gets its own slice of the width."""
+        b, t, c = x.shape
+        return x.reshape(b, t, self.n_head, c // self.n_head).transpose(0, 2, 1, 3)
+
+
+class MLP(Module):
+    """y = W_down gelu(W_up x): four times as wide inside."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator, residual_std: float):
+        c, bias = config.n_embd, config.bias
+        self.up_proj = Linear(c, 4 * c, bias, rng)
+        self.down_proj = Linear(4 * c, c, bias, rng, residual_std)
+
+    def __call__(self, x: Tensor, rng: Any = None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)"""
+        return self.down_proj(ops.gelu(self.up_proj(x, rng)), rng)  # (B, T, 4C) inside
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): what a block computes is added to what flows past it."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator):
+        residual_std = STANDARD_DEVIATION / math.sqrt(2 * config.n_layer)  # 2 n_layer terms add up on the way
+        self.dropout = config.dropout
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = Attention(config, rng, residual_std)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(config, rng, residual_std)
+
+    def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)"""
+        x = x + _drop(self.attn(self.ln_1(x), rng, cache, block), self.dropout, rng)
+        return x + _drop(self.mlp(self.ln_2(x), rng), self.dropout, rng)
+
+
+def _drop(x: Tensor, p: float, rng: Any) -> Tensor:
+    return ops.dropout(x, p, rng) if rng is not None and p else x
+
+
+class GPT(Module):
+    """logits = ln_f(blocks(wte[tokens] + wpe[positions])) wte^T
+
+    config: a GPTConfig; rng: a seed or a numpy Generator for the initial weights, drawn from N(0, 0.02) with residual
+    projections scaled by 1/sqrt(2 n_layer). Parameters are float32; `model.astype("float64")` for gradient checks.
+    """
+
+    def __init__(self, config: GPTConfig, rng: Any = 0):
+        self.config = config
+        rng = np.random.default_rng(rng)
+        self.wte = Embedding(config.vocab_size, config.n_embd, rng)
+        self.wpe = Embedding(config.block_size, config.n_embd, rng)
+        self.blocks = [Block(config, rng) for _ in range(config.n_layer)]
+        self.ln_f = LayerNorm(config.n_embd, config.bias)
+
+    def __call__(self, tokens: Any, rng: Any = None, cache: Cache | None = None) -> Tensor:
+        """Logits for the token after each position.   tokens: (B, T) integers -> (B, T, V)
+
+        rng: a numpy Generator switches dropout on; without one the pass is deterministic.
+        Raises ValueError when T (plus what is cached) exceeds block_size or a token is out of range, TypeError for
+        tokens that are not integers.
+        """
+        tokens = _tokens(tokens)
+        if tokens.ndim != 2 or not tokens.shape[1]:
+            raise ValueError(f"GPT: tokens have shape {tokens.shape}, expected (B, T); for one sequence: tokens[None]")
+        past = cache.length if cache is not None else 0
+        end = past + tokens.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(f"GPT: {end} tokens exceed the context of block_size = {self.config.block_size}")
+        x = self.wte(tokens) + self.wpe.weight[past:end]  # (B, T, C)
+        x = _drop(x, self.config.dropout, rng)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rng, cache, i)
+        return ops.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
+
+    def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
+        """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
+        return ops.cross_entropy(self(tokens, rng), _tokens(targets))
+
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        rng: Any = 0,
+        use_cache: bool = True,
+    ) -> np.ndarray:
+        """Continue a text by sampling one token at a time from softmax(logits / temperature).
+
+        tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
+        samples among the k likeliest. Beyond block_size the window slides: positions move, so the cache starts anew.
+        """
+        if not temperature >= 0:
+            raise ValueError(f"generate: temperature = {temperature}, expected 0 or more")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"generate: top_k = {top_k}, expected 1 or more, or None for all")
+        rng = np.random.default_rng(rng)
+        prompt = to_numpy(_tokens(tokens))
+        if prompt.size == 0:
+            raise ValueError("generate: the prompt is empty; give at least one token")
+        text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
+        cache = Cache()
+        with no_grad():
+            for _ in range(max_new_tokens):
+                window = text[:, -self.config.block_size :]
+                if not use_cache or cache.length + 1 != window.shape[1] or not cache.length:
+                    cache = Cache()  # the first step, or positions that have moved
+                fresh = window[:, cache.length :]
+                logits = self(fresh, cache=cache).data[:, -1]  # (B, V)
+                text = np.concatenate([text, sample(to_numpy(logits), temperature, top_k, rng)[:, None]], axis=1)
+        return text if prompt.ndim > 1 else text[0]
+
+
+def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> np.ndarray:
+    """One token for each row of logits.   (B, V) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(axis=1)
+    z = logits.astype(np.float64) / temperature
+    if top_k is not None and top_k < z.shape[1]:
+        kth = np.sort(z, axis=1)[:, -top_k, None]
+        z = np.where(z < kth, -np.inf, z)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    cumulative = (p / p.sum(axis=1, keepdims=True)).cumsum(axis=1)  # (B, V), the last column is 1
+    return (cumulative < rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)
+
+
+def _tokens(tokens: Any) -> Array:
+    return new_array(tokens.data if isinstance(tokens, Tensor) else tokens)

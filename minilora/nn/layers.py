@@ -1,0 +1,59 @@
+"""Layers: a parameter or two and the primitive that uses them."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import ops
+from ..autograd.backend import new_array
+from ..autograd.tensor import Tensor
+from .module import Module
+
+STANDARD_DEVIATION = 0.02  # of initial weights: Radford et al. 2018, "GPT", section 4.1
+
+
+def parameter(values: Any, dtype: Any = np.float32) -> Tensor:
+    """A trainable leaf on the current backend."""
+    return Tensor(new_array(values, dtype=dtype), requires_grad=True)
+
+
+class Linear(Module):
+    """y = x W^T + b.   W: (d_out, d_in), b: (d_out,) or None"""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool, rng: np.random.Generator, std: float = STANDARD_DEVIATION):
+        self.weight = parameter(rng.normal(0, std, (d_out, d_in)))
+        self.bias = parameter(np.zeros(d_out)) if bias else None
+
+    @classmethod
+    def sharing(cls, other: "Linear") -> "Linear":
+        """A plain linear layer around the very parameters of another."""
+        layer = cls.__new__(cls)
+        layer.weight, layer.bias = other.weight, other.bias
+        return layer
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """x: (..., d_in) -> (..., d_out). `rng` is for the layers that take this one's place and drop out."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """y = W[tokens].   W: (V, C)"""
+
+    def __init__(self, count: int, width: int, rng: np.random.Generator):
+        self.weight = parameter(rng.normal(0, STANDARD_DEVIATION, (count, width)))
+
+    def __call__(self, tokens: Any) -> Tensor:
+        """tokens: (...) integers -> (..., C)"""
+        return ops.embedding(self.weight, tokens)
+
+
+class LayerNorm(Module):
+    """y = w (x - mean) / sqrt(var + 1e-5) + b, over the last axis.   w: (C,), b: (C,) or None"""
+
+    def __init__(self, width: int, bias: bool):
+        self.weight = parameter(np.ones(width))
+        self.bias = parameter(np.zeros(width)) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., C) -> (..., C)"""
+        return ops.layer_norm(x, self.weight, self.bias)

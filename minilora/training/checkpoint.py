@@ -1,0 +1,53 @@
+"""Checkpoints: a run in a file, complete enough to go on bit for bit."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..adapters.lora import LoRAConfig, add_lora, lora_layers
+from ..nn.gpt import GPT, GPTConfig
+from ..nn.storage import load_arrays, save_arrays
+from .corpus import load_corpus
+
+
+def save_checkpoint(run: Any, path: str | Path) -> Path:
+    """Write a run: weights, optimiser, generator state, settings and curves."""
+    optimizer = run.optimizer.state_dict()
+    layers = lora_layers(run.model)
+    header = {
+        "kind": "checkpoint",
+        "config": asdict(run.model.config),
+        "lora": asdict(next(iter(layers.values())).config) if layers else None,
+        "dtype": str(run.optimizer.parameters[0].dtype),
+        "corpus": run.corpus.name,
+        "settings": asdict(run.settings),
+        "steps": optimizer.pop("steps"),
+        "rng": run.rng.bit_generator.state,
+        "history": run.history,
+        "validation": run.validation,
+    }
+    arrays = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+    return save_arrays(path, arrays | {f"optimizer.{name}": value for name, value in optimizer.items()}, header)
+
+
+def load_checkpoint(path: str | Path, corpus: Any = None) -> Any:
+    """The run in a checkpoint, ready for `train`, which continues it as if it had never stopped.
+
+    corpus: a Corpus, if not the one it was trained on. Raises ValueError when the file is damaged or does not fit.
+    """
+    from .loop import Run, Settings
+
+    arrays, header = load_arrays(path, "checkpoint")
+    model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
+    if header["lora"]:
+        add_lora(model, LoRAConfig(**header["lora"]))
+    parts: dict[str, dict] = {"model": {}, "optimizer": {"steps": header["steps"]}}
+    for name, value in arrays.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    model.load_state_dict(parts["model"])
+    run = Run(model, corpus or load_corpus(header["corpus"]), Settings(**header["settings"]))  # type: ignore[arg-type]
+    run.optimizer.load_state_dict(parts["optimizer"])
+    run.rng.bit_generator.state = header["rng"]
+    run.history, run.validation = header["history"], header["validation"]
+    return run

@@ -1,0 +1,133 @@
+"""Real text that every Python installation carries, or any text file, as numbers.
+
+`python-docs` is the language reference behind `help()`, `python-code` the standard library's source, `unicode-names`
+the names of Unicode characters. They differ in vocabulary, grammar and layout, which is what adaptation needs.
+"""
+
+import difflib
+import re
+import sysconfig
+import unicodedata
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
+PAGE = 4096  # characters; every tenth page is held out for validation
+
+_number_of = np.full(0x110000, -1, dtype=np.int16)  # code point -> token
+_number_of[[ord(c) for c in VOCABULARY]] = np.arange(len(VOCABULARY))
+_UNKNOWN = VOCABULARY.index("?")
+
+
+def encode(text: str) -> np.ndarray:
+    """Text as tokens, (T,) integers in [0, 96). A character outside the vocabulary becomes '?'."""
+    codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+    tokens = _number_of[codes]
+    return np.where(tokens < 0, _UNKNOWN, tokens).astype(np.int64)
+
+
+def decode(tokens: np.ndarray) -> str:
+    """Tokens as text, the inverse of `encode`."""
+    return "".join(VOCABULARY[token] for token in np.asarray(tokens).reshape(-1))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as tokens, in two parts without overlap: train, and validation (every tenth page of 4,096 characters).
+
+    replaced counts the characters outside the vocabulary, which stand as '?'.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    replaced: int = 0
+
+    def batch(self, batch_size: int, block_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of the training text at random places: (tokens, targets), both (B, T); targets are one ahead."""
+        starts = rng.integers(0, len(self.train) - block_size, batch_size)
+        windows = self.train[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+    def validation_windows(self, block_size: int, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The validation text cut into windows side by side, at most `most` of them, evenly spread: both (N, T)."""
+        n = (len(self.validation) - 1) // block_size
+        chosen = np.arange(n) if most is None or most >= n else np.linspace(0, n - 1, most).round().astype(int)
+        windows = self.validation[chosen[:, None] * block_size + np.arange(block_size + 1)]  # (N, T + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+    def require(self, block_size: int) -> "Corpus":
+        """This corpus, or a ValueError when one of its parts is too short for one context of `block_size`."""
+        shortest = min(len(self.train), len(self.validation))
+        if shortest <= block_size:
+            raise ValueError(
+                f"corpus {self.name!r} is too short: it has {len(self.train):,} characters to train on and "
+                f"{len(self.validation):,} to validate on; a context of {block_size} needs {block_size + 1} of each"
+            )
+        return self
+
+
+def load_corpus(name_or_path: str | Path) -> Corpus:
+    """The corpus 'python-docs', 'python-code' or 'unicode-names', or the text of a UTF-8 file.
+
+    Warns once when characters outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a
+    corpus nor a file, and ValueError for a file that is empty or no text.
+    """
+    name = str(name_or_path)
+    text = BUILT_IN[name]() if name in BUILT_IN else _read(Path(name))
+    if not text.strip():
+        raise ValueError(f"corpus {name!r} is empty")
+    replaced = len(text) - len(re.findall(r"[\n -~]", text))
+    if replaced and name not in BUILT_IN:
+        warnings.warn(
+            f"{name}: {replaced:,} of {len(text):,} characters are outside the vocabulary and read '?'", stacklevel=2
+        )
+    return Corpus(name, *_split(encode(text)), replaced)
+
+
+def _split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation): pages 9, 19, 29 ... are held out. A short text has ten shorter pages."""
+    page = min(PAGE, -(-len(tokens) // 10))
+    held_out = np.arange(len(tokens)) // page % 10 == 9
+    return tokens[~held_out], tokens[held_out]
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        close = difflib.get_close_matches(path.name, BUILT_IN, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(BUILT_IN)}, or a text file's path"
+        raise FileNotFoundError(f"no corpus and no file {str(path)!r}{hint}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _python_docs() -> str:
+    from pydoc_data.topics import topics
+
+    # Topics quote each other's sections whole. Each paragraph is kept once, so that none is in both parts.
+    paragraphs = (p.strip("\n") for topic in sorted(topics) for p in re.split(r"\n\s*\n", topics[topic]))
+    return "\n\n".join(dict.fromkeys(p for p in paragraphs if p.strip()))
+
+
+def _python_code() -> str:
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return "\n".join(module.read_text(encoding="utf-8", errors="replace") for module in modules)
+
+
+def _unicode_names() -> str:
+    # Left out: names that a rule makes from a number, such as CJK UNIFIED IDEOGRAPH-4E00 and the Hangul syllables.
+    names = (unicodedata.name(chr(code), "") for code in range(0x110000))
+    return "\n".join(n for n in names if n and not re.search(r"-[0-9A-F]{4,5}$|^HANGUL SYLLABLE", n))
+
+
+BUILT_IN: dict[str, Callable[[], str]] = {
+    "python-docs": _python_docs,
+    "python-code": _python_code,
+    "unicode-names": _unicode_names,
+}

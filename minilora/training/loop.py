@@ -1,0 +1,205 @@
+"""The training loop: batches in, gradients out, one step at a time, until the end or Ctrl-C."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..autograd.backend import Array, array_module
+from ..autograd.tensor import grad, no_grad
+from .checkpoint import save_checkpoint
+from .corpus import Corpus
+from .optim import AdamW, Optimizer, clip_gradients, cosine_schedule
+from .parallel import cores, in_parallel
+
+EVALUATION_BATCH = 16  # windows at a time
+
+
+def train_step(
+    model: Any, optimizer: Optimizer, tokens: Any, targets: Any, rng: Any = None, max_norm: float | None = None
+) -> float:
+    """One step of training: forward, backward, update. Returns the loss before the update, in nats.
+
+    tokens, targets: (B, T) integers. The batch is split over the cores and the gradients are added in a fixed order,
+    so the same call gives the same bits. rng: a Generator for dropout, needed where the model has any. max_norm: clip.
+    Raises FloatingPointError when the loss is not finite; the parameters are then as they were.
+    """
+    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng)
+    norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(_diagnosis(model, optimizer, gradients, loss))
+    optimizer.step(gradients)
+    return loss
+
+
+def loss_and_gradients(
+    model: Any, parameters: list, tokens: Any, targets: Any, rng: Any = None
+) -> tuple[float, list[Array]]:
+    """The mean loss over a batch and its gradients, computed on every core.
+
+    A mean over the batch is the weighted mean of the means over its pieces, and so is its gradient.
+    """
+    if rng is None and any(getattr(m, "dropout", 0) for _, m in model.named_modules()):
+        raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
+    on_processor = array_module(parameters[0].data) is np
+    tokens, targets = np.asarray(tokens), np.asarray(targets)
+    pieces = min(len(tokens), cores() if on_processor else 1)
+    bounds = [len(tokens) * i // pieces for i in range(pieces + 1)]
+    seeds = [None] * pieces if rng is None else rng.integers(2**63, size=pieces)
+
+    def piece(start: int, stop: int, seed: Any) -> tuple[float, list[Array]]:
+        dropout_rng = None if seed is None else np.random.default_rng(seed)
+        loss = model.loss(tokens[start:stop], targets[start:stop], dropout_rng)
+        if loss.node is None:
+            raise ValueError("train_step: the loss depends on no trainable parameter (adapter merged or disabled?)")
+        share = (stop - start) / len(tokens)
+        return loss.item() * share, grad(loss, parameters, cotangent=share)
+
+    parts = in_parallel(piece, list(zip(bounds, bounds[1:], seeds, strict=False)))
+    loss, gradients = parts[0]
+    for other_loss, others in parts[1:]:
+        loss += other_loss
+        for g, other in zip(gradients, others, strict=True):
+            g += other
+    return loss, gradients
+
+
+def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: float) -> str:
+    """Which step and which parameter: what a person needs to know about a loss that is not finite."""
+    gradient_of = dict(zip(map(id, optimizer.parameters), gradients, strict=True))
+    culprit = "none"
+    for name, p in model.named_parameters():
+        g = gradient_of.get(id(p))
+        if not np.isfinite(float(p.data.sum())) or (g is not None and not np.isfinite(float(g.sum()))):
+            culprit = name
+            break
+    return (
+        f"training diverged at step {optimizer.steps + 1}: the loss is {loss}, the first parameter affected {culprit}; "
+        f"the step was not taken. A lower learning rate than {optimizer.lr:g} or gradient clipping may help"
+    )
+
+
+def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
+    """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows."""
+    tokens, targets = corpus.require(model.config.block_size).validation_windows(model.config.block_size, most)
+
+    def piece(start: int) -> float:
+        rows = slice(start, start + EVALUATION_BATCH)
+        with no_grad():
+            return model.loss(tokens[rows], targets[rows]).item() * len(tokens[rows])
+
+    return sum(in_parallel(piece, [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)])) / len(tokens)
+
+
+@dataclass
+class Settings:
+    """How to train: steps of batch_size windows, AdamW with warm-up and a cosine down to floor * lr, clipping.
+
+    evaluate_every: steps between evaluations, on at most evaluation_windows windows. seed: of batches and dropout.
+    """
+
+    steps: int = 200
+    batch_size: int = 16
+    lr: float = 3e-3
+    warmup: int = 20
+    floor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    max_norm: float = 1.0
+    evaluate_every: int = 50
+    evaluation_windows: int | None = 64
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.betas = (self.betas[0], self.betas[1])
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Settings: {name} = {getattr(self, name)}, expected 1 or more")
+
+
+@dataclass
+class Run:
+    """A training run in progress or done: everything that a checkpoint holds.
+
+    history: {"step": [...], "loss": [...]} of the training batches; validation: {"step": [...], "loss": [...]}.
+    """
+
+    model: Any
+    corpus: Corpus
+    settings: Settings
+    optimizer: AdamW = field(init=False)
+    rng: np.random.Generator = field(init=False)
+    history: dict[str, list] = field(default_factory=lambda: {"step": [], "loss": []})
+    validation: dict[str, list] = field(default_factory=lambda: {"step": [], "loss": []})
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.optimizer = AdamW(self.model.named_parameters(), s.lr, s.betas, weight_decay=s.weight_decay)
+        self.rng = np.random.default_rng(s.seed)
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.optimizer.steps
+
+
+def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
+    """Train until `run.settings.steps` steps are taken, from wherever the run stands.
+
+    With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C, which ends the loop
+    after the step it is in; a second Ctrl-C ends it at once. Raises FloatingPointError when the loss is not finite.
+    """
+    s, corpus = run.settings, run.corpus.require(run.model.config.block_size)
+    bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", ncols=79, leave=False)
+    with bar, _stop_at_interrupt() as interrupt:
+        if run.step == 0:
+            _evaluate(run)
+        while run.step < s.steps and not interrupt.is_set():
+            run.optimizer.lr = cosine_schedule(run.step, s.steps, s.lr, s.warmup, s.floor * s.lr)
+            tokens, targets = corpus.batch(s.batch_size, run.model.config.block_size, run.rng)
+            loss = train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
+            run.history["step"].append(run.step)
+            run.history["loss"].append(round(loss, 5))
+            if run.step % s.evaluate_every == 0 or run.step == s.steps:
+                _evaluate(run)
+            bar.set_postfix(loss=f"{loss:.3f}", validation=f"{run.validation['loss'][-1]:.3f}")
+            bar.update()
+            if checkpoint is not None and run.step % s.checkpoint_every == 0 and run.step < s.steps:
+                save_checkpoint(run, checkpoint)
+    run.interrupted = interrupt.is_set() and run.step < s.steps
+    if checkpoint is not None:
+        save_checkpoint(run, checkpoint)
+    return run
+
+
+def _evaluate(run: Run) -> None:
+    run.validation["step"].append(run.step)
+    run.validation["loss"].append(round(evaluate(run.model, run.corpus, run.settings.evaluation_windows), 5))
+
+
+@contextlib.contextmanager
+def _stop_at_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield event
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,153 @@
+"""Optimisers: what a gradient does to a parameter. Each is PyTorch's update, exactly, in plain arithmetic."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..autograd.backend import Array, array_module
+from ..autograd.tensor import Tensor
+
+
+class Optimizer:
+    """What SGD and AdamW share: a list of parameters, a learning rate, and state that a checkpoint can hold.
+
+    parameters: trainable tensors, or (name, tensor) pairs as named_parameters() gives them; frozen ones are left out.
+    """
+
+    def __init__(self, parameters: Iterable[Any], lr: float):
+        tensors = [p[1] if isinstance(p, tuple) else p for p in parameters]
+        self.parameters: list[Tensor] = [p for p in tensors if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(f"{type(self).__name__}: none of the {len(tensors)} parameters requires a gradient")
+        if not lr >= 0:
+            raise ValueError(f"{type(self).__name__}: lr = {lr}, expected 0 or more")
+        self.lr = lr
+        self.steps = 0
+        self.state: dict[str, list[Array]] = {}  # name -> one array per parameter, made at the first step
+
+    def step(self, gradients: Sequence[Array] | None = None) -> None:
+        """Update every parameter in place, from `gradients` or, without them, from each parameter's `.grad`."""
+        gradients = [p.grad for p in self.parameters] if gradients is None else gradients
+        if len(gradients) != len(self.parameters):
+            raise ValueError(f"step: {len(gradients)} gradients for {len(self.parameters)} parameters")
+        for slot in self.slots() if self.steps == 0 else ():
+            self.state[slot] = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
+        self.steps += 1
+        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
+            if g is not None:  # as in PyTorch: a parameter the loss did not reach stays
+                self.update(p.data, g, *(arrays[i] for arrays in self.state.values()))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that `backward()` has accumulated."""
+        for p in self.parameters:
+            p.grad = None
+
+    def slots(self) -> tuple[str, ...]:
+        """The names of the arrays kept for each parameter."""
+        return ()
+
+    def update(self, p: Array, g: Array, *state: Array) -> None:
+        """Change one parameter's values in place."""
+        raise TypeError(f"{type(self).__name__} has no update rule; use SGD or AdamW")
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": n, "m.0": array, ...}: everything but the parameters."""
+        arrays = {f"{slot}.{i}": a.copy() for slot, kept in self.state.items() for i, a in enumerate(kept)}
+        return {"steps": self.steps, **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict()`. Raises ValueError when it belongs to other parameters."""
+        steps = int(state["steps"])
+        loaded: dict[str, list[Array]] = {}
+        for slot in self.slots() if steps else ():
+            loaded[slot] = []
+            for i, p in enumerate(self.parameters):
+                value = state.get(f"{slot}.{i}")
+                if value is None or value.shape != p.shape:
+                    came = "nothing" if value is None else f"shape {value.shape}"
+                    raise ValueError(f"optimizer state {slot}.{i}: got {came}, expected {p.shape}")
+                loaded[slot].append(array_module(p.data).array(value, dtype=p.dtype))
+        self.steps, self.state = steps, loaded
+
+
+class SGD(Optimizer):
+    """g <- g + weight_decay p;   v <- momentum v + g;   p <- p - lr v.   torch.optim.SGD's update"""
+
+    def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0):
+        super().__init__(parameters, lr)
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def slots(self) -> tuple[str, ...]:
+        """v, the velocity, where there is momentum."""
+        return ("v",) if self.momentum else ()
+
+    def update(self, p: Array, g: Array, *state: Array) -> None:
+        """One parameter's step."""
+        g = g + self.weight_decay * p if self.weight_decay else g
+        for v in state:
+            v *= self.momentum
+            v += g
+            g = v
+        p -= self.lr * g
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2). torch.optim.AdamW's update
+
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,
+    p <- p - lr wd p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(parameters, lr)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"AdamW: betas = {betas}, expected two numbers in [0, 1)")
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def slots(self) -> tuple[str, ...]:
+        """m and v, running means of the gradient and of its square."""
+        return ("m", "v")
+
+    def update(self, p: Array, g: Array, *state: Array) -> None:
+        """One parameter's step."""
+        m, v = state
+        b1, b2 = self.betas
+        m += (1 - b1) * (g - m)
+        v *= b2
+        v += (1 - b2) * g * g
+        root = array_module(v).sqrt(v)
+        root /= math.sqrt(1 - b2**self.steps)
+        root += self.eps
+        p *= 1 - self.lr * self.weight_decay
+        p -= (self.lr / (1 - b1**self.steps)) * m / root
+
+
+def cosine_schedule(step: int, total: int, peak: float, warmup: int = 0, floor: float = 0.0) -> float:
+    """The learning rate at step 0, 1, ...: up to `peak` in a line, then down to `floor` along half a cosine.
+
+    step < warmup: peak (step + 1) / warmup;  then floor + (peak - floor) (1 + cos(pi q)) / 2, where q runs from 0 to 1.
+    Loshchilov & Hutter 2017, "SGDR", eq. 5.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    q = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * q)) / 2
+
+
+def clip_gradients(gradients: Sequence[Array], max_norm: float) -> float:
+    """Scale gradients in place so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
+
+    torch.nn.utils.clip_grad_norm_: every gradient times min(1, max_norm / (norm + 1e-6)). Pascanu et al. 2013.
+    """
+    norm = math.sqrt(sum(float((g * g).sum()) for g in gradients))
+    if norm + 1e-6 > max_norm:
+        for g in gradients:
+            g *= max_norm / (norm + 1e-6)
+    return norm

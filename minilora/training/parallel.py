@@ -1,0 +1,37 @@
+"""Every core at work: pieces of a batch on a pool of threads, each with a BLAS of one thread.
+
+NumPy lets other threads run during its loops and matrix products, so two threads on half a batch each also share the
+elementwise work, which BLAS threads do not.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+
+@functools.cache
+def cores() -> int:
+    """The number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cores(), thread_name_prefix="minilora")
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
+    """[function(*piece) for piece in pieces], on as many threads as there are cores; results in the same order."""
+    if len(pieces) == 1 or cores() == 1:
+        return [function(*piece) for piece in pieces]
+    with _blas().limit(limits=1, user_api="blas"):
+        return list(_pool().map(lambda piece: function(*piece), pieces))
