@@ -23,7 +23,7 @@ from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.tensor import Tensor
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
-from ..nn.storage import load_arrays, save_arrays
+from ..nn.storage import blaming, load_arrays, save_arrays
 
 
 def lora_forward(x: Array, W: Array, b: Array, A: Array, B: Array, s: float) -> tuple[Array, Array]:
@@ -126,6 +126,10 @@ class LoRALinear(Linear):
         """Delta W = s B A, (d_out, d_in)"""
         return self.config.scale * (self.lora_B.data @ self.lora_A.data)
 
+    def base_weight(self) -> Array:
+        """W without the update, merged or not."""
+        return self.weight.data if self.unmerged is None else self.unmerged.astype(self.weight.dtype, copy=False)
+
 
 @dataclass
 class Adapter:
@@ -145,7 +149,9 @@ def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default"
     if name in _adapters(model):
         raise ValueError(f"add_lora: the model has an adapter {name!r} already; remove_lora(model) first, or name=...")
     _refuse_merged(model, "add_lora")
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear)}
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
+    if not linears:
+        raise ValueError(f"add_lora: there is no linear layer inside this {type(model).__name__}")
     targets = _match(config.target_modules, list(linears))
     for path in targets:
         d_out, d_in = linears[path].weight.shape
@@ -199,6 +205,11 @@ def _refuse_merged(model: Module, caller: str) -> None:
         raise ValueError(f"{caller}: the adapter is merged into the weights; unmerge_lora(model) first")
 
 
+def _refuse_disabled(layers: dict[str, LoRALinear], caller: str) -> None:
+    if not all(layer.enabled for layer in layers.values()):
+        raise ValueError(f"{caller}: the adapter is disabled; leave the lora_disabled block first")
+
+
 def set_adapter(model: Any, name: str | None) -> None:
     """Switch to a named adapter, or with None to the base model. Only references move: no weight is copied."""
     if name is not None and name not in _adapters(model):
@@ -208,7 +219,7 @@ def set_adapter(model: Any, name: str | None) -> None:
         model.set_module(path, Linear.sharing(layer))
     if name is not None:
         for path, layer in _adapters(model)[name].layers.items():
-            model.set_module(path, layer)
+            model.set_module(path, layer.astype(layer.weight.dtype))  # the base may have changed precision meanwhile
     model.active_adapter = name
 
 
@@ -220,6 +231,7 @@ def merge_lora(model: Module) -> None:
     layers = _active_layers(model, "merge_lora")
     if any(layer.unmerged is not None for layer in layers.values()):
         raise ValueError("merge_lora: the adapter is merged already; unmerge_lora(model) undoes it")
+    _refuse_disabled(layers, "merge_lora")
     for layer in layers.values():
         layer.unmerged = layer.weight.data
         layer.weight.data = layer.weight.data + layer.delta()
@@ -230,8 +242,9 @@ def unmerge_lora(model: Module) -> None:
     layers = _active_layers(model, "unmerge_lora")
     if any(layer.unmerged is None for layer in layers.values()):
         raise ValueError("unmerge_lora: the adapter is not merged")
+    _refuse_disabled(layers, "unmerge_lora")
     for layer in layers.values():
-        layer.weight.data, layer.unmerged = layer.unmerged, None
+        layer.weight.data, layer.unmerged = layer.base_weight(), None
 
 
 def remove_lora(model: Any) -> Any:
@@ -256,7 +269,7 @@ def lora_disabled(model: Module) -> Iterator[Module]:
     before = [(layer.enabled, layer.weight.data) for layer in layers]
     for layer in layers:
         layer.enabled = False
-        layer.weight.data = layer.weight.data if layer.unmerged is None else layer.unmerged
+        layer.weight.data = layer.base_weight()
     try:
         yield model
     finally:
@@ -277,8 +290,7 @@ def fingerprint(model: Module) -> str:
         path, _, last = name.rpartition(".")
         if path in layers and last in LoRALinear.optional_parameters:
             continue
-        unmerged = layers[path].unmerged if path in layers and last == "weight" else None
-        data = to_numpy(p.data if unmerged is None else unmerged)
+        data = to_numpy(layers[path].base_weight() if path in layers and last == "weight" else p.data)
         digest.update(f"{name} {data.shape}".encode())
         digest.update(np.ascontiguousarray(data, dtype="<f4").tobytes())
     return digest.hexdigest()
@@ -304,23 +316,31 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     """
     _refuse_merged(model, "load_adapter")
     arrays, header = load_arrays(path, "lora")
-    if header["base"] != fingerprint(model):
-        raise ValueError(
-            f"load_adapter: {path} was trained on another base model "
-            f"(fingerprint {header['base'][:12]}, this model has {fingerprint(model)[:12]})"
-        )
-    config = LoRAConfig(**header["config"])
-    linears = {p: m for p, m in model.named_modules() if isinstance(m, Linear)}
+    with blaming(path):
+        if header["base"] != fingerprint(model):
+            raise ValueError(
+                f"the adapter was trained on another base model "
+                f"(fingerprint {header['base'][:12]}, this model has {fingerprint(model)[:12]})"
+            )
+        config = LoRAConfig(**header["config"])
+        layers = _layers_from(arrays, config, model)
+    return _attach(model, name, Adapter(config, layers))
+
+
+def _layers_from(arrays: dict[str, np.ndarray], config: LoRAConfig, model: Module) -> dict[str, LoRALinear]:
+    """The layers of a saved adapter, around the weights of its base model."""
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear)}
     layers: dict[str, LoRALinear] = {}
-    for path_in_model in dict.fromkeys(key.rpartition(".")[0] for key in arrays):
-        if path_in_model not in linears:
-            raise ValueError(f"load_adapter: {path} adapts {path_in_model}, which this model does not have")
-        layer = LoRALinear(linears[path_in_model], config, np.random.default_rng(0))
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in arrays):
+        if path not in linears:
+            raise ValueError(f"it adapts {path}, which this model does not have")
+        layers[path] = LoRALinear(linears[path], config, np.random.default_rng(0))
         for part in LoRALinear.optional_parameters:
-            p, value = getattr(layer, part), arrays.get(f"{path_in_model}.{part}")
+            p, value = getattr(layers[path], part), arrays.get(f"{path}.{part}")
             if value is None or value.shape != p.shape:
                 came = "nothing" if value is None else f"shape {value.shape}"
-                raise ValueError(f"load_adapter: {path} has {came} for {path_in_model}.{part}, expected {p.shape}")
+                raise ValueError(f"it has {came} for {path}.{part}, expected {p.shape}")
             p.data[...] = array_module(p.data).asarray(value)
-        layers[path_in_model] = layer
-    return _attach(model, name, Adapter(config, layers))
+    if not layers:
+        raise ValueError("it adapts no layer")
+    return layers

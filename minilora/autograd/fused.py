@@ -35,14 +35,15 @@ def linear(x, weight, bias=None):
     dx = g W,  dW = g^T x,  db = sum of g over all rows. Only the vjp of W refers to x: freeze W and x is let go.
     """
     shape, (d_out, d_in) = _fitting("linear", x, weight, bias)
-    rows = x.reshape(-1, d_in)  # (N, d_in): one large product instead of many small ones
+    n = math.prod(shape[:-1])
+    rows = x.reshape(n, d_in)  # (N, d_in): one large product instead of many small ones
     y = rows @ weight.T  # (N, d_out)
     if bias is not None:
         y = y + bias
     return y.reshape(*shape[:-1], d_out), (
-        lambda g: (g.reshape(-1, d_out) @ weight).reshape(shape),
-        lambda g: g.reshape(-1, d_out).T @ rows,
-        lambda g: g.reshape(-1, d_out).sum(axis=0),
+        lambda g: (g.reshape(n, d_out) @ weight).reshape(shape),
+        lambda g: g.reshape(n, d_out).T @ rows,
+        lambda g: g.reshape(n, d_out).sum(axis=0),
     )
 
 
@@ -61,17 +62,18 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
             f"lora_linear: A {lora_A.shape} and B {lora_B.shape} do not fit W {weight.shape}: "
             f"expected A (r, {d_in}) and B ({d_out}, r)"
         )
-    rows = x.reshape(-1, d_in)  # (N, d_in)
+    n = math.prod(shape[:-1])
+    rows = x.reshape(n, d_in)  # (N, d_in)
     h = rows @ lora_A.T  # (N, r)
     y = rows @ weight.T + scale * (h @ lora_B.T)  # (N, d_out)
     if bias is not None:
         y = y + bias
     return y.reshape(*shape[:-1], d_out), (
-        lambda g: (g.reshape(-1, d_out) @ weight + scale * (g.reshape(-1, d_out) @ lora_B) @ lora_A).reshape(shape),
-        lambda g: g.reshape(-1, d_out).T @ rows,
-        lambda g: g.reshape(-1, d_out).sum(axis=0),
-        lambda g: scale * ((g.reshape(-1, d_out) @ lora_B).T @ rows),
-        lambda g: scale * (g.reshape(-1, d_out).T @ h),
+        lambda g: (g.reshape(n, d_out) @ weight + scale * (g.reshape(n, d_out) @ lora_B) @ lora_A).reshape(shape),
+        lambda g: g.reshape(n, d_out).T @ rows,
+        lambda g: g.reshape(n, d_out).sum(axis=0),
+        lambda g: scale * ((g.reshape(n, d_out) @ lora_B).T @ rows),
+        lambda g: scale * (g.reshape(n, d_out).T @ h),
     )
 
 
@@ -97,7 +99,8 @@ def softmax(x, axis=-1):
 def _softmax(x, axis):
     xp = array_module(x)
     e = xp.exp(x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf))  # the largest exponent is 0: no overflow
-    return e / e.sum(axis=axis, keepdims=True)
+    e /= e.sum(axis=axis, keepdims=True)
+    return e
 
 
 @register
@@ -117,9 +120,9 @@ def cross_entropy(logits, targets):
     """
     xp, shape = array_module(logits), logits.shape
     targets = xp.asarray(targets)
+    if not shape or targets.shape != shape[:-1]:
+        raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
     check_tokens("cross_entropy", targets, shape[-1], "targets")
-    if targets.shape != shape[:-1]:
-        raise ValueError(f"cross_entropy: logits {shape} need targets of shape {shape[:-1]}, got {targets.shape}")
     if targets.size == 0:
         raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean")
     z = logits.reshape(-1, shape[-1])  # (N, V)
@@ -154,11 +157,13 @@ def embedding(weight, tokens):
     """
     xp, shape, dtype = array_module(weight), weight.shape, weight.dtype
     tokens = xp.asarray(tokens)
+    if len(shape) != 2:
+        raise ValueError(f"embedding: the table has shape {shape}, expected (V, C)")
     check_tokens("embedding", tokens, shape[0])
 
     def vjp(g):
         dw = xp.zeros(shape, dtype=dtype)
-        xp.add.at(dw, tokens.reshape(-1), g.reshape(-1, shape[1]))
+        xp.add.at(dw, tokens.reshape(-1), g.reshape(tokens.size, shape[1]))
         return dw
 
     return weight[tokens], (vjp, None)
@@ -195,6 +200,7 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
         dx = k (m - mean m - n mean(m n)):  the parts of m that would shift or stretch x change nothing.
         dw = sum of g n over all rows,  db = sum of g over all rows.
     """
+    _fitting_rows("layer_norm", x, weight, bias)
     xp = array_module(x)
     centred = x - x.mean(axis=-1, keepdims=True)
     k = 1 / xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
@@ -208,12 +214,20 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     return y, (dx, lambda g: g * n, lambda g: g)  # the tape sums dw and db over the rows: w and b were broadcast
 
 
+def _fitting_rows(name, x, *scales):
+    """An error unless each of the weight and bias has one entry per feature of x."""
+    for scale in scales:
+        if scale is not None and scale.shape != x.shape[-1:]:
+            raise ValueError(f"{name}: x {x.shape}, weight or bias {scale.shape}: expected {x.shape[-1:]}")
+
+
 @register
 def rms_norm(x, weight, eps=1e-6):
     """y = w n,  n = x / sqrt(mean x^2 + eps), over the last axis.   Zhang & Sennrich 2019, eq. 4
 
     As in layer_norm without the centring, with m = g w and k = 1 / sqrt(mean x^2 + eps):  dx = k (m - n mean(m n)).
     """
+    _fitting_rows("rms_norm", x, weight)
     k = 1 / array_module(x).sqrt((x * x).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
     n = x * k
 
@@ -232,10 +246,12 @@ def attention(q, k, v, keep=None, causal=True):
     keep: optional dropout mask (..., T, S), 0 or 1/(1-p), on the attention weights.
 
     With S = q k^T / sqrt(D), P = softmax(S), O = P v:
-        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D).
+        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D),
+    where rowsum(dP P)_i = sum_j sum_d g_id v_jd P_ij = sum_d g_id O_id: a sum over D instead of S numbers.
     """
     xp = array_module(q)
-    if not (q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
+    matrices = min(q.ndim, k.ndim, v.ndim) >= 2
+    if not (matrices and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: (T, D), (S, D), (S, D)")
     t, s = q.shape[-2], k.shape[-2]
     if causal and s < t:
@@ -243,17 +259,19 @@ def attention(q, k, v, keep=None, causal=True):
     scale = 1 / math.sqrt(q.shape[-1])
     scores = (q @ k.swapaxes(-1, -2)) * scale  # (..., T, S)
     if causal and t > 1:
-        scores = xp.where(xp.tri(t, s, s - t, dtype=bool), scores, -xp.inf)
+        seen = xp.tri(t, s, s - t, dtype=bool)
+        scores += xp.where(seen, 0, -xp.inf).astype(scores.real.dtype)
     p = _softmax(scores, -1)
     dropped = p if keep is None else p * keep  # (..., T, S)
+    o = dropped @ v  # (..., T, D)
 
     def vjp(g):
         dp = g @ v.swapaxes(-1, -2)  # (..., T, S)
         dp = dp if keep is None else dp * keep
-        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * scale
+        ds = p * (dp - (g * o).sum(axis=-1, keepdims=True)) * scale
         return ds @ k, ds.swapaxes(-1, -2) @ q, dropped.swapaxes(-1, -2) @ g
 
-    return dropped @ v, vjp
+    return o, vjp
 
 
 @register
@@ -271,4 +289,4 @@ def dropout_mask(like, shape, p, rng):
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p = {p}, expected 0 <= p < 1")
     xp, dtype = array_module(like), like.real.dtype
-    return xp.asarray(rng.random(shape) >= p).astype(dtype) * (1 / (1 - p))
+    return xp.asarray(rng.random(shape, dtype="float32") >= p).astype(dtype) * (1 / (1 - p))

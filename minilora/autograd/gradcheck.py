@@ -10,6 +10,7 @@ A function with many outputs is checked through a fixed random projection v . f(
 vector-Jacobian product shows.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +62,16 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"gradcheck, {self.method}: {'pass' if self.passed else 'FAIL'} (tolerance {self.tolerance:.0e})"]
-        titles = f"{'input':<12} {'shape':<12} {'abs err':>8} {'rel err':>8}  {'at':<10}"
-        lines.append(f"{titles} {'tape':>11} {'reference':>11}")
+        titles = f"{'input':<12} {'shape':<11} {'abs err':>7} {'rel err':>7}"
+        lines.append(f"{titles} {'at':<11} {'tape':>10} {'reference':>10}")
         for row in self.inputs:
+            if len(row.name) > 12:  # a line of its own, so that the columns stay within 80
+                lines.append(row.name)
+            name = row.name if len(row.name) <= 12 else ""
+            shape, where = (str(axes).replace(" ", "") for axes in (row.shape, row.where))
             lines.append(
-                f"{row.name:<12} {row.shape!s:<12} {row.absolute:>8.1e} {row.relative:>8.1e}  {row.where!s:<10} "
-                f"{row.tape:>11.4g} {row.reference:>11.4g}{'' if row.passed else '  FAIL'}"
+                f"{name:<12} {shape:<11} {row.absolute:>7.1e} {row.relative:>7.1e} {where:<11} "
+                f"{row.tape:>10.4g} {row.reference:>10.4g} {'ok' if row.passed else 'FAIL'}"
             )
         return "\n".join(lines)
 
@@ -94,6 +99,10 @@ def gradcheck(
     tensors = [_leaf(value, i) for i, value in enumerate(inputs)]
     rng = np.random.default_rng(rng)
     output = function(*tensors)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"gradcheck: the function returned {type(output).__name__}, expected a Tensor")
+    if method == "complex-step":
+        _refuse_real_code(function, tensors)
     projection = rng.standard_normal(output.shape) if output.size != 1 else np.ones(output.shape)
     weights = new_array(projection)
     tape = [to_numpy(g) for g in grad(output, tensors, cotangent=weights)]
@@ -125,6 +134,29 @@ def _leaf(value: Any, place: int) -> Tensor:
             "expected a float64 leaf with requires_grad=True, or a plain array"
         )
     return value
+
+
+def _refuse_real_code(function: Callable[..., Tensor], tensors: list[Tensor]) -> None:
+    """Raise TypeError when complex inputs give a real output: the step along i was lost, and with it the derivative."""
+    originals = [tensor.data for tensor in tensors]
+    cause: Any = None
+    kind = "?"
+    try:
+        for tensor, x in zip(tensors, originals, strict=True):
+            tensor.data = x.astype(complex)
+        with no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            kind = function(*tensors).dtype.kind
+    except (TypeError, np.exceptions.ComplexWarning) as error:
+        cause = error
+    finally:
+        for tensor, x in zip(tensors, originals, strict=True):
+            tensor.data = x
+    if kind != "c":
+        raise TypeError(
+            f"gradcheck: the function is not complex-safe ({cause or 'complex inputs gave a real output'}): it uses "
+            "abs, .real, float() or .astype(float) on data, say; check it with method='central'"
+        ) from cause
 
 
 def _entries(tensor: Tensor, most: int | None, rng: np.random.Generator) -> np.ndarray:

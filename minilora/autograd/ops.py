@@ -7,7 +7,6 @@ broadcast, the tape sums its cotangent back to the input's shape. The primitives
 conjugate is used, and comparisons look at real parts, so that the complex-step check works.
 """
 
-from builtins import max as largest
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
@@ -51,10 +50,10 @@ def negate(x):
 
 @register
 def power(a, b):
-    """a^b.   d(a^b) = b a^(b-1) da + a^b log(a) db"""
+    """a^b.   d(a^b) = b a^(b-1) da + a^b log(a) db;   a^0 and 0^b are constants, and their derivatives 0"""
     xp = array_module(a, b)
     y = a**b
-    return y, (lambda g: g * b * a ** (b - 1), lambda g: g * y * xp.log(a))
+    return y, (lambda g: g * b * a ** (b - 1 + (b == 0)), lambda g: g * y * xp.log(a + (a == 0)))
 
 
 @register
@@ -133,8 +132,8 @@ def sum(x, axis=None, keepdims=False):
 def mean(x, axis=None, keepdims=False):
     """The mean over one axis, several, or all: the sum over their n entries, divided by n.   dy = (1/n) sum dx"""
     shape, kept = x.shape, _kept(x, axis)
-    n = x.size // largest(prod(kept), 1)
-    if x.size == 0:
+    n = _reduced(shape, kept)
+    if n == 0:
         raise ValueError(f"mean: got shape {shape}: no entries have no mean")
     spread = array_module(x).broadcast_to
     return x.sum(axis=axis, keepdims=keepdims) / n, (lambda g: spread(g.reshape(kept) / n, shape),)
@@ -144,7 +143,7 @@ def mean(x, axis=None, keepdims=False):
 def max(x, axis=None, keepdims=False):
     """The maximum over one axis, several, or all.   g goes to where the maximum is; equal maxima share it evenly."""
     kept = _kept(x, axis)
-    if x.size == 0:
+    if _reduced(x.shape, kept) == 0:
         raise ValueError(f"max: got shape {x.shape}: no entries have no maximum")
     at_maximum = x.real == x.real.max(axis=axis, keepdims=True)
     share = at_maximum / at_maximum.sum(axis=axis, keepdims=True, dtype=x.real.dtype)
@@ -162,6 +161,11 @@ def _kept(x: Any, axis: Any) -> tuple:
     return tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
 
 
+def _reduced(shape: tuple, kept: tuple) -> int:
+    """How many entries meet in each entry of a reduction's result."""
+    return prod(n for n, left in zip(shape, kept, strict=True) if left == 1)
+
+
 @register
 def reshape(x, shape):
     """The same entries in another shape."""
@@ -172,9 +176,10 @@ def reshape(x, shape):
 @register
 def transpose(x, axes=None):
     """The axes in another order; without `axes`, reversed.   The cotangent goes back by the inverse permutation."""
+    y = x.transpose(axes)
     axes = tuple(a % x.ndim for a in axes) if axes is not None else tuple(range(x.ndim))[::-1]
     inverse = tuple(sorted(range(x.ndim), key=axes.__getitem__))
-    return x.transpose(axes), (lambda g: g.transpose(inverse),)
+    return y, (lambda g: g.transpose(inverse),)
 
 
 @register

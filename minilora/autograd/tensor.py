@@ -15,6 +15,7 @@ only reference to the layer's input: a frozen layer stores no activation. That i
 import functools
 import inspect
 import itertools
+import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,7 @@ class Node:
 
 
 class _Recording(threading.local):
-    on = True
+    paused = 0  # how many no_grad blocks this thread is inside
 
 
 _recording = _Recording()
@@ -58,10 +59,10 @@ class no_grad:
     """Context manager: inside it this thread records no tape, so nothing is kept for a backward pass."""
 
     def __enter__(self) -> None:
-        self.previous, _recording.on = _recording.on, False
+        _recording.paused += 1
 
     def __exit__(self, *error: object) -> None:
-        _recording.on = self.previous
+        _recording.paused -= 1
 
 
 def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
@@ -89,7 +90,7 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
         except (ValueError, IndexError, TypeError) as error:
             raise _named(error, name, args) from None
         result = Tensor(output)
-        if _recording.on:
+        if not _recording.paused:
             nodes = [a.node if isinstance(a, Tensor) else None for a in args]
             if any(node is not None for node in nodes):
                 if not callable(vjps):
@@ -107,11 +108,11 @@ def register(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
 
 
 def _named(error: Exception, name: str, args: Sequence) -> Exception:
-    """The same error with the primitive's name and the shapes that came."""
-    if str(error).startswith(name):
+    """The same error with the primitive's name, and the shapes and options that came."""
+    if str(error).startswith(f"{name}:"):
         return error
-    shapes = ", ".join(str(a.shape) if hasattr(a, "shape") else type(a).__name__ for a in args)
-    kind = TypeError if isinstance(error, TypeError) else IndexError if isinstance(error, IndexError) else ValueError
+    shapes = ", ".join(str(a.shape) if hasattr(a, "shape") else reprlib.repr(a) for a in args)
+    kind = type(error) if type(error) in (TypeError, IndexError) else ValueError  # NumPy's AxisError, for one
     return kind(f"{name}: got ({shapes}): {error}")
 
 

@@ -184,15 +184,18 @@ class GPT(Module):
 
         tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
         samples among the k likeliest. Beyond block_size the window slides: positions move, so the cache starts anew.
+        Raises ValueError for a negative temperature or count, top_k below 1, or a prompt without tokens.
         """
         if not temperature >= 0:
             raise ValueError(f"generate: temperature = {temperature}, expected 0 or more")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"generate: top_k = {top_k}, expected 1 or more, or None for all")
+        if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+            raise ValueError(f"generate: top_k = {top_k!r}, expected an integer of 1 or more, or None for all")
+        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
+            raise ValueError(f"generate: max_new_tokens = {max_new_tokens!r}, expected an integer of 0 or more")
         rng = np.random.default_rng(rng)
         prompt = to_numpy(_tokens(tokens))
-        if prompt.size == 0:
-            raise ValueError("generate: the prompt is empty; give at least one token")
+        if prompt.ndim not in (1, 2) or prompt.size == 0:
+            raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
         cache = Cache()
         with no_grad():
@@ -210,11 +213,12 @@ def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.ra
     """One token for each row of logits.   (B, V) -> (B,)"""
     if temperature == 0:
         return logits.argmax(axis=1)
-    z = logits.astype(np.float64) / temperature
+    z = logits.astype(np.float64)
+    z = (z - z.max(axis=1, keepdims=True)) / max(temperature, 1e-200)  # at most 0; nothing colder would differ
     if top_k is not None and top_k < z.shape[1]:
         kth = np.sort(z, axis=1)[:, -top_k, None]
         z = np.where(z < kth, -np.inf, z)
-    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p = np.exp(z)
     cumulative = (p / p.sum(axis=1, keepdims=True)).cumsum(axis=1)  # (B, V), the last column is 1
     return (cumulative < rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)
 

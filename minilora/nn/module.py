@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..autograd.backend import Array, array_module, to_numpy
+from ..autograd.backend import Array, array_module, new_array, to_numpy
 from ..autograd.tensor import Tensor
 
 
@@ -70,25 +70,34 @@ class Module:
             for prefix, module in self.named_modules()
             for name in module.optional_parameters
         }
+        values = {name: _values(state[name]) for name in own if name in state}
         problems = [f"missing {name}" for name in own if name not in state and name not in optional]
         problems += [f"unexpected {name}" for name in state if name not in own]
         problems += [
-            f"{name} has shape {tuple(state[name].shape)}, expected {p.shape}"
-            for name, p in own.items()
-            if name in state and tuple(state[name].shape) != p.shape
+            f"{name} has shape {value.shape}, expected {own[name].shape}"
+            for name, value in values.items()
+            if value.shape != own[name].shape
+        ]
+        problems += [
+            f"{name} has dtype {value.dtype}, expected real numbers"
+            for name, value in values.items()
+            if value.dtype.kind not in "fiub"
         ]
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(f"load_state_dict: {'; '.join(problems[:5])}{more}")
-        for name, p in own.items():
-            if name in state:
-                value = state[name].data if isinstance(state[name], Tensor) else state[name]
-                p.data[...] = array_module(p.data).asarray(value if type(value) is type(p.data) else to_numpy(value))
+        for name, value in values.items():
+            data = own[name].data
+            data[...] = array_module(data).asarray(value if type(value) is type(data) else to_numpy(value))
 
     def astype(self, dtype: Any) -> "Module":
         """Convert every parameter to another precision, in place; returns the module."""
         for p in self.parameters():
             trainable, p.requires_grad = p.requires_grad, False
-            p.data = p.data.astype(dtype)
+            p.data = p.data.astype(dtype, copy=False)
             p.requires_grad = trainable
         return self
+
+
+def _values(value: Any) -> Array:
+    return value.data if isinstance(value, Tensor) else new_array(value)

@@ -1,11 +1,12 @@
 """Arrays in files: an .npz with a JSON header, written beside its place and renamed, and never unpickled."""
 
+import contextlib
 import json
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from .gpt import GPT, GPTConfig
 HEADER = "header"  # the name of the JSON text among the arrays
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
 
+DAMAGE = (  # what NumPy, zipfile and JSON raise where a file is not what it should be
+    ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+
 
 def write_beside(path: str | Path, write: Callable[[Any], object]) -> Path:
     """Call `write(file)` on a new file beside `path`, then rename it: the old file, or the whole new one, never half.
@@ -26,25 +31,31 @@ def write_beside(path: str | Path, write: Callable[[Any], object]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    try:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)  # temporary files start out private
-    os.replace(file.name, path)
+        os.chmod(file.name, 0o644)  # temporary files start out private
+        os.replace(file.name, path)
+    except BaseException:
+        os.unlink(file.name)
+        raise
     return path
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, Any], header: Mapping[str, Any]) -> Path:
     """Write named arrays and a JSON-able header into one .npz file."""
     host: dict[str, Any] = {name: to_numpy(array) for name, array in arrays.items()}
-    host[HEADER] = np.array(json.dumps(header))
+    host[HEADER] = np.array(json.dumps(header, default=_number))
     return write_beside(path, lambda file: np.savez_compressed(file, **host))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"save_arrays: the header holds {value!r}, which is neither text nor a number")
 
 
 def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -55,8 +66,8 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        header = json.loads(str(arrays.pop(HEADER)))
-    except (ValueError, KeyError, EOFError, AttributeError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        header = dict(json.loads(str(arrays.pop(HEADER))))
+    except DAMAGE as error:
         if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
             raise
         raise ValueError(f"{path} is no complete minilora file: {error}") from None
@@ -65,8 +76,26 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
     return arrays, header
 
 
+@contextlib.contextmanager
+def blaming(path: str | Path) -> Iterator[None]:
+    """Whatever inside the block does not fit (a name, a shape, a setting) becomes a ValueError that names the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path}: the header has no {error}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -> Path:
-    """Write a model's configuration and parameters, optionally rounded to another precision, with a record of facts."""
+    """Write a model's configuration and parameters, optionally rounded to another precision, with a record of facts.
+
+    Raises ValueError for a model with adapters, and OSError where the folder cannot be written to.
+    """
+    if any(module.optional_parameters for _, module in model.named_modules()):
+        raise ValueError(
+            "save_model: the model has LoRA layers; save_adapter(model, path), or remove_lora(model) first"
+        )
     state = {name: value.astype(dtype or value.dtype) for name, value in model.state_dict().items()}
     return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **record})
 
@@ -74,6 +103,7 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
 def load_model(path: str | Path = "base") -> GPT:
     """The model in a file, in float32; "base" is the pretrained model that comes with the package."""
     arrays, header = load_arrays(BASE if str(path) == "base" else path, "model")
-    model = GPT(GPTConfig(**header["config"]))
-    model.load_state_dict(arrays)
+    with blaming(path):
+        model = GPT(GPTConfig(**header["config"]))
+        model.load_state_dict(arrays)
     return model

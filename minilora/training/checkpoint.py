@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapters.lora import LoRAConfig, add_lora, lora_layers
 from ..nn.gpt import GPT, GPTConfig
-from ..nn.storage import load_arrays, save_arrays
+from ..nn.storage import blaming, load_arrays, save_arrays
 from .corpus import load_corpus
 
 
@@ -14,10 +14,13 @@ def save_checkpoint(run: Any, path: str | Path) -> Path:
     """Write a run: weights, optimiser, generator state, settings and curves."""
     optimizer = run.optimizer.state_dict()
     layers = lora_layers(run.model)
+    if any(layer.unmerged is not None for layer in layers.values()):
+        raise ValueError("save_checkpoint: the adapter is merged into the weights; unmerge_lora(model) first")
     header = {
         "kind": "checkpoint",
         "config": asdict(run.model.config),
         "lora": asdict(next(iter(layers.values())).config) if layers else None,
+        "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
         "dtype": str(run.optimizer.parameters[0].dtype),
         "corpus": run.corpus.name,
         "settings": asdict(run.settings),
@@ -38,16 +41,24 @@ def load_checkpoint(path: str | Path, corpus: Any = None) -> Any:
     from .loop import Run, Settings
 
     arrays, header = load_arrays(path, "checkpoint")
-    model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
-    if header["lora"]:
-        add_lora(model, LoRAConfig(**header["lora"]))
-    parts: dict[str, dict] = {"model": {}, "optimizer": {"steps": header["steps"]}}
-    for name, value in arrays.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = value
-    model.load_state_dict(parts["model"])
-    run = Run(model, corpus or load_corpus(header["corpus"]), Settings(**header["settings"]))  # type: ignore[arg-type]
-    run.optimizer.load_state_dict(parts["optimizer"])
-    run.rng.bit_generator.state = header["rng"]
-    run.history, run.validation = header["history"], header["validation"]
+    with blaming(path):
+        model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
+        if header["lora"]:
+            add_lora(model, LoRAConfig(**header["lora"]))
+        names = dict(model.named_parameters())
+        for name, p in names.items():
+            p.requires_grad = name in header["trainable"]
+        state = {part: _part(arrays, part) for part in ("model", "optimizer")}
+        if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
+            raise ValueError(f"missing {min(missing)}")
+        model.load_state_dict(state["model"])
+        run = Run(model, corpus or load_corpus(header["corpus"]), Settings(**header["settings"]))
+        run.optimizer.load_state_dict({"steps": header["steps"], **state["optimizer"]})
+        run.rng.bit_generator.state = header["rng"]
+        run.history, run.validation = header["history"], header["validation"]
     return run
+
+
+def _part(arrays: dict[str, Any], part: str) -> dict[str, Any]:
+    """{"model.x": a, "optimizer.y": b} -> {"x": a} for the part "model"."""
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..autograd.fused import check_tokens
+
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
-PAGE = 4096  # characters; every tenth page is held out for validation
+PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
 
 _number_of = np.full(0x110000, -1, dtype=np.int16)  # code point -> token
 _number_of[[ord(c) for c in VOCABULARY]] = np.arange(len(VOCABULARY))
@@ -31,13 +33,16 @@ def encode(text: str) -> np.ndarray:
 
 
 def decode(tokens: np.ndarray) -> str:
-    """Tokens as text, the inverse of `encode`."""
-    return "".join(VOCABULARY[token] for token in np.asarray(tokens).reshape(-1))
+    """Tokens as text, the inverse of `encode`. Raises ValueError or TypeError for what is no token."""
+    tokens = np.asarray(tokens).reshape(-1)
+    if tokens.size:
+        check_tokens("decode", tokens, len(VOCABULARY))
+    return "".join(VOCABULARY[token] for token in tokens)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as tokens, in two parts without overlap: train, and validation (every tenth page of 4,096 characters).
+    """A text as tokens, in two parts without overlap: train, and validation (every tenth page of 1,024 characters).
 
     replaced counts the characters outside the vocabulary, which stand as '?'.
     """
@@ -102,7 +107,7 @@ def _read(path: Path) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(BUILT_IN)}, or a text file's path"
         raise FileNotFoundError(f"no corpus and no file {str(path)!r}{hint}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import grad, no_grad
@@ -50,6 +49,8 @@ def loss_and_gradients(
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
     on_processor = array_module(parameters[0].data) is np
     tokens, targets = np.asarray(tokens), np.asarray(targets)
+    if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
     pieces = min(len(tokens), cores() if on_processor else 1)
     bounds = [len(tokens) * i // pieces for i in range(pieces + 1)]
     seeds = [None] * pieces if rng is None else rng.integers(2**63, size=pieces)
@@ -73,13 +74,12 @@ def loss_and_gradients(
 
 def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: float) -> str:
     """Which step and which parameter: what a person needs to know about a loss that is not finite."""
-    gradient_of = dict(zip(map(id, optimizer.parameters), gradients, strict=True))
-    culprit = "none"
-    for name, p in model.named_parameters():
-        g = gradient_of.get(id(p))
-        if not np.isfinite(float(p.data.sum())) or (g is not None and not np.isfinite(float(g.sum()))):
-            culprit = name
-            break
+    values = [
+        (name, p.data) for name, p in model.named_parameters()
+    ]  # one that is broken breaks every gradient, so first
+    names = {id(p): name for name, p in model.named_parameters()}
+    values += [(names.get(id(p), "none"), g) for p, g in zip(optimizer.parameters, gradients, strict=True)]
+    culprit = next((name for name, array in values if not bool(array_module(array).isfinite(array).all())), "none")
     return (
         f"training diverged at step {optimizer.steps + 1}: the loss is {loss}, the first parameter affected {culprit}; "
         f"the step was not taken. A lower learning rate than {optimizer.lr:g} or gradient clipping may help"
@@ -120,9 +120,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.betas = (self.betas[0], self.betas[1])
-        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Settings: {name} = {getattr(self, name)}, expected 1 or more")
+        for name in ("steps", "batch_size", "evaluate_every", "evaluation_windows", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Settings: {name} = {value}, expected 1 or more")
 
 
 @dataclass
@@ -158,10 +159,12 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
     With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C, which ends the loop
     after the step it is in; a second Ctrl-C ends it at once. Raises FloatingPointError when the loss is not finite.
     """
+    from tqdm import tqdm  # here, so that `import minilora` stays quick
+
     s, corpus = run.settings, run.corpus.require(run.model.config.block_size)
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", ncols=79, leave=False)
     with bar, _stop_at_interrupt() as interrupt:
-        if run.step == 0:
+        if not run.validation["step"]:
             _evaluate(run)
         while run.step < s.steps and not interrupt.is_set():
             run.optimizer.lr = cosine_schedule(run.step, s.steps, s.lr, s.warmup, s.floor * s.lr)

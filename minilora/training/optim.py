@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import Tensor
 
@@ -23,6 +25,7 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: lr = {lr}, expected 0 or more")
         self.lr = lr
         self.steps = 0
+        self.ages = [0] * len(self.parameters)  # how many updates each parameter has had
         self.state: dict[str, list[Array]] = {}  # name -> one array per parameter, made at the first step
 
     def step(self, gradients: Sequence[Array] | None = None) -> None:
@@ -30,12 +33,16 @@ class Optimizer:
         gradients = [p.grad for p in self.parameters] if gradients is None else gradients
         if len(gradients) != len(self.parameters):
             raise ValueError(f"step: {len(gradients)} gradients for {len(self.parameters)} parameters")
+        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
+            if g is not None and g.shape != p.shape:
+                raise ValueError(f"step: gradient {i} has shape {g.shape}, expected {p.shape}")
         for slot in self.slots() if self.steps == 0 else ():
             self.state[slot] = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
         self.steps += 1
         for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
             if g is not None:  # as in PyTorch: a parameter the loss did not reach stays
-                self.update(p.data, g, *(arrays[i] for arrays in self.state.values()))
+                self.ages[i] += 1
+                self.update(p.data, g, self.ages[i], *(arrays[i] for arrays in self.state.values()))
 
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has accumulated."""
@@ -46,18 +53,20 @@ class Optimizer:
         """The names of the arrays kept for each parameter."""
         return ()
 
-    def update(self, p: Array, g: Array, *state: Array) -> None:
-        """Change one parameter's values in place."""
+    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
+        """Change one parameter's values in place, by its t-th update (t = 1, 2, ...)."""
         raise TypeError(f"{type(self).__name__} has no update rule; use SGD or AdamW")
 
     def state_dict(self) -> dict[str, Any]:
-        """{"steps": n, "m.0": array, ...}: everything but the parameters."""
+        """{"steps": n, "ages": array, "m.0": array, ...}: everything but the parameters."""
         arrays = {f"{slot}.{i}": a.copy() for slot, kept in self.state.items() for i, a in enumerate(kept)}
-        return {"steps": self.steps, **arrays}
+        return {"steps": self.steps, "ages": np.array(self.ages), **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`. Raises ValueError when it belongs to other parameters."""
-        steps = int(state["steps"])
+        steps, ages = int(state.get("steps", 0)), state.get("ages", ())
+        if len(ages) != len(self.parameters):
+            raise ValueError(f"optimizer state ages: got {len(ages)}, expected one for each of {len(self.parameters)}")
         loaded: dict[str, list[Array]] = {}
         for slot in self.slots() if steps else ():
             loaded[slot] = []
@@ -67,7 +76,7 @@ class Optimizer:
                     came = "nothing" if value is None else f"shape {value.shape}"
                     raise ValueError(f"optimizer state {slot}.{i}: got {came}, expected {p.shape}")
                 loaded[slot].append(array_module(p.data).array(value, dtype=p.dtype))
-        self.steps, self.state = steps, loaded
+        self.steps, self.ages, self.state = steps, [int(age) for age in ages], loaded
 
 
 class SGD(Optimizer):
@@ -81,7 +90,7 @@ class SGD(Optimizer):
         """v, the velocity, where there is momentum."""
         return ("v",) if self.momentum else ()
 
-    def update(self, p: Array, g: Array, *state: Array) -> None:
+    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
         """One parameter's step."""
         g = g + self.weight_decay * p if self.weight_decay else g
         for v in state:
@@ -115,7 +124,7 @@ class AdamW(Optimizer):
         """m and v, running means of the gradient and of its square."""
         return ("m", "v")
 
-    def update(self, p: Array, g: Array, *state: Array) -> None:
+    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
         """One parameter's step."""
         m, v = state
         b1, b2 = self.betas
@@ -123,10 +132,10 @@ class AdamW(Optimizer):
         v *= b2
         v += (1 - b2) * g * g
         root = array_module(v).sqrt(v)
-        root /= math.sqrt(1 - b2**self.steps)
+        root /= math.sqrt(1 - b2**t)
         root += self.eps
         p *= 1 - self.lr * self.weight_decay
-        p -= (self.lr / (1 - b1**self.steps)) * m / root
+        p -= (self.lr / (1 - b1**t)) * m / root
 
 
 def cosine_schedule(step: int, total: int, peak: float, warmup: int = 0, floor: float = 0.0) -> float:

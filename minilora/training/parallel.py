@@ -7,10 +7,7 @@ elementwise work, which BLAS threads do not.
 import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from threadpoolctl import ThreadpoolController
 
 
 @functools.cache
@@ -20,12 +17,18 @@ def cores() -> int:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
+def _pool() -> Any:
+    from concurrent.futures import (
+        ThreadPoolExecutor,
+    )  # imported at the first step, so that `import minilora` stays quick
+
     return ThreadPoolExecutor(cores(), thread_name_prefix="minilora")
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 

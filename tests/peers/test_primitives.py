@@ -1,0 +1,159 @@
+"""Every primitive against its counterpart in PyTorch: the value, and the gradient of every input."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora import ops
+
+torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
+F = torch.nn.functional
+
+BARS = {"float64": 1e-12, "float32": 1e-5}  # relative
+TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
+CONDITION = np.array([[True, False, True, False]])
+KEEP = np.array([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 2.0]])  # a dropout mask, p = 1/2
+
+
+def mask(x):
+    """What dropout keeps with the same generator: how it draws is its own affair."""
+    return torch.tensor(ops.dropout(torch.ones_like(x).numpy(), 0.4, np.random.default_rng(1)).data != 0)
+
+
+def explicit_attention(q, k, v, keep):
+    """Attention as the formula says, for what PyTorch's own has no argument for: a given dropout mask."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(future, -math.inf).softmax(-1) * torch.tensor(keep, dtype=q.dtype)) @ v
+
+
+def sdpa(q, k, v, **options):
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def mean_loss(logits):
+    return F.cross_entropy(logits.flatten(0, -2), torch.tensor(TOKENS).flatten())
+
+
+X, POSITIVE = (3, 4), "positive"
+LAST_OF_FIVE = torch.ones(3, 5, dtype=torch.bool).tril(2)  # three queries, at the last three of five positions
+
+# primitive, what distinguishes this row, ours, PyTorch's, shapes of the inputs, "positive" where they must be
+ROWS = [
+    ("add", "", ops.add, torch.add, (X, (3, 1))),
+    ("subtract", "", ops.subtract, torch.sub, (X, (4,))),
+    ("multiply", "", ops.multiply, torch.mul, ((2, 1, 4), (3, 1))),
+    ("divide", "", ops.divide, torch.div, (X, (3, 1)), POSITIVE),
+    ("negate", "", ops.negate, torch.neg, (X,)),
+    ("power", "", ops.power, torch.pow, (X, (3, 1)), POSITIVE),
+    ("power", "cube", lambda x: x**3, lambda x: x**3, (X,)),
+    ("power", "inverse", lambda x: x**-1.5, lambda x: x**-1.5, (X,), POSITIVE),
+    ("power", "exponent", lambda x: 2.0**x, lambda x: 2.0**x, (X,)),
+    ("exp", "", ops.exp, torch.exp, (X,)),
+    ("log", "", ops.log, torch.log, (X,), POSITIVE),
+    ("sqrt", "", ops.sqrt, torch.sqrt, (X,), POSITIVE),
+    ("tanh", "", ops.tanh, torch.tanh, (X,)),
+    ("relu", "", ops.relu, torch.relu, (X,)),
+    ("gelu", "", ops.gelu, lambda x: F.gelu(x, approximate="tanh"), (X,)),
+    ("silu", "", ops.silu, F.silu, (X,)),
+    ("where", "", lambda a, b: ops.where(CONDITION, a, b), lambda a, b: torch.where(torch.tensor(CONDITION), a, b),
+     (X, (1, 4))),
+    ("matmul", "broadcast", ops.matmul, torch.matmul, ((2, 1, 3, 4), (5, 4, 2))),
+    ("matmul", "matrix vector", ops.matmul, torch.matmul, ((2, 3, 4), (4,))),
+    ("matmul", "vector matrix", ops.matmul, torch.matmul, ((4,), (2, 4, 3))),
+    ("matmul", "vectors", ops.matmul, torch.matmul, ((4,), (4,))),
+    ("sum", "", lambda x: ops.sum(x, axis=(0, 2)), lambda x: x.sum((0, 2)), ((2, 3, 4),)),
+    ("mean", "", lambda x: ops.mean(x, axis=1, keepdims=True), lambda x: x.mean(1, keepdim=True), ((2, 3, 4),)),
+    ("max", "", lambda x: ops.max(x, axis=-1), lambda x: x.amax(-1), (X,)),
+    ("max", "axes", lambda x: ops.max(x, axis=(0, 2)), lambda x: x.amax((0, 2)), ((2, 3, 4),)),
+    ("reshape", "", lambda x: ops.reshape(x, (2, -1)), lambda x: x.reshape(2, -1), (X,)),
+    ("transpose", "", lambda x: ops.transpose(x, (2, 0, 1)), lambda x: x.permute(2, 0, 1), ((2, 3, 4),)),
+    ("index", "slices", lambda x: x[1:, None, ..., ::2], lambda x: x[1:, None, ..., ::2], (X,)),
+    ("index", "repeats", lambda x: x[[0, 2, 0], [1, 1, 1]], lambda x: x[[0, 2, 0], [1, 1, 1]], (X,)),
+    ("index", "mask", lambda x: x[:, CONDITION[0]], lambda x: x[:, torch.tensor(CONDITION[0])], (X,)),
+    ("concatenate", "", lambda a, b: ops.concatenate([a, b], axis=1), lambda a, b: torch.cat([a, b], 1), (X, (3, 2))),
+    ("softmax", "", ops.softmax, lambda x: x.softmax(-1), (X,)),
+    ("softmax", "axis", lambda x: ops.softmax(x, axis=0), lambda x: x.softmax(0), (X,)),
+    ("log_softmax", "", ops.log_softmax, lambda x: x.log_softmax(-1), (X,)),
+    ("cross_entropy", "", lambda x: ops.cross_entropy(x, TOKENS), mean_loss, ((2, 3, 5),)),
+    ("embedding", "", lambda w: ops.embedding(w, TOKENS), lambda w: F.embedding(torch.tensor(TOKENS), w), ((4, 3),)),
+    ("layer_norm", "", ops.layer_norm, lambda x, w, b: F.layer_norm(x, (4,), w, b, 1e-5), ((2, 3, 4), (4,), (4,))),
+    ("layer_norm", "no bias", ops.layer_norm, lambda x, w: F.layer_norm(x, (4,), w, None, 1e-5), (X, (4,))),
+    ("rms_norm", "", ops.rms_norm, lambda x, w: F.rms_norm(x, (4,), w, 1e-6), ((2, 3, 4), (4,))),
+    ("linear", "", ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
+    ("linear", "no bias", ops.linear, F.linear, (X, (5, 4))),
+    ("lora_linear", "", lambda x, w, b, A, B: ops.lora_linear(x, w, b, A, B, 0.5),
+     lambda x, w, b, A, B: F.linear(x, w + 0.5 * B @ A, b), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
+    ("attention", "", ops.attention, lambda *qkv: sdpa(*qkv, is_causal=True), ((2, 3, 4),) * 3),
+    ("attention", "not causal", lambda *qkv: ops.attention(*qkv, causal=False), sdpa, ((2, 3, 4),) * 3),
+    ("attention", "cached keys", ops.attention, lambda *qkv: sdpa(*qkv, attn_mask=LAST_OF_FIVE),
+     ((2, 3, 4), (2, 5, 4), (2, 5, 6))),
+    ("attention", "dropout", lambda *qkv: ops.attention(*qkv, keep=KEEP.astype(qkv[0].dtype)),
+     lambda *qkv: explicit_attention(*qkv, KEEP), ((2, 3, 4),) * 3),
+    ("dropout", "", lambda x: ops.dropout(x, 0.4, np.random.default_rng(1)), lambda x: x * mask(x) / 0.6, (X,)),
+]  # fmt: skip
+
+
+def compare(ours, theirs, arrays, relative_error):
+    """The largest relative error of the value and of all gradients, for a random cotangent."""
+    tensors = [ml.Tensor(a, requires_grad=True) for a in arrays]
+    peers = [torch.tensor(a, requires_grad=True) for a in arrays]
+    y, expected = ours(*tensors), theirs(*peers)
+    assert y.dtype == arrays[0].dtype
+    g = np.asarray(np.random.default_rng(2).normal(size=y.shape), dtype=y.dtype)
+    gradients = ml.grad(y, tensors, cotangent=g)
+    assert all(d.dtype == a.dtype for d, a in zip(gradients, arrays, strict=True))
+    pairs = zip(gradients, torch.autograd.grad(expected, peers, torch.tensor(g)), strict=True)
+    return max(relative_error(y.data, expected), *(relative_error(d, peer) for d, peer in pairs))
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(filter(None, row[:2])))
+def test_value_and_gradients(row, dtype, relative_error):
+    _, _, ours, theirs, shapes, *positive = row
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    arrays = [0.5 + abs(a) for a in arrays] if positive else arrays
+    assert compare(ours, theirs, arrays, relative_error) <= BARS[dtype]
+
+
+def test_every_primitive_has_a_row():
+    assert {row[0] for row in ROWS} == set(ops.PRIMITIVES)
+
+
+KINKS = [
+    ("max", lambda x: ops.max(x, axis=-1), lambda x: x.amax(-1), [[2.0, 1.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]),
+    ("relu", ops.relu, torch.relu, [[-1.0, 0.0, -0.0, 1.0]]),
+    ("zero to the 2", lambda x: x**2, lambda x: x**2, [[-1.0, 0.0, 2.0]]),
+    ("zero to the 1", lambda x: x**1, lambda x: x**1, [[-1.0, 0.0, 2.0]]),
+    ("zero to the 0", lambda x: x**0, lambda x: x**0, [[-1.0, 0.0, 2.0]]),
+    ("exponents of zero", lambda x: 0.0**x, lambda x: 0.0**x, [[0.0, 1.0, 2.0]]),
+]
+
+
+@pytest.mark.parametrize("kink", KINKS, ids=lambda kink: kink[0])
+def test_where_a_derivative_is_a_convention(kink, relative_error):
+    """Equal maxima share the cotangent, relu's slope at 0 is 0, x^0 is flat everywhere: PyTorch's conventions."""
+    _, ours, theirs, values = kink
+    assert compare(ours, theirs, [np.array(values)], relative_error) <= BARS["float64"]
+
+
+FAR = [
+    ("softmax", ops.softmax, lambda x: x.softmax(-1)),
+    ("log_softmax", ops.log_softmax, lambda x: x.log_softmax(-1)),
+    ("cross_entropy", lambda x: ops.cross_entropy(x, [3, 0]), lambda x: F.cross_entropy(x, torch.tensor([3, 0]))),
+    ("tanh", ops.tanh, torch.tanh),
+    ("gelu", ops.gelu, lambda x: F.gelu(x, approximate="tanh")),
+    ("silu", ops.silu, F.silu),
+]
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("far", FAR, ids=lambda far: far[0])
+def test_large_inputs_do_not_overflow(far, dtype, relative_error):
+    _, ours, theirs = far
+    x = np.array([[-1e4, -100.0, -20.0, 0.0], [20.0, 100.0, 500.0, 1e4]], dtype=dtype)
+    with np.errstate(over="raise", invalid="raise"):
+        assert compare(ours, theirs, [x], relative_error) <= BARS[dtype]
