@@ -56,7 +56,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3).
     """
     shape, (d_out, d_in) = _fitting("lora_linear", x, weight, bias)
-    rank = lora_A.shape[0]
+    rank, scale = lora_A.shape[0], float(scale)  # a Python number keeps float32 what it is
     if lora_A.shape != (rank, d_in) or lora_B.shape != (d_out, rank):
         raise ValueError(
             f"lora_linear: A {lora_A.shape} and B {lora_B.shape} do not fit W {weight.shape}: "

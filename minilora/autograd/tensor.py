@@ -190,13 +190,16 @@ def _pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: b
 def _apply(node: Node, g: Array, wanted: set) -> Iterator[tuple[Node, Array]]:
     """(input node, its cotangent) for each wanted input, with broadcasting undone: the one place where it is."""
     joint = node.vjps(g) if callable(node.vjps) else None
+    rules = node.vjps if joint is None else joint
     for i, source in enumerate(node.inputs):
         if source is None or source not in wanted:
             continue
+        if i >= len(rules):
+            raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; pass it detached: x.detach()")
         if joint is not None:
             cotangent = joint[i]
-        elif node.vjps[i] is not None:
-            cotangent = node.vjps[i](g)
+        elif rules[i] is not None:
+            cotangent = rules[i](g)
         else:
             continue  # nothing to differentiate with respect to: a condition, token numbers
         if cotangent.shape != source.shape:
