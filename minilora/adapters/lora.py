@@ -122,6 +122,11 @@ class LoRALinear(Linear):
         h = ops.linear(ops.dropout(x, p, rng), self.lora_A)  # (..., r)
         return ops.linear(x, self.weight, self.bias) + s * ops.linear(h, self.lora_B)
 
+    def check_loadable(self) -> None:
+        """A loaded weight would be taken for the merged one, and lost by `unmerge_lora`."""
+        if self.unmerged is not None:
+            raise ValueError("load_state_dict: the adapter is merged into the weights; unmerge_lora(model) first")
+
     def delta(self) -> Array:
         """Delta W = s B A, (d_out, d_in)"""
         return self.config.scale * (self.lora_B.data @ self.lora_A.data)

@@ -64,6 +64,8 @@ class Module:
 
         Raises ValueError that lists names missing, names unexpected and shapes that differ; then nothing has changed.
         """
+        for _, module in self.named_modules():
+            module.check_loadable()
         own = dict(self.named_parameters())
         optional = {
             f"{prefix}.{name}" if prefix else name
@@ -89,6 +91,9 @@ class Module:
         for name, value in values.items():
             data = own[name].data
             data[...] = array_module(data).asarray(value if type(value) is type(data) else to_numpy(value))
+
+    def check_loadable(self) -> None:
+        """Raise ValueError where values cannot be loaded into this module as it is."""
 
     def astype(self, dtype: Any) -> "Module":
         """Convert every parameter to another precision, in place; returns the module."""

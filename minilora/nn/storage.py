@@ -63,6 +63,8 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
 
     Raises FileNotFoundError, or ValueError for a file that is truncated, holds pickled objects, or is of another kind.
     """
+    if Path(path).is_file() and not zipfile.is_zipfile(path):  # NumPy would take it for pickled objects
+        raise ValueError(f"{path} is no complete minilora file: it is no .npz archive, or its end is missing")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -1,0 +1,240 @@
+"""Checkpoints: a run stopped anywhere goes on as if it had not been, and a bad file is refused."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.nn.storage import load_arrays, save_arrays
+from minilora.training.checkpoint import load_checkpoint, save_checkpoint
+from minilora.training.corpus import Corpus
+
+FAST = {"steps": 7, "batch_size": 4, "evaluate_every": 3, "evaluation_windows": 4, "checkpoint_every": 2, "warmup": 2}
+LORA = ml.LoRAConfig(rank=2, alpha=5, target_modules=("q_proj", "*.mlp.*"), rank_stabilized=True)
+LORA_DROPOUT = ml.LoRAConfig(rank=2, target_modules="*", dropout=0.2, init="gaussian")
+
+
+def run_of(model, corpus, **settings):
+    return ml.Run(model, corpus, ml.Settings(**{**FAST, **settings}))
+
+
+def bits(run):
+    state = {f"optimizer.{k}": v for k, v in run.optimizer.state_dict().items()} | run.model.state_dict()
+    arrays = {name: (np.asarray(value).dtype, np.asarray(value).tobytes()) for name, value in state.items()}
+    trainable = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    return arrays, trainable, run.history, run.validation, run.rng.bit_generator.state, run.settings
+
+
+class StopAt(Corpus):
+    """A corpus with Ctrl-C in its n-th batch, or, for n = 0, in the first look at its validation text."""
+
+    def batch(self, *args):
+        self.count()
+        return super().batch(*args)
+
+    def validation_windows(self, *args):
+        self.count(0)
+        return super().validation_windows(*args)
+
+    def count(self, n=1):
+        object.__setattr__(self, "drawn", getattr(self, "drawn", 0) + n)
+        if self.drawn == self.stop:
+            signal.raise_signal(signal.SIGINT)
+            object.__setattr__(self, "stop", None)
+
+    @classmethod
+    def of(cls, corpus, n):
+        stopping = cls(corpus.name, corpus.train, corpus.validation)
+        object.__setattr__(stopping, "stop", n)
+        return stopping
+
+
+@pytest.mark.parametrize("stop", range(7))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"dtype": "float64"},
+        {"dropout": 0.2},
+        {"lora": LORA},
+        {"lora": LORA_DROPOUT, "dropout": 0.1, "dtype": "float64"},
+    ],
+    ids=["float32", "float64", "dropout", "lora", "all"],
+)
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(make_model, corpus, tmp_path, stop, kind):
+    whole = ml.train(run_of(make_model(**kind), corpus), progress=False)
+    path = tmp_path / "run.npz"
+    stopped = ml.train(run_of(make_model(**kind), StopAt.of(corpus, stop)), path, progress=False)
+    assert stopped.step == stop
+    assert stopped.interrupted
+    loaded = load_checkpoint(path)
+    assert bits(loaded) == bits(stopped)
+    assert bits(ml.train(loaded, progress=False)) == bits(whole)
+
+
+def test_a_run_resumed_many_times(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    whole = ml.train(run_of(make_model(dropout=0.1), corpus), progress=False)
+    save_checkpoint(run_of(make_model(dropout=0.1), corpus), path)
+    for _ in range(7):
+        ml.train(load_checkpoint(path, StopAt.of(corpus, 1)), path, progress=False)
+    assert bits(load_checkpoint(path)) == bits(whole)
+
+
+def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tmp_path):
+    """A class may unfreeze layer norms beside LoRA, or freeze embeddings without it."""
+    adapted, plain = make_model(lora=LORA), make_model()
+    for name, p in adapted.named_parameters():
+        if ".ln_" in name:
+            p.requires_grad = True
+    plain.wte.weight.requires_grad = False
+    for model in (adapted, plain):
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        whole = ml.train(run_of(copy.deepcopy(model), corpus), progress=False)
+        path = tmp_path / "run.npz"
+        ml.train(run_of(model, StopAt.of(corpus, 3)), path, progress=False)
+        loaded = load_checkpoint(path)
+        assert {name for name, p in loaded.model.named_parameters() if p.requires_grad} == trainable
+        assert bits(ml.train(loaded, progress=False)) == bits(whole)
+
+
+def test_a_finished_run_does_nothing_more(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    done = ml.train(run_of(make_model(), corpus), path, progress=False)
+    assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(done)
+
+
+def test_a_merged_adapter_is_not_saved(make_model, corpus, tmp_path):
+    """Its update would come back twice: in the weights and beside them."""
+    run = run_of(make_model(lora=LORA), corpus)
+    ml.merge_lora(run.model)
+    with pytest.raises(ValueError, match="save_checkpoint: the adapter is merged"):
+        save_checkpoint(run, tmp_path / "run.npz")
+    assert not (tmp_path / "run.npz").exists()
+
+
+def test_another_corpus_may_be_given(make_model, corpus, tmp_path, text_path):
+    path = save_checkpoint(run_of(make_model(), corpus), tmp_path / "run.npz")
+    text_path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"story\.txt"):
+        load_checkpoint(path)
+    assert load_checkpoint(path, corpus).corpus is corpus
+
+
+# Bad files
+
+
+def test_files_that_are_no_checkpoint(make_model, corpus, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "nowhere.npz")
+    model = ml.save_model(make_model(), tmp_path / "model.npz")
+    with pytest.raises(ValueError, match=r"model\.npz holds 'model', expected 'checkpoint'"):
+        load_checkpoint(model)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.999])
+def test_a_truncated_checkpoint(make_model, corpus, tmp_path, share):
+    path = tmp_path / "run.npz"
+    ml.train(run_of(make_model(), corpus, steps=2), path, progress=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=r"run\.npz is no complete minilora file"):
+        load_checkpoint(path)
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_checkpoints_that_do_not_fit(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    ml.train(run_of(make_model(lora=LORA), corpus, steps=2), path, progress=False)
+    arrays, header = load_arrays(path, "checkpoint")
+
+    def refused(message, changed=None, **fields):
+        save_arrays(path, arrays if changed is None else changed, {**header, **fields})
+        with pytest.raises(ValueError, match=message) as error:
+            load_checkpoint(path)
+        assert "run.npz" in str(error.value)
+
+    refused(r"ln_f\.bias has shape \(3,\), expected \(16,\)", {**arrays, "model.ln_f.bias": np.ones(3)})
+    refused(r"missing ln_f\.bias", {k: v for k, v in arrays.items() if k != "model.ln_f.bias"})
+    refused(r"m\.0: got shape \(3,\)", {**arrays, "optimizer.m.0": np.ones(3)})
+    refused(r"v\.1: got nothing", {k: v for k, v in arrays.items() if k != "optimizer.v.1"})
+    refused(r"unexpected .*lora_A", lora=None)
+    refused("shape", config={**header["config"], "n_embd": 32})
+    refused("colour", settings={"colour": 3})
+    for key in set(header) - {"kind"}:
+        save_arrays(path, arrays, {name: value for name, value in header.items() if name != key})
+        with pytest.raises(ValueError, match=rf"run\.npz: the header has no '{key}'"):
+            load_checkpoint(path)
+
+    planted = tmp_path / "planted"
+    np.savez(path, **arrays, header=np.array("{}"), bad=np.array([Payload(planted)], dtype=object))
+    with pytest.raises(ValueError, match=r"run\.npz is no complete minilora file: .*allow_pickle"):
+        load_checkpoint(path)
+    assert not planted.exists()
+
+
+def test_an_adapter_that_is_lost_from_a_checkpoint_is_not_read_as_a_fresh_one(make_model, corpus, tmp_path):
+    """lora_A and lora_B may be absent from a base checkpoint, but not from a run that trained them."""
+    path = tmp_path / "run.npz"
+    ml.train(run_of(make_model(lora=LORA), corpus, steps=2), path, progress=False)
+    arrays, header = load_arrays(path, "checkpoint")
+    save_arrays(path, {k: v for k, v in arrays.items() if not k.endswith("up_proj.lora_B")}, header)
+    with pytest.raises(ValueError, match=r"run\.npz: missing blocks\.0\.mlp\.up_proj\.lora_B"):
+        load_checkpoint(path)
+
+
+# A real Ctrl-C, from outside
+
+CHILD = """
+import sys
+import minilora as ml
+from minilora.training.corpus import Corpus
+
+class Talking(Corpus):
+    def batch(self, *args):
+        print("step", flush=True)
+        return super().batch(*args)
+
+text = ml.load_corpus(sys.argv[1])
+model = ml.GPT(ml.GPTConfig(96, 12, 1, 2, 16))
+run = ml.Run(model, Talking(text.name, text.train, text.validation), ml.Settings(steps=100_000, evaluation_windows=2))
+ml.train(run, sys.argv[2], progress=False)
+print("interrupted" if run.interrupted else "done", run.step, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_a_process_that_gets_ctrl_c_ends_cleanly_with_a_checkpoint(text_path, tmp_path):
+    path: Path = tmp_path / "run.npz"
+    command = [sys.executable, "-c", CHILD, str(text_path), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            for _ in range(3):
+                assert child.stdout.readline() == "step\n"
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 0, err
+    assert not err
+    word, steps = out.split("\n")[-2].split()
+    assert word == "interrupted"
+    run = load_checkpoint(path)
+    assert run.step == int(steps) >= 3
+    run.settings.steps = run.step + 2
+    assert ml.train(run, path, progress=False).step == int(steps) + 2

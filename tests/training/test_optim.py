@@ -1,0 +1,235 @@
+"""Optimisers against the formulas of their papers, written again for one number at a time."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.training.optim import Optimizer, clip_gradients, cosine_schedule
+
+SHAPES = [(3, 2), (4,), (1, 1)]
+
+
+def parameters(dtype="float64", rng=0):
+    generator = np.random.default_rng(rng)
+    return [ml.Tensor(generator.standard_normal(shape).astype(dtype), requires_grad=True) for shape in SHAPES]
+
+
+def gradients(step, dtype="float64"):
+    generator = np.random.default_rng(100 + step)
+    return [generator.standard_normal(shape).astype(dtype) for shape in SHAPES]
+
+
+def adamw_of_one_number(p, gs, lr, b1, b2, eps, decay):
+    """Loshchilov & Hutter 2019, algorithm 2, line by line."""
+    m = v = 0.0
+    for t, g in enumerate(gs, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        p = p - lr * decay * p - lr * m_hat / (math.sqrt(v_hat) + eps)
+    return p
+
+
+def sgd_of_one_number(p, gs, lr, momentum, decay):
+    v = 0.0
+    for g in gs:
+        v = momentum * v + g + decay * p
+        p = p - lr * v
+    return p
+
+
+def assert_follows(optimizer, tensors, rule, steps=30):
+    start = [p.data.copy() for p in tensors]
+    arrays = [p.data for p in tensors]
+    for step in range(steps):
+        optimizer.step(gradients(step))
+    for i, p in enumerate(tensors):
+        assert p.data is arrays[i]  # in place
+        for where in np.ndindex(p.shape):
+            expected = rule(start[i][where], [gradients(step)[i][where] for step in range(steps)])
+            assert math.isclose(p.data[where], expected, rel_tol=1e-12, abs_tol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+        {"betas": (0.0, 0.0), "weight_decay": 0.0},
+    ],
+)
+def test_adamw_is_its_formula(settings):
+    tensors = parameters()
+    s = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, **settings}
+    rule = lambda p, gs: adamw_of_one_number(p, gs, s["lr"], *s["betas"], s["eps"], s["weight_decay"])
+    assert_follows(ml.AdamW(tensors, **settings), tensors, rule)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_sgd_is_its_formula(momentum, decay):
+    tensors = parameters()
+    optimizer = ml.SGD(tensors, lr=0.05, momentum=momentum, weight_decay=decay)
+    assert_follows(optimizer, tensors, lambda p, gs: sgd_of_one_number(p, gs, 0.05, momentum, decay))
+
+
+def test_the_learning_rate_may_change_between_steps():
+    one, two = parameters(), parameters()
+    a, b = ml.SGD(one, lr=0.1), ml.SGD(two, lr=99)
+    b.lr = 0.1
+    a.step(gradients(0))
+    b.step(gradients(0))
+    np.testing.assert_array_equal(one[0].data, two[0].data)
+
+
+@pytest.mark.parametrize("make", [ml.AdamW, lambda p: ml.SGD(p, momentum=0.9), ml.SGD])
+def test_steps_from_grad_and_from_arguments_are_the_same(make):
+    one, two = parameters(), parameters()
+    a, b = make(one), make(two)
+    for step in range(3):
+        a.step(gradients(step))
+        for p, g in zip(two, gradients(step), strict=True):
+            p.grad = g
+        b.step()
+        b.zero_grad()
+        assert all(p.grad is None for p in two)
+    for p, q in zip(one, two, strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_a_parameter_without_gradient_stays():
+    tensors = parameters()
+    before = [p.data.copy() for p in tensors]
+    ml.AdamW(tensors).step([gradients(0)[0], None, gradients(0)[2]])
+    assert (tensors[0].data != before[0]).all()
+    np.testing.assert_array_equal(tensors[1].data, before[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [ml.AdamW, lambda p: ml.SGD(p, momentum=0.9), ml.SGD])
+def test_state_round_trip(make, dtype):
+    one = parameters(dtype)
+    a = make(one)
+    for step in range(5):
+        a.step(gradients(step, dtype))
+    state = a.state_dict()
+    two = [ml.Tensor(p.data.copy(), requires_grad=True) for p in one]
+    b = make(two)
+    b.load_state_dict(state)
+    assert b.steps == 5
+    for step in range(5, 9):
+        a.step(gradients(step, dtype))  # the snapshot does not move with it
+        b.step(gradients(step, dtype))
+    for p, q in zip(one, two, strict=True):
+        assert q.dtype == dtype
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_frozen_parameters_are_left_out():
+    model = ml.add_lora(ml.GPT(ml.GPTConfig(11, 6, 1, 2, 8)), ml.LoRAConfig(rank=2))
+    optimizer = ml.AdamW(model.named_parameters())
+    assert [id(p) for p in optimizer.parameters] == [id(p) for p in model.parameters(trainable=True)]
+    assert len(optimizer.parameters) == 4
+    assert [id(p) for p in ml.SGD(model.parameters()).parameters] == [id(p) for p in optimizer.parameters]
+
+
+def test_nothing_to_train():
+    frozen = [ml.Tensor(np.ones(2)), ml.Tensor(np.ones(3))]
+    with pytest.raises(ValueError, match="AdamW: none of the 2 parameters requires a gradient"):
+        ml.AdamW(frozen)
+    with pytest.raises(ValueError, match="SGD: none of the 0 parameters"):
+        ml.SGD([])
+
+
+@pytest.mark.parametrize("lr", [-0.1, float("nan")])
+def test_wrong_learning_rate(lr):
+    with pytest.raises(ValueError, match=r"lr = .*expected 0 or more"):
+        ml.SGD(parameters(), lr=lr)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1), (float("nan"), 0.9)])
+def test_wrong_betas(betas):
+    with pytest.raises(ValueError, match="betas = "):
+        ml.AdamW(parameters(), betas=betas)
+
+
+def test_wrong_gradients_change_nothing():
+    tensors = parameters()
+    optimizer = ml.AdamW(tensors)
+    before = [p.data.copy() for p in tensors]
+    with pytest.raises(ValueError, match="2 gradients for 3 parameters"):
+        optimizer.step(gradients(0)[:2])
+    for wrong in (np.ones((4, 1)), np.ones(()), np.ones(1)):  # the last two would broadcast silently
+        with pytest.raises(ValueError, match=r"gradient 1 has shape .*expected \(4,\)"):
+            optimizer.step([gradients(0)[0], wrong, gradients(0)[2]])
+    assert optimizer.steps == 0
+    for p, b in zip(tensors, before, strict=True):
+        np.testing.assert_array_equal(p.data, b)
+
+
+def test_state_of_other_parameters_is_refused():
+    optimizer = ml.AdamW(parameters())
+    optimizer.step(gradients(0))
+    state = optimizer.state_dict()
+    other = ml.AdamW(parameters()[::-1])
+    for bad, message in (
+        (state, r"m\.0: got shape \(3, 2\), expected \(1, 1\)"),
+        ({k: v for k, v in state.items() if k != "v.2"}, "optimizer state"),
+        ({}, "optimizer state"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(bad)
+        assert other.steps == 0
+        assert not other.state
+    with pytest.raises(ValueError, match="optimizer state"):
+        ml.AdamW(parameters()[:2]).load_state_dict(state)  # one parameter fewer
+
+
+def test_an_optimizer_without_a_rule():
+    with pytest.raises(TypeError, match="no update rule"):
+        Optimizer(parameters(), 0.1).step(gradients(0))
+
+
+# Schedule
+
+
+def test_schedule_climbs_in_a_line_and_falls_along_half_a_cosine():
+    rates = [cosine_schedule(step, 100, 2.0, warmup=10, floor=0.5) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-15)
+    angles = np.linspace(0, math.pi, 91)[:90]
+    np.testing.assert_allclose(rates[10:], 1.25 + 0.75 * np.cos(angles), rtol=1e-13)
+    assert max(rates) == 2.0
+    assert (np.diff(rates[10:]) <= 0).all()
+    assert cosine_schedule(100, 100, 2.0, 10, 0.5) == 0.5
+    assert cosine_schedule(1000, 100, 2.0, 10, 0.5) == 0.5
+
+
+def test_schedule_without_warmup_and_with_nothing_but_warmup():
+    assert cosine_schedule(0, 10, 3.0) == 3.0
+    assert cosine_schedule(5, 10, 3.0) == pytest.approx(1.5, rel=1e-15)
+    assert cosine_schedule(10, 10, 3.0) == 0.0
+    assert [cosine_schedule(step, 2, 3.0, warmup=2) for step in (0, 1)] == [1.5, 3.0]
+
+
+# Clipping
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1.0, 3.0])
+def test_long_gradients_are_shortened_together(max_norm):
+    gs = gradients(0)
+    long = math.sqrt(sum(float(x) ** 2 for g in gs for x in g.ravel()))
+    assert long > max_norm
+    expected = [g * max_norm / (long + 1e-6) for g in gs]
+    assert clip_gradients(gs, max_norm) == pytest.approx(long, rel=1e-13)
+    for g, e in zip(gs, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-13)
+    assert math.sqrt(sum(float((g * g).sum()) for g in gs)) == pytest.approx(max_norm, rel=1e-5)
+
+
+def test_short_gradients_stay_as_they_are():
+    gs = gradients(0)
+    clip_gradients(gs, 100.0)
+    for g, before in zip(gs, gradients(0), strict=True):
+        np.testing.assert_array_equal(g, before)
