@@ -157,7 +157,7 @@ def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default"
     linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
     if not linears:
         raise ValueError(f"add_lora: there is no linear layer inside this {type(model).__name__}")
-    targets = _match(config.target_modules, list(linears))
+    targets = match_targets(config.target_modules, list(linears))
     for path in targets:
         d_out, d_in = linears[path].weight.shape
         if config.rank > min(d_out, d_in):
@@ -177,7 +177,7 @@ def _attach(model: Any, name: str, adapter: Adapter) -> Any:
     return model
 
 
-def _match(patterns: tuple[str, ...], names: list[str]) -> list[str]:
+def match_targets(patterns: tuple[str, ...], names: list[str]) -> list[str]:
     """The names that a pattern names in full or by their last parts."""
     found = set()
     for pattern in patterns:

@@ -1,0 +1,272 @@
+"""What training costs in memory and in operations: one walk through the forward pass, in the order it is computed.
+
+The walk knows at each step whether a trained parameter stands before it. That decides what the backward pass needs:
+
+    y = x W^T          forward   2 N d_in d_out operations (N rows; a multiplication and an addition each)
+    dx = g W           as many, if a trained parameter stands before this layer
+    dW = g^T x         as many, if W itself is trained; and only then must x be kept
+
+So full training costs three forward passes (Kaplan et al. 2020, section 2.1), LoRA little more than two, and what LoRA
+stores is what the nonlinear steps and its own A need. Only matrix products are counted as operations, as Kaplan et al.
+do; softmax, norms and biases are a few per cent of them. Attention is counted in full, 4 T S D a head, although half
+of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing activation recomputation", section 4.1.
+"""
+
+from dataclasses import dataclass, field
+
+from .architectures import parameters, size
+from .methods import Plan
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a training program keeps for the backward pass, beside the inputs of trained matrices.
+
+    activation: arrays as wide as the MLP that its nonlinearity keeps. scores: whether attention keeps its (T, S)
+    weights; FlashAttention computes them again, from one number a row and its output (Dao et al. 2022). outputs:
+    whether attention keeps its output beside the copy that the next matrix reads. workspace: arrays as wide as the MLP
+    that are in use at one time, at the peak, while the backward pass goes through the last block.
+    """
+
+    activation: float = 1
+    scores: bool = True
+    outputs: bool = False
+    workspace: float = 0
+
+
+PYTORCH = Engine()  # the reckoning of Korthikanti et al.
+FLASH = Engine(scores=False, outputs=True)
+MINILORA = Engine(activation=2, outputs=True, workspace=5)  # gelu keeps x and tanh u; its derivative writes five arrays
+ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of the forward pass: its operations, and those of its part of the backward pass."""
+
+    name: str
+    forward: int
+    backward: int
+
+
+@dataclass
+class Walk:
+    """A forward pass over `batch` texts of `length` tokens: its operations, and the numbers kept for the way back.
+
+    kept: {name: how many numbers}. Where several steps need the same array (q, k and v all read the normed input), it
+    stands there once.
+    """
+
+    plan: Plan
+    batch: int
+    length: int
+    engine: Engine = PYTORCH
+    operations: list[Operation] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+    live: bool = False  # does a trained parameter stand before this point?
+
+    def __post_init__(self) -> None:
+        prompt = self.plan.added.get("prompt", (0,))[0]
+        self.time = self.length + prompt
+        self.rows = self.batch * self.time
+        for i in range(self.plan.architecture.layers + 1):
+            if i == 0:
+                self._embed()
+            else:
+                self._block(f"blocks.{i - 1}")
+        self._finish()
+
+    @property
+    def forward(self) -> int:
+        """Floating-point operations of one forward pass."""
+        return sum(o.forward for o in self.operations)
+
+    @property
+    def training(self) -> int:
+        """Floating-point operations of a forward and a backward pass; the update is negligible beside them."""
+        return sum(o.forward + o.backward for o in self.operations)
+
+    def _trains(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.plan.trainable)
+
+    def _keep(self, name: str, numbers: int, needed: bool = True) -> None:
+        if needed:
+            self.kept[name] = numbers
+
+    def _embed(self) -> None:
+        self.live = any(self._trains(p) for p in ("wte.", "wpe.", "token_types.", "prompt"))
+        if self.plan.architecture.embedding_norm:
+            self._norm("ln_embedding")
+
+    def _norm(self, name: str) -> None:
+        """Keeps the normed rows, and one factor a row, where x or w gets a gradient; a bias needs neither."""
+        a = self.plan.architecture
+        self._keep(f"{name}.normed", self.rows * (a.width + 1), self.live or f"{name}.weight" in self.plan.trained)
+        self.live = self.live or self._trains(f"{name}.")
+
+    def _linear(self, name: str, shape: tuple[int, ...], x: str) -> bool:
+        """One matrix, with LoRA or DoRA if it has them; -> whether its output is live. x: the name of its input."""
+        (d_out, d_in), n, plan = shape[:2], self.rows, self.plan
+        products, trained = 2 * n * d_out * d_in, f"{name}.weight" in plan.trained
+        self.operations.append(Operation(name, products, products * (self.live + trained)))
+        rank = plan.added.get(f"{name}.lora_A", (0,))[0]
+        self._keep(x, n * d_in, trained or rank > 0)
+        if rank:
+            down, up = 2 * n * rank * d_in, 2 * n * rank * d_out  # h = x A^T and h B^T
+            self.operations.append(Operation(f"{name}.lora", down + up, down * (1 + self.live) + 2 * up))
+            self._keep(f"{name}.h", n * rank)
+        if f"{name}.magnitude" in plan.added:  # the norm of each row of W + s B A, a constant in the backward pass
+            self.operations.append(Operation(f"{name}.norm", 2 * rank * d_in * d_out + 2 * d_in * d_out, 0))
+            self._keep(f"{name}.direction", n * d_out)
+        return self.live or self._trains(f"{name}.")
+
+    def _attention(self, block: str) -> None:
+        a, n, plan = self.plan.architecture, self.rows, self.plan
+        matrices = {name: shape for name, shape in a.matrices.items() if name != "attn.o_proj"}
+        live = [
+            self._linear(f"{block}.{m}", s, f"{block}.ln_1.out") for m, s in matrices.items() if m.startswith("attn")
+        ]
+        prefix = plan.added.get(f"{block}.attn.prefix_keys", (0,))[0]
+        self.live = any(live) or prefix > 0
+        keys = self.time + prefix
+        scores = self.batch * a.heads * self.time * keys
+        products = 2 * (2 * scores * a.dim)  # q k^T, and the weights times v
+        self.operations.append(Operation(f"{block}.attn", products, 2 * products * self.live))
+        if a.relative_positions:  # DeBERTa: two more score matrices, from content to positions and back
+            c, r = a.width, a.relative_positions
+            extra = 4 * r * c * c + 4 * n * r * c
+            self.operations.append(Operation(f"{block}.relative", extra, 2 * extra * self.live))
+        self._keep(f"{block}.q", n * a.heads * a.dim, self.live)
+        self._keep(f"{block}.kv", 2 * self.batch * keys * a.key_value_heads * a.dim, self.live)
+        self._keep(f"{block}.scores", scores, self.live and self.engine.scores)
+        self._keep(f"{block}.sums", n * a.heads, self.live and not self.engine.scores)
+        self._keep(f"{block}.o", n * a.heads * a.dim, self.live and self.engine.outputs)
+        self.live = self._linear(f"{block}.attn.o_proj", a.matrices["attn.o_proj"], f"{block}.attn.out")
+
+    def _mlp(self, block: str) -> None:
+        a, n = self.plan.architecture, self.rows
+        into = [name for name in ("mlp.gate_proj", "mlp.up_proj") if name in a.matrices]
+        self.live = any([self._linear(f"{block}.{name}", a.matrices[name], f"{block}.ln_2.out") for name in into])
+        inside = n * a.mlp_width
+        self._keep(f"{block}.mlp.inside", int(self.engine.activation * inside), self.live)
+        self._keep(f"{block}.mlp.gated", 2 * inside, self.live and a.gated)  # act(gate) and up: factors of a product
+        self.live = self._linear(f"{block}.mlp.down_proj", a.matrices["mlp.down_proj"], f"{block}.mlp.act")
+
+    def _adapter(self, place: str) -> None:
+        """A bottleneck: down, a nonlinearity, up; both matrices are trained."""
+        shapes = {name: self.plan.added.get(f"{place}.{name}.weight", (0, 0)) for name in ("down", "up")}
+        if shapes["down"][0] == 0:
+            return
+        for name, shape in shapes.items():
+            products = 2 * self.rows * shape[0] * shape[1]
+            self.operations.append(Operation(f"{place}.{name}", products, products * (1 + self.live)))
+            self._keep(f"{place}.{name}.in", self.rows * shape[1])
+            self.live = True
+        self._keep(f"{place}.inside", int(self.engine.activation * self.rows * shapes["down"][0]))
+
+    def _block(self, block: str) -> None:
+        """The residual stream goes past each part: what was live before it stays live after it."""
+        self._norm(f"{block}.ln_1")
+        self._attention(block)
+        self._adapter(f"{block}.attn.adapter")
+        self._norm(f"{block}.ln_2")
+        self._mlp(block)
+        self._adapter(f"{block}.mlp.adapter")
+
+    def _finish(self) -> None:
+        a, n = self.plan.architecture, self.rows
+        if a.conv_kernel:
+            products = 2 * n * a.width * a.width * a.conv_kernel
+            trained = "conv.weight" in self.plan.trained
+            self.operations.append(Operation("conv", products, products * (self.live + trained)))
+        if a.final_norm:
+            self._norm("ln_f")
+        if a.pooler:
+            products, trained = 2 * self.batch * a.width**2, "pooler.weight" in self.plan.trained
+            self.operations.append(Operation("pooler", products, products * (self.live + trained)))
+        if a.head != "none":
+            self._linear("wte" if a.head == "tied" else "head", (a.vocab_size, a.width), "ln_f.out")
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+QUANTISED = {8: 8.0, 4: 4 + 8 / 64 + 32 / (64 * 256)}  # bits a weight, scales included: see `weight_bytes`
+OPTIMIZERS = ("adamw", "adamw-16bit", "sgd")
+
+
+def weight_bytes(plan: Plan, bits: int) -> int:
+    """Bytes of all weights, base and added, when the base's are held in 32, 16, 8 or 4 bits.
+
+    8 and 4 bits hold the matrices of the blocks only; embeddings, norms, biases and the head stay in 16. 8 bits bring
+    one 32-bit scale a row (Dettmers et al. 2022, "LLM.int8()", section 2.1), 4 bits one 8-bit scale for each 64 weights
+    and one 32-bit scale for each 256 of those: 4.127 bits a weight (Dettmers et al. 2023, "QLoRA", section 3).
+    Raises ValueError for other bits, or when weights that are to be trained would be quantised.
+    """
+    if bits not in (32, 16, 8, 4):
+        raise ValueError(f"count: {bits} bits a weight, expected 32, 16, 8 or 4")
+    full = 4 if bits == 32 else 2
+    if bits >= 16:
+        return full * (size(plan.base) + size(plan.added))
+    held = {n: s for n, s in plan.base.items() if n.startswith("blocks.") and n.endswith("_proj.weight")}
+    if both := [name for name in held if name in plan.trained]:
+        raise ValueError(f"count: {plan.method} trains {both[0]}, which cannot be held in {bits} bits; use 16 or 32")
+    scales = 4 * sum(shape[0] for shape in held.values()) if bits == 8 else 0
+    others = size(plan.base) - size(held) + size(plan.added)
+    return int(size(held) * QUANTISED[bits] / 8) + scales + full * others
+
+
+def optimizer_bytes(optimizer: str, bits: int) -> int:
+    """Bytes an optimiser keeps for each trained parameter.
+
+    AdamW: two moments in 32 bits, 8 bytes; with 16-bit weights also a 32-bit copy of them, 12 bytes: with 2 for the
+    weight and 2 for its gradient, the 16 bytes of Rajbhandari et al. 2020, "ZeRO", section 3.1. "adamw-16bit" keeps the
+    moments in 16 bits and no copy, 4 bytes. SGD without momentum: the copy only.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"count: unknown optimizer {optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+    copy = 0 if bits == 32 or optimizer == "adamw-16bit" else 4
+    return copy + {"adamw": 8, "adamw-16bit": 4, "sgd": 0}[optimizer]
+
+
+def activation_bytes(plan: Plan, batch: int, length: int, bits: int, engine: str) -> int:
+    """Bytes kept for the backward pass of one step, and the workspace at its peak. The loss keeps 32-bit probabilities.
+
+    For a GPT fully trained in 16 bits without dropout, this is Korthikanti et al.'s 2 B T C (16 + H T / C) a block,
+    their eq. 1 less its dropout masks.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"count: unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+    walk, a = Walk(plan, batch, length, ENGINES[engine]), plan.architecture
+    each = 4 if bits == 32 else 2
+    probabilities = 4 * walk.rows * a.vocab_size if a.head != "none" and walk.live else 0
+    workspace = int(ENGINES[engine].workspace * walk.rows * a.mlp_width) if walk.live else 0
+    return each * (sum(walk.kept.values()) + workspace) + probabilities
+
+
+def training_memory(
+    plan: Plan, batch: int, length: int, bits: int, optimizer: str = "adamw", engine: str = "pytorch"
+) -> dict[str, int]:
+    """Bytes of a training step by part: {"weights", "gradients", "optimizer_state", "activations"}."""
+    trainable = size(plan.trainable)
+    return {
+        "weights": weight_bytes(plan, bits),
+        "gradients": trainable * (4 if bits == 32 else 2),
+        "optimizer_state": trainable * optimizer_bytes(optimizer, bits),
+        "activations": activation_bytes(plan, batch, length, bits, engine),
+    }
+
+
+def latency(plan: Plan, batch: int = 1, length: int = 1) -> dict[str, float]:
+    """What the method adds to a forward pass, in operations, while not merged and after merging.
+
+    -> {"base": operations of the base model, "added": the method's, "added_merged": 0 where it can be merged (Hu et al.
+    2021, section 4.1: "no additional inference latency"), else the same, "share": added / base}
+    """
+    base = Walk(Plan(plan.architecture, "none", plan.options, parameters(plan.architecture), {}, {}), batch, length)
+    added = Walk(plan, batch, length).forward - base.forward
+    return {
+        "base": base.forward,
+        "added": added,
+        "added_merged": 0 if plan.mergeable else added,
+        "share": added / base.forward,
+    }

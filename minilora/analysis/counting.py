@@ -1,0 +1,288 @@
+"""What LoRA saves, counted exactly from an architecture alone: parameters, checkpoints, memory, operations.
+
+    count("gpt3-175b", "lora", rank=4)     one model and method, as numbers
+    table(...), compare(...)               the same as text of 80 columns, for one method and for all side by side
+    by_matrix(...), by_layer(...)          where the parameters are
+    count_model(model)                     the same numbers from walking a running model's parameters
+
+Architectures are in `architectures.py`, what each method trains in `methods.py`, memory and operations in `costs.py`,
+the paper's own tables in `paper.py`.
+
+>>> count("gpt3-175b", method="lora", rank=4)["trainable_parameters"]
+18874368
+"""
+
+from typing import Any
+
+from .architectures import FAMILIES, MODELS, Architecture, find, from_gpt_config, from_hugging_face, parameters, size
+from .costs import ENGINES, OPTIMIZERS, Walk, activation_bytes, latency, training_memory, weight_bytes
+from .methods import METHODS, Options, Plan, describe, plan
+from .paper import paper_rows, paper_table, savings
+
+__all__ = [
+    "Architecture",
+    "ENGINES",
+    "FAMILIES",
+    "METHODS",
+    "MODELS",
+    "OPTIMIZERS",
+    "Count",
+    "Options",
+    "Plan",
+    "activation_bytes",
+    "by_layer",
+    "by_matrix",
+    "compare",
+    "compare_records",
+    "count",
+    "count_model",
+    "find",
+    "from_gpt_config",
+    "from_hugging_face",
+    "operations",
+    "paper_rows",
+    "paper_table",
+    "parameters",
+    "plan",
+    "savings",
+    "size",
+    "table",
+    "weight_bytes",
+]
+
+LONGEST = 2048  # tokens a text, where no length is given and the context is longer
+MIB = 2**20
+
+
+class Count(dict):
+    """A dictionary whose keys can also be read as attributes: c["trainable_fraction"] or c.trainable_fraction."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"Count has no {name!r}; there are {', '.join(self)}") from None
+
+
+def count(
+    name: Any,
+    method: str = "lora",
+    rank: int = 4,
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
+    *,
+    batch: int = 1,
+    length: int | None = None,
+    bits: int | None = None,
+    optimizer: str = "adamw",
+    engine: str | None = None,
+    **options: Any,
+) -> Count:
+    """The accounts of one model and one method.
+
+    name: a model's name, a Hugging Face config (dictionary or path of a .json), an `Architecture`, a GPTConfig, a GPT.
+    batch, length: texts in a step and tokens in each (default 1, and the context up to 2,048); virtual tokens of a
+    prompt come on top. bits a base weight: 32, 16, 8 or 4 (default 16, for our own model 32). optimizer: "adamw",
+    "adamw-16bit" or "sgd". engine: what is kept for the backward pass, "pytorch", "flash" or "minilora" (default: our
+    own for our own model). Other options are those of `methods.Options`: bottleneck, adapter_norm, tokens, blocks.
+
+    -> {"model", "method", "rank", "target_modules" (both None for methods that have none), "total_parameters" (with
+    what the method adds), "trainable_parameters", "trainable_fraction", "checkpoint_bytes" (what one task stores: the
+    trained parameters in 32 bits or 16), "training_memory_bytes": {"weights", "gradients", "optimizer_state",
+    "activations"}}.   Raises ValueError for unknown names (listing those there are) and for sizes that do not fit.
+    """
+    chosen = plan(name, method, rank=rank, target_modules=target_modules, **options)
+    length, bits, engine = _defaults(chosen.architecture, batch, length, bits, engine)
+    trainable, low_rank = size(chosen.trainable), method in ("lora", "dora")
+    total = size(chosen.base) + size(chosen.added)
+    return Count(
+        model=chosen.architecture.name,
+        method=method,
+        rank=rank if low_rank else None,
+        target_modules=list(chosen.options.target_modules) if low_rank else None,
+        total_parameters=total,
+        trainable_parameters=trainable,
+        trainable_fraction=trainable / total,
+        checkpoint_bytes=trainable * (4 if bits == 32 else 2),
+        training_memory_bytes=training_memory(chosen, batch, length, bits, optimizer, engine),
+    )
+
+
+def _defaults(
+    a: Architecture, batch: int, length: int | None, bits: int | None, engine: str | None
+) -> tuple[int, int, str]:
+    length = min(a.context, LONGEST) if length is None else length
+    for name, value in (("batch", batch), ("length", length)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"count: {name} = {value!r}, expected a positive integer")
+    if length > a.context:
+        raise ValueError(f"count: length = {length} exceeds the context of {a.name}, {a.context}")
+    ours = a.bits == 32
+    return length, a.bits if bits is None else bits, engine or ("minilora" if ours else "pytorch")
+
+
+def operations(
+    name: Any, method: str = "lora", *, batch: int = 1, length: int | None = None, **options: Any
+) -> dict[str, float]:
+    """Floating-point operations of a step on batch x length tokens.
+
+    -> {"forward", "training" (forward and backward), "overhead" (what the method adds to a forward pass while it is not
+    merged), "overhead_merged" (0 where it can be merged), "overhead_fraction" (of the base model's forward pass)}.
+    See `costs.py` for what is counted, and its sources.
+    """
+    chosen = plan(name, method, **options)
+    length, _, _ = _defaults(chosen.architecture, batch, length, None, None)
+    walk, extra = Walk(chosen, batch, length), latency(chosen, batch, length)
+    return {
+        "forward": walk.forward,
+        "training": walk.training,
+        "overhead": extra["added"],
+        "overhead_merged": extra["added_merged"],
+        "overhead_fraction": extra["share"],
+    }
+
+
+def by_layer(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[str, int]]:
+    """{layer: {"total", "trainable"}} for "embeddings", "blocks.0", "blocks.1", ... and "head" (what comes after)."""
+    return _grouped(plan(name, method, **options), _layer)
+
+
+def by_matrix(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[str, int]]:
+    """{matrix: {"total", "trainable"}} over all layers: "wte", "q_proj" (with its bias and what adapts it), ..."""
+    return _grouped(plan(name, method, **options), _matrix)
+
+
+def _grouped(chosen: Plan, group: Any) -> dict[str, dict[str, int]]:
+    groups: dict[str, dict[str, int]] = {}
+    for name, shape in {**chosen.base, **chosen.added}.items():
+        numbers = groups.setdefault(group(name), {"total": 0, "trainable": 0})
+        numbers["total"] += size({name: shape})
+        numbers["trainable"] += size({name: shape}) if name in chosen.trainable else 0
+    return groups
+
+
+def _layer(name: str) -> str:
+    if name.startswith("blocks."):
+        return ".".join(name.split(".")[:2])
+    embeddings = ("wte", "wpe", "token_types", "ln_embedding", "prompt")
+    return "embeddings" if name.partition(".")[0] in embeddings else "head"
+
+
+def _matrix(name: str) -> str:
+    parts = name.split(".")
+    if "adapter" in parts:
+        return f"{parts[2]}.adapter"
+    return "prefix" if parts[-1].startswith("prefix_") else parts[-2] if len(parts) > 1 else parts[0]
+
+
+def count_model(model: Any) -> Count:
+    """The counts of a running model, from walking its parameters: total, trainable, their share, and bytes to store.
+
+    -> {"total_parameters", "trainable_parameters", "trainable_fraction", "checkpoint_bytes"}
+    """
+    tensors = dict(model.named_parameters())
+    trained = [p for p in tensors.values() if p.requires_grad]
+    total, trainable = sum(p.size for p in tensors.values()), sum(p.size for p in trained)
+    return Count(
+        total_parameters=total,
+        trainable_parameters=trainable,
+        trainable_fraction=trainable / total,
+        checkpoint_bytes=sum(p.size * p.dtype.itemsize for p in trained),
+    )
+
+
+# --- text of 80 columns ----------------------------------------------------------------------------------------------
+
+
+def table(name: Any, method: str = "lora", **options: Any) -> str:
+    """`count`, by matrix, with memory and operations beside full fine-tuning's: what `minilora count NAME` prints."""
+    record = count(name, method, **options)
+    sizes = {k: v for k, v in options.items() if k not in ("batch", "length", "bits", "optimizer", "engine")}
+    chosen = plan(name, method, **sizes)
+    lines = [f"{chosen.architecture.name}: {describe(chosen)}", ""]
+    lines += [
+        f"parameters           {record.total_parameters:>20,}",
+        f"trainable            {record.trainable_parameters:>20,}   {record.trainable_fraction:.4%}",
+        f"stored for each task {record.checkpoint_bytes:>20,} bytes   {_mib(record.checkpoint_bytes)}",
+        "",
+        f"{'matrix, all layers':<20} {'parameters':>20} {'trainable':>20}",
+    ]
+    for matrix, numbers in by_matrix(name, method, **sizes).items():
+        lines.append(f"{matrix:<20} {numbers['total']:>20,} {numbers['trainable']:>20,}")
+    return "\n".join([*lines, "", *_cost_lines(name, method, options, record, chosen)])
+
+
+def _cost_lines(name: Any, method: str, options: dict[str, Any], record: Count, chosen: Plan) -> list[str]:
+    """Memory by part and operations, beside those of full fine-tuning (whose weights cannot be held in 8 or 4 bits)."""
+    unquantised = {**options, "bits": 16} if options.get("bits") in (8, 4) else options
+    full = count(name, "full", **unquantised)
+    length, bits, _ = _defaults(
+        chosen.architecture, options.get("batch", 1), options.get("length"), options.get("bits"), None
+    )
+    step = {"batch": options.get("batch", 1), "length": length}
+    sizes = {k: v for k, v in options.items() if k not in (*step, "bits", "optimizer", "engine")}
+    lines = [
+        f"a training step: batch {step['batch']}, length {length:,}, {bits}-bit weights, "
+        f"{options.get('optimizer', 'adamw')}",
+        f"{'memory':<20} {method:>20} {'full':>20}",
+    ]
+    parts, others = record.training_memory_bytes, full.training_memory_bytes
+    for part in parts:
+        lines.append(f"{part.replace('_', ' '):<20} {_mib(parts[part]):>20} {_mib(others[part]):>20}")
+    lines.append(f"{'sum':<20} {_mib(sum(parts.values())):>20} {_mib(sum(others.values())):>20}")
+    mine, all_of_it = operations(name, method, **step, **sizes), operations(name, "full", **step)
+    lines.append(f"{'operations':<20} {method:>20} {'full':>20}")
+    for key in ("forward", "training"):
+        lines.append(f"{key:<20} {mine[key]:>20.4e} {all_of_it[key]:>20.4e}")
+    merged = "none after merging" if chosen.mergeable else "cannot be merged"
+    lines.append(f"{'added to forward':<20} {mine['overhead']:>20.4e}   {mine['overhead_fraction']:.3%}, {merged}")
+    return lines
+
+
+def compare_records(name: Any, **options: Any) -> list[Count]:
+    """`count` for every method that the model can have. Methods that train base matrices stay at 16 bits or more."""
+    records = []
+    for method in METHODS:
+        try:
+            records.append(count(name, method, **options))
+        except ValueError:
+            if method == "bitfit" and not any(n.endswith(".bias") for n in parameters(find(name))):
+                continue  # a model without biases: nothing to compare
+            if options.get("bits") not in (8, 4) or method not in ("full", "last-blocks"):
+                raise
+            records.append(count(name, method, **{**options, "bits": 16}))
+    return records
+
+
+def compare(name: Any, **options: Any) -> str:
+    """All methods side by side, one a line: what `minilora count NAME --compare` prints."""
+    architecture = find(name)
+    lines = [
+        f"{architecture.name}: {size(parameters(architecture)):,} parameters",
+        "",
+        f"{'method':<12}{'trainable':>16}{'share':>10}{'stored':>14}{'memory':>16}{'added':>9}",
+    ]
+    sizes = {k: v for k, v in options.items() if k not in ("bits", "optimizer", "engine")}
+    for record in compare_records(name, **options):
+        method = record.method
+        added = operations(name, method, **sizes)["overhead_fraction"]
+        lines.append(
+            f"{method:<12}{record.trainable_parameters:>16,}{record.trainable_fraction:>10.4%}"
+            f"{_mib(record.checkpoint_bytes):>14}{_mib(sum(record.training_memory_bytes.values())):>16}"
+            f"{added:>9.3%}{' ' if plan(name, method, **_sizes(sizes)).mergeable else '*'}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "stored: for each task. memory: of a training step. added: operations of a",
+            "forward pass, until merged; * cannot be merged.",
+        ]
+    )
+
+
+def _sizes(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k not in ("batch", "length")}
+
+
+def _mib(size_in_bytes: float) -> str:
+    return f"{size_in_bytes / MIB:,.{1 if size_in_bytes >= MIB else 3}f} MiB"

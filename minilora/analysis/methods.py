@@ -1,0 +1,180 @@
+"""What each way to adapt a model trains: a `Plan` names the parameters it adds and the ones it unfreezes, with shapes.
+
+Every method is one short function from an architecture to those two sets; counts, memory and operations follow.
+The formulas are those of Hu et al. 2021, "LoRA", section 5.1, and of each method's own paper.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.lora import match_targets as match_targets
+from .architectures import Architecture, find, parameters, size, unknown
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The sizes that methods have; each uses its own.
+
+    rank, target_modules: LoRA and DoRA. bottleneck: the width of adapters; adapter_norm: whether each brings a layer
+    norm of its own. tokens: the length of a prompt or prefix. blocks: how many blocks, from the last, are trained.
+    """
+
+    rank: int = 4
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    bottleneck: int = 64
+    adapter_norm: bool = False
+    tokens: int = 20
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        targets = (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
+        object.__setattr__(self, "target_modules", targets)
+        for name in ("rank", "bottleneck", "tokens", "blocks"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"count: {name} = {value!r}, expected a positive integer")
+        if not targets or not all(targets):
+            raise ValueError("count: target_modules is empty; name at least one, such as 'q_proj'")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method on an architecture: `base` shapes, the parameters `added`, and which of the base's are `trained`."""
+
+    architecture: Architecture
+    method: str
+    options: Options
+    base: Shapes
+    added: Shapes
+    trained: Shapes
+
+    @property
+    def trainable(self) -> Shapes:
+        """{name: shape} of everything that gets a gradient."""
+        return {**self.trained, **self.added}
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether what was trained can be folded into the base weights, so that the forward pass costs nothing more."""
+        return self.method not in ("prompt", "prefix", "houlsby", "pfeiffer")
+
+
+def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
+    """What `method` trains of `model` (whatever `architectures.find` takes), with the sizes of `Options`.
+
+    Raises ValueError for an unknown model or method, a target that matches nothing, or a rank beyond a matrix.
+    """
+    architecture = find(model)
+    if method not in METHODS:
+        raise ValueError(unknown("method", str(method), list(METHODS)))
+    chosen, base = Options(**options), parameters(architecture)
+    added, trained = METHODS[method](architecture, base, chosen)
+    return Plan(architecture, method, chosen, base, added, trained)
+
+
+def targets(architecture: Architecture, patterns: tuple[str, ...]) -> Shapes:
+    """{"blocks.0.attn.q_proj": (d_out, d_in), ...} for target patterns as in `LoRAConfig`."""
+    linears = {
+        f"blocks.{i}.{m}": shape for i in range(architecture.layers) for m, shape in architecture.matrices.items()
+    }
+    return {name: linears[name] for name in match_targets(patterns, list(linears))}
+
+
+def _full(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """Every parameter is trained."""
+    return {}, dict(base)
+
+
+def _last_blocks(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """The last n blocks are trained, the rest is frozen (FT-Top2 in table 3: Li & Liang 2021, section 6.1)."""
+    if o.blocks > a.layers:
+        raise ValueError(f"last-blocks: blocks = {o.blocks}, but {a.name} has {a.layers}")
+    last = tuple(f"blocks.{i}." for i in range(a.layers - o.blocks, a.layers))
+    return {}, {name: shape for name, shape in base.items() if name.startswith(last)}
+
+
+def _bitfit(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """Every bias is trained, those of norms too (Ben Zaken et al. 2021, "BitFit", section 3)."""
+    biases = {name: shape for name, shape in base.items() if name.endswith(".bias")}
+    if not biases:
+        raise ValueError(f"bitfit: {a.name} has no biases to train")
+    return {}, biases
+
+
+def _prompt(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """l C: the embeddings of l virtual tokens in front of the text (Lester et al. 2021, section 2)."""
+    return {"prompt": (o.tokens, a.width)}, {}
+
+
+def _prefix(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """2 L l K D: l keys and l values in every block (Li & Liang 2021, section 4; after training, without the MLP)."""
+    kv = (o.tokens, a.key_value_heads * a.dim)
+    return {f"blocks.{i}.attn.prefix_{part}": kv for i in range(a.layers) for part in ("keys", "values")}, {}
+
+
+def _adapter(a: Architecture, place: str, o: Options) -> Shapes:
+    """2 C b + b + C: down to the bottleneck b and up again, with biases; 2 C more with a norm of its own."""
+    c, b = a.width, o.bottleneck
+    shapes: Shapes = {"down.weight": (b, c), "down.bias": (b,), "up.weight": (c, b), "up.bias": (c,)}
+    if o.adapter_norm:
+        shapes |= {"norm.weight": (c,), "norm.bias": (c,)}
+    return {f"{place}.{name}": shape for name, shape in shapes.items()}
+
+
+def _houlsby(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """Two bottlenecks a block, after attention and after the MLP (Houlsby et al. 2019, section 2.1, figure 2)."""
+    places = [f"blocks.{i}.{part}.adapter" for i in range(a.layers) for part in ("attn", "mlp")]
+    return {name: shape for place in places for name, shape in _adapter(a, place, o).items()}, {}
+
+
+def _pfeiffer(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """One bottleneck a block, after the MLP (Pfeiffer et al. 2021, section 3.2; with a norm: Lin et al. 2020)."""
+    places = [f"blocks.{i}.mlp.adapter" for i in range(a.layers)]
+    return {name: shape for place in places for name, shape in _adapter(a, place, o).items()}, {}
+
+
+def _lora(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """r (d_in + d_out) for each target: A (r, d_in) and B (d_out, r) (Hu et al. 2021, section 4.1)."""
+    added: Shapes = {}
+    for name, (d_out, d_in) in targets(a, o.target_modules).items():
+        if o.rank > min(d_out, d_in):
+            raise ValueError(f"lora: rank {o.rank} exceeds min(d_in, d_out) = {min(d_out, d_in)} of {name}")
+        added |= {f"{name}.lora_A": (o.rank, d_in), f"{name}.lora_B": (d_out, o.rank)}
+    return added, {}
+
+
+def _dora(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """LoRA's A and B and d_out magnitudes, one a row of W (Liu et al. 2024, "DoRA", section 4.1)."""
+    added, _ = _lora(a, base, o)
+    return {**added, **{f"{n}.magnitude": (d_out,) for n, (d_out, _) in targets(a, o.target_modules).items()}}, {}
+
+
+METHODS: dict[str, Callable[[Architecture, Shapes, Options], tuple[Shapes, Shapes]]] = {
+    "full": _full,
+    "last-blocks": _last_blocks,
+    "bitfit": _bitfit,
+    "prompt": _prompt,
+    "prefix": _prefix,
+    "houlsby": _houlsby,
+    "pfeiffer": _pfeiffer,
+    "lora": _lora,
+    "dora": _dora,
+}
+
+
+def describe(chosen: Plan) -> str:
+    """The method and the sizes it uses, in a few words: "lora, rank 4 on q_proj, v_proj"."""
+    o, method = chosen.options, chosen.method
+    if method in ("lora", "dora"):
+        return f"{method}, rank {o.rank} on {', '.join(o.target_modules)}"
+    if method in ("houlsby", "pfeiffer"):
+        return f"{method}, bottleneck {o.bottleneck}" + (" with a norm" if o.adapter_norm else "")
+    if method in ("prompt", "prefix"):
+        return f"{method}, {o.tokens} tokens"
+    return f"{method}, {o.blocks} of {chosen.architecture.layers}" if method == "last-blocks" else method
+
+
+__all__ = ["METHODS", "Options", "Plan", "describe", "plan", "size", "targets"]

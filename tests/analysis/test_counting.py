@@ -1,0 +1,290 @@
+"""Counts: closed formulas against walking real parameters, the papers' formulas, and memory as it is measured."""
+
+import gc
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+import minilora as ml
+from minilora.analysis import costs, counting, paper
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+configs = st.builds(
+    lambda vocab, block, layers, heads, dim, bias: ml.GPTConfig(vocab, block, layers, heads, heads * dim, bias=bias),
+    *(st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.booleans()),
+)
+
+
+@given(configs)
+def test_every_shape_of_our_own_model(config):
+    model = ml.GPT(config)
+    walked = {name: p.shape for name, p in model.named_parameters()}
+    assert counting.parameters(counting.find(model)) == walked
+    record = counting.count(config, "full")
+    assert record.total_parameters == record.trainable_parameters == model.count()
+    assert record.checkpoint_bytes == counting.count_model(model).checkpoint_bytes
+
+
+@given(configs, st.data())
+def test_lora_counts_equal_a_walk_over_the_adapted_model(config, data):
+    rank = data.draw(st.integers(1, config.n_embd))
+    targets = tuple(data.draw(st.sets(st.sampled_from(ALL), min_size=1)))
+    model = ml.add_lora(ml.GPT(config), ml.LoRAConfig(rank=rank, target_modules=targets))
+    walked, record = counting.count_model(model), counting.count(model, "lora", rank=rank, target_modules=targets)
+    for key in walked:
+        assert record[key] == walked[key]
+    added = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    assert counting.plan(model, "lora", rank=rank, target_modules=targets).trainable == added
+
+
+def test_the_shipped_model():
+    assert counting.count("base", "full").total_parameters == 822_016
+    assert counting.find("base").bits == 32
+
+
+@pytest.mark.parametrize("name", counting.MODELS)
+@pytest.mark.parametrize("method", counting.METHODS)
+def test_layers_and_matrices_add_up(name, method):
+    if method == "bitfit" and not any(n.endswith(".bias") for n in counting.parameters(counting.find(name))):
+        with pytest.raises(ValueError, match="no biases"):
+            counting.count(name, method)
+        return
+    record = counting.count(name, method)
+    for groups in (counting.by_layer(name, method), counting.by_matrix(name, method)):
+        assert sum(g["total"] for g in groups.values()) == record.total_parameters
+        assert sum(g["trainable"] for g in groups.values()) == record.trainable_parameters
+    assert record.trainable_fraction == record.trainable_parameters / record.total_parameters
+    lines = counting.table(name, method).splitlines() + counting.compare(name).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_formulas_of_section_5_1():
+    """Hu et al. 2021: 2 L d r for each target; L (2 d r + r + d) for adapters; d l for a prompt."""
+    d, layers = 12288, 96
+    trained = lambda method, **o: counting.count("gpt3-175b", method, **o).trainable_parameters
+    assert trained("lora", rank=4) == 2 * layers * 2 * d * 4 == 18_874_368
+    assert trained("lora", rank=3, target_modules=("q_proj",)) == layers * 2 * d * 3
+    assert trained("dora", rank=4) == trained("lora", rank=4) + 2 * layers * d
+    assert trained("houlsby", bottleneck=8) == 2 * layers * (2 * d * 8 + 8 + d)
+    assert trained("pfeiffer", bottleneck=8) == layers * (2 * d * 8 + 8 + d)
+    assert trained("prompt", tokens=7) == 7 * d
+    assert trained("prefix", tokens=7) == 2 * layers * 7 * d
+    assert trained("bitfit") == layers * (9 * d + 2 * d) + d
+    assert trained("last-blocks", blocks=3) == 3 * (12 * d * d + 13 * d)
+    first = counting.plan("gpt2", "lora", target_modules=("blocks.0.*", "v_proj")).trainable
+    assert {n.split(".")[1] for n in first if "up_proj" in n} == {"0"} and len(first) == 2 * (6 + 11)
+
+
+def test_the_keys_of_a_count():
+    record = counting.count("gpt3-175b", method="lora", rank=4, target_modules=("q_proj", "v_proj"))
+    assert list(record) == [
+        "model",
+        "method",
+        "rank",
+        "target_modules",
+        "total_parameters",
+        "trainable_parameters",
+        "trainable_fraction",
+        "checkpoint_bytes",
+        "training_memory_bytes",
+    ]
+    assert list(record.training_memory_bytes) == ["weights", "gradients", "optimizer_state", "activations"]
+    assert json.loads(json.dumps(record)) == record
+    assert record.checkpoint_bytes == 2 * record.trainable_parameters
+    assert counting.count("gpt2", "bitfit")["rank"] is None
+
+
+def test_the_papers_columns():
+    """Every row within its print, but for those marked; and what the marks say is so."""
+    rows = paper.paper_rows()
+    assert [len(paper.paper_rows(t)) for t in (2, 3, 4)] == [13, 12, 8]
+    for row in rows:
+        assert row["agrees"] or row["note"], row["row"]
+        assert float(row["printed"]) * 1e6 == pytest.approx(row["formula"], rel=0.2)
+    by_row = {(r["table"], r["row"], r["printed"]): r for r in rows}
+    assert [r["row"] for r in rows if r["method"] == "lora" and not r["agrees"]] == ["GPT-2 M (LoRA)", "GPT-2 L (LoRA)"]
+    assert by_row[3, "GPT-2 M (LoRA)", "0.35"]["formula"] == 393_216
+    assert by_row[4, "GPT-3 (LoRA)", "37.7"]["formula"] == 37_748_736
+    for name in ("Adpt^P", "Adpt^H"):
+        row = next(r for r in rows if name in r["row"] and not r["agrees"])
+        assert f"{row['formula'] / 2**20:.1f}" == row["printed"]  # "if a million is 2^20"
+    text = counting.paper_table()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "0.39     0.35 *" in text
+
+
+def test_the_savings_for_gpt3():
+    rows = {r["what"]: r for r in counting.savings()}
+    assert rows["checkpoint, full fine-tuning"]["formula"] == "349.2 GB"  # 2 bytes x 174,604,259,328
+    assert rows["checkpoint, LoRA"]["formula"] == "37.7 MB"
+    assert rows["memory, LoRA"]["formula"] == "349.5 GB"
+    assert rows["memory, full, all in 16 bits"]["formula"] == "1.40 TB"
+
+
+def test_memory_of_weights_gradients_and_state():
+    """ZeRO's 16 bytes a parameter; frozen weights cost theirs alone; NF4's 4.127 bits a weight."""
+    n = counting.count("llama-2-7b", "full")
+    parts = n.training_memory_bytes
+    assert parts["weights"] + parts["gradients"] + parts["optimizer_state"] == 16 * n.total_parameters
+    single = counting.count("llama-2-7b", "full", bits=32).training_memory_bytes
+    assert [single[k] // n.total_parameters for k in ("weights", "gradients", "optimizer_state")] == [4, 4, 8]
+    assert counting.count("gpt2", "full", optimizer="sgd", bits=32).training_memory_bytes["optimizer_state"] == 0
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    rest = n.total_parameters - blocks
+    adapter = 2 * counting.count("llama-2-7b").trainable_parameters
+    weights = lambda bits: counting.count("llama-2-7b", bits=bits).training_memory_bytes["weights"]
+    assert weights(16) == 2 * n.total_parameters + adapter
+    assert weights(4) == pytest.approx(blocks * 4.127 / 8 + 2 * rest + adapter, rel=1e-4)
+    assert weights(8) == blocks + 4 * 32 * (5 * 4096 + 2 * 11008) + 2 * rest + adapter
+
+
+def test_activations_are_korthikantis():
+    """s b h (34 + 5 a s / h) a block, of which 2 s b h and 3 a s^2 b are dropout's masks and copies (eq. 1)."""
+    a = counting.Architecture("one block", 10, 64, 1, 4, 256, 32)
+    b, s, h = 3, 32, 64
+    walk = costs.Walk(counting.plan(a, "full"), b, s, costs.PYTORCH)
+    block = sum(v for k, v in walk.kept.items() if k.startswith("blocks.0")) - 2 * b * s  # less the norms' factors
+    assert 2 * block == s * b * h * 32 + 2 * 4 * s * s * b
+
+
+def test_operations_by_hand():
+    """One matrix of LoRA: what each product of its forward and backward pass costs."""
+    a = counting.Architecture("small", 10, 8, 2, 2, 32, 16, qkv_bias=False)
+    n, c, r = 2 * 16, 8, 3
+    matrices = 12 * c * c
+    attention = 2 * 2 * n * 16 * c
+    base = 2 * (2 * n * matrices + attention) + 2 * n * c * 10
+    full = counting.operations(a, "full", batch=2, length=16)
+    assert (full["forward"], full["training"], full["overhead"]) == (base, 3 * base, 0)
+    lora = counting.operations(a, "lora", batch=2, length=16, rank=r, target_modules=("blocks.1.attn.q_proj",))
+    extra = 2 * n * r * (c + c)
+    assert lora["forward"] == base + extra and lora["overhead"] == extra and lora["overhead_merged"] == 0
+    # backward: the head, then block 1 down to its attention (its k and v stand before nothing trained), then A and B
+    backward = 2 * n * c * 10 + 2 * n * (c * c + 8 * c * c) + 2 * attention + 2 * n * r * (2 * c + c)
+    assert lora["training"] == base + extra + backward
+    assert counting.operations(a, "prompt", batch=2, length=12, tokens=4)["forward"] == base
+    assert counting.operations(a, "prefix", tokens=4, length=4)["overhead"] == 2 * 2 * 2 * 4 * 4 * c
+    houlsby = counting.operations(a, "houlsby", batch=2, length=16, bottleneck=5)
+    assert houlsby["overhead"] == houlsby["overhead_merged"] == 2 * 2 * (2 * 2 * n * c * 5)
+
+
+def test_kaplans_six_operations_a_parameter():
+    """6 N a token, plus attention, for a long and wide model (Kaplan et al. 2020, section 2.1)."""
+    full = counting.operations("gpt3-175b", "full", length=2048)
+    assert full["training"] / 2048 / 174_604_259_328 == pytest.approx(6, rel=0.03)
+
+
+def measured_memory(config, method, batch, length, **options):
+    """Bytes that one training step takes at its peak, on one thread: weights, state, and what tracemalloc sees."""
+    model = ml.GPT(config)
+    if method == "lora":
+        ml.add_lora(model, ml.LoRAConfig(**options))
+    optimizer = ml.AdamW(model.named_parameters())
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, length))
+
+    def step():
+        optimizer.step(ml.grad(model.loss(tokens, tokens), optimizer.parameters))
+
+    step()  # the optimiser's state is made at the first step
+    gc.collect()
+    tracemalloc.start()
+    try:
+        loss = model.loss(tokens, tokens)
+        kept = tracemalloc.get_traced_memory()[0]
+        del loss
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        step()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    state = sum(array.nbytes for arrays in optimizer.state.values() for array in arrays)
+    return sum(p.data.nbytes for p in model.parameters()) + state + peak, kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(96, 128, 4, 4, 128), (256, 64, 6, 4, 64)])
+@pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj"), ALL])
+def test_predicted_memory_is_what_tracemalloc_measures(sizes, targets):
+    """Within 10 % for the step, and within 2 % for what the tape holds between forward and backward."""
+    config = ml.GPTConfig(*sizes)
+    method, options = ("lora", {"rank": 8, "target_modules": targets}) if targets else ("full", {})
+    with threadpool_limits(1):
+        measured, kept = measured_memory(config, method, 8, config.block_size, **options)
+    record = counting.count(config, method, batch=8, length=config.block_size, **options)
+    assert sum(record.training_memory_bytes.values()) == pytest.approx(measured, rel=0.1)
+    walk = costs.Walk(counting.plan(config, method, **options), 8, config.block_size, costs.MINILORA)
+    assert 4 * (sum(walk.kept.values()) + walk.rows * config.vocab_size) == pytest.approx(kept, rel=0.02)
+
+
+BAD = {
+    "model": (
+        lambda: counting.count("gpt2-medum"),
+        "unknown model 'gpt2-medum' .did you mean 'gpt2-medium'.*llama-2-7b",
+    ),
+    "no model": (lambda: counting.count(3), "unknown model '3'; there are base, gpt2"),
+    "method": (lambda: counting.count("gpt2", "lor"), "unknown method 'lor' .did you mean 'lora'.*houlsby"),
+    "target": (
+        lambda: counting.count("gpt2", target_modules=("c_attn",)),
+        "'c_attn' matches nothing; there are q_proj",
+    ),
+    "no target": (lambda: counting.count("gpt2", target_modules=()), "target_modules is empty"),
+    "rank 0": (lambda: counting.count("gpt2", rank=0), "rank = 0, expected a positive integer"),
+    "rank 1.5": (lambda: counting.count("gpt2", rank=1.5), "rank = 1.5, expected a positive integer"),
+    "rank too large": (
+        lambda: counting.count("gemma-2b", rank=257, target_modules=("k_proj",)),
+        "rank 257 exceeds .* = 256 of blocks.0.attn.k_proj",
+    ),
+    "length": (lambda: counting.count("gpt2", length=1025), "length = 1025 exceeds the context of gpt2, 1024"),
+    "batch": (lambda: counting.count("gpt2", batch=0), "batch = 0"),
+    "bits": (lambda: counting.count("gpt2", bits=5), "5 bits a weight, expected 32, 16, 8 or 4"),
+    "4 bits trained": (lambda: counting.count("gpt2", "full", bits=4), "full trains .* cannot be held in 4 bits"),
+    "optimizer": (lambda: counting.count("gpt2", optimizer="lion"), "unknown optimizer 'lion'; there are adamw"),
+    "engine": (lambda: counting.count("gpt2", engine="jax"), "unknown engine 'jax'; there are pytorch"),
+    "blocks": (lambda: counting.count("gpt2", "last-blocks", blocks=13), "blocks = 13, but gpt2 has 12"),
+    "bottleneck": (lambda: counting.count("gpt2", "houlsby", bottleneck=0), "bottleneck = 0"),
+    "family": (lambda: counting.from_hugging_face({"model_type": "lama"}), "unknown model_type 'lama' .did you mean"),
+    "no family": (lambda: counting.from_hugging_face({}), "unknown model_type 'None'; there are bert"),
+    "missing": (lambda: counting.from_hugging_face({"model_type": "gpt2"}), "a gpt2 configuration needs 'vocab_size'"),
+    "heads": (lambda: counting.Architecture("x", 1, 10, 1, 3, 4, 5), "width 10 is not divisible by 3 heads"),
+    "kv heads": (lambda: counting.Architecture("x", 1, 8, 1, 4, 4, 5, kv_heads=3), "4 heads do not divide into 3"),
+    "width": (lambda: counting.Architecture("x", 1, 0, 1, 4, 4, 5), "width = 0, expected a positive integer"),
+    "head": (lambda: counting.Architecture("x", 1, 8, 1, 4, 4, 5, head="loose"), "head = 'loose'"),
+    "paper": (lambda: counting.paper_rows(5), "table 5, expected 2, 3 or 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_in_one_line(case):
+    call, words = BAD[case]
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_json_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        counting.count(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a config"):
+        counting.count(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list, expected an object"):
+        counting.count(tmp_path / "config.json")
+
+
+def test_comparison_leaves_out_what_a_model_cannot_have_and_quantises_what_is_frozen():
+    methods = [r.method for r in counting.compare_records("llama-2-7b", bits=4)]
+    assert methods == [m for m in counting.METHODS if m != "bitfit"]
+    records = {r.method: r for r in counting.compare_records("gpt2", bits=4)}
+    assert set(records) == set(counting.METHODS)
+    assert records["full"].training_memory_bytes["weights"] == 2 * 124_439_808
+    assert records["lora"].training_memory_bytes["weights"] < 124_439_808
+    with pytest.raises(ValueError, match="exceeds the context"):
+        counting.compare("gpt2", length=5000)
