@@ -75,6 +75,8 @@ class Report:
             )
         return "\n".join(lines)
 
+    __repr__ = __str__  # a notebook shows the table
+
 
 def gradcheck(
     function: Callable[..., Tensor],

@@ -195,7 +195,7 @@ def _apply(node: Node, g: Array, wanted: set) -> Iterator[tuple[Node, Array]]:
         if source is None or source not in wanted:
             continue
         if i >= len(rules):
-            raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; pass it detached: x.detach()")
+            raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; detach it: x.detach()")
         if joint is not None:
             cotangent = joint[i]
         elif rules[i] is not None:
