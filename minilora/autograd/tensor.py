@@ -85,7 +85,7 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
         while kwargs and len(args) < len(names) and names[len(args)] in kwargs:  # bias=b is as good as the third place
             args = (*args, kwargs.pop(names[len(args)]))
         try:
-            values = [a.data if isinstance(a, Tensor) else a for a in args]
+            values = [a.data if isinstance(a, Tensor) else new_array(a) if type(a) is list else a for a in args]
             output, vjps = function(*values, **kwargs)
         except (ValueError, IndexError, TypeError) as error:
             raise _named(error, name, args) from None
@@ -237,7 +237,6 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "node", "__weakref__")
-    __array_ufunc__ = None  # ndarray + Tensor calls Tensor.__radd__, instead of adding entry by entry
 
     data: Array
     grad: Array | None
@@ -297,6 +296,15 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """np.exp(x) and array + x are the primitives of those names; comparisons give plain boolean arrays."""
+        name = {"negative": "negate"}.get(ufunc.__name__, ufunc.__name__)
+        if method == "__call__" and not options and name in PRIMITIVES:
+            return PRIMITIVES[name](*inputs)
+        if method == "__call__" and name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
+            return ufunc(*(_data(value) for value in inputs), **options)
+        raise TypeError(f"np.{ufunc.__name__} has no derivative here; use a primitive of ml.ops, or x.data without one")
 
     def __repr__(self) -> str:
         text = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=100)

@@ -533,3 +533,27 @@ def test_a_tensor_where_there_is_no_derivative_is_refused():
 def test_a_numpy_scale_keeps_float32():
     x, w, a, b = (np.ones(shape, np.float32) for shape in ((2, 3), (4, 3), (1, 3), (4, 1)))
     assert ml.ops.lora_linear(x, w, None, a, b, np.float64(0.5)).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "negative"])
+def test_numpy_functions_of_a_tensor_are_primitives(name):
+    x = ml.Tensor([0.5, 2.0], requires_grad=True)
+    y = getattr(np, name)(x)
+    np.testing.assert_array_equal(y.data, getattr(np, name)(x.data))
+    own = ml.ops.PRIMITIVES["negate" if name == "negative" else name](x)
+    np.testing.assert_array_equal(ml.grad(y.sum(), [x])[0], ml.grad(own.sum(), [x])[0])
+
+
+def test_numpy_functions_without_a_primitive_say_so():
+    x = ml.Tensor([0.5, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"np\.sin has no derivative here"):
+        np.sin(x)
+    with pytest.raises(TypeError, match=r"np\.add has no derivative here"):
+        np.add.reduce(x)
+    np.testing.assert_array_equal(np.array([1.0, 1.0]) < x, [False, True])
+
+
+def test_lists_are_arrays():
+    np.testing.assert_array_equal(ml.ops.add([1.0, 2.0], [3.0, 4.0]).data, [4.0, 6.0])
+    assert ml.ops.softmax([[1.0, 2.0, 3.0]]).shape == (1, 3)
+    assert ml.ops.reshape([1.0, 2.0], [2, 1]).shape == (2, 1)
