@@ -51,8 +51,8 @@ def linear(x, weight, bias=None):
 def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     """y = x W^T + b + s (x A^T) B^T, never forming B A.   A: (r, d_in), B: (d_out, r), s = alpha/r
 
-    With h = x A^T of r columns, the added path is s h B^T. Its cotangents, by the product rule:
-        dh = s g B,   dx = g W + dh A,   dA = dh^T x,   dB = s g^T h.
+    With h = s x A^T of r columns, the added path is h B^T: scaled where it is thin. Its cotangents, by the product rule:
+        dh = g B,   dx = g W + s dh A,   dA = s dh^T x,   dB = g^T h.
     Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3).
     """
     shape, (d_out, d_in) = _fitting("lora_linear", x, weight, bias)
@@ -64,8 +64,8 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
         )
     n = math.prod(shape[:-1])
     rows = x.reshape(n, d_in)  # (N, d_in)
-    h = rows @ lora_A.T  # (N, r)
-    y = rows @ weight.T + scale * (h @ lora_B.T)  # (N, d_out)
+    h = scale * (rows @ lora_A.T)  # (N, r)
+    y = rows @ weight.T + h @ lora_B.T  # (N, d_out)
     if bias is not None:
         y = y + bias
     return y.reshape(*shape[:-1], d_out), (
@@ -73,7 +73,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
         lambda g: g.reshape(n, d_out).T @ rows,
         lambda g: g.reshape(n, d_out).sum(axis=0),
         lambda g: scale * ((g.reshape(n, d_out) @ lora_B).T @ rows),
-        lambda g: scale * (g.reshape(n, d_out).T @ h),
+        lambda g: g.reshape(n, d_out).T @ h,
     )
 
 
