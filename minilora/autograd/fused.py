@@ -51,7 +51,7 @@ def linear(x, weight, bias=None):
 def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     """y = x W^T + b + s (x A^T) B^T, never forming B A.   A: (r, d_in), B: (d_out, r), s = alpha/r
 
-    With h = s x A^T of r columns, the added path is h B^T: scaled where it is thin. Its cotangents, by the product rule:
+    With h = s x A^T of r columns, the added path is h B^T: scaled where it is thin. By the product rule:
         dh = g B,   dx = g W + s dh A,   dA = s dh^T x,   dB = g^T h.
     Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3).
     """

@@ -15,6 +15,7 @@ from ..autograd.backend import Array, array_module
 from ..autograd.tensor import grad, no_grad
 from .checkpoint import save_checkpoint
 from .corpus import Corpus
+from .memory import keep_freed_memory
 from .optim import AdamW, Optimizer, clip_gradients, cosine_schedule
 from .parallel import cores, in_parallel
 
@@ -30,6 +31,7 @@ def train_step(
     so the same call gives the same bits. rng: a Generator for dropout, needed where the model has any. max_norm: clip.
     Raises FloatingPointError when the loss is not finite; the parameters are then as they were.
     """
+    keep_freed_memory()
     loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng)
     norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
     if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -1,0 +1,8 @@
+"""`python -m minilora`: the same door as the command `minilora`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
