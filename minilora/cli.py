@@ -297,6 +297,106 @@ def generate(args: argparse.Namespace) -> int:
 
 
 @command(
+    option("model", "base", "a model's name, such as gpt3-175b, or a Hugging Face config.json", nargs="?"),
+    option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
+           metavar="NAME"),
+    option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),
+    option("--targets", "q_proj,v_proj", "layers to adapt, by commas", metavar="NAMES"),
+    option("--bottleneck", 64, "the width of bottleneck adapters", type=whole(1), metavar="N"),
+    option("--adapter-norm", False, "bottleneck adapters have a layer norm of their own", action="store_true"),
+    option("--tokens", 20, "virtual tokens of prompt and prefix tuning", type=whole(1), metavar="N"),
+    option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
+    option("--batch", 1, "texts a training step", type=whole(1), metavar="N"),
+    option("--length", None, "tokens a text (default the context, at most 2,048)", type=whole(1), metavar="N"),
+    option("--bits", None, "a base weight: 32, 16, 8 or 4 (default 16; our own model 32)", type=whole(1), metavar="N"),
+    option("--optimizer", "adamw", "adamw, adamw-16bit or sgd", metavar="NAME"),
+    option("--engine", None, "what is kept for the backward pass: pytorch, flash or minilora", metavar="NAME"),
+    option("--compare", False, "all methods side by side", action="store_true"),
+    option("--paper", False, "the tables of the LoRA paper, by formula and as printed", action="store_true"),
+    option("--json", False, "print JSON in place of tables", action="store_true"),
+    example="minilora count gpt3-175b --method lora --rank 4 --targets q_proj,v_proj",
+)  # fmt: skip
+def count(args: argparse.Namespace) -> int:
+    """Count what a method costs: parameters, checkpoint, memory, operations.
+
+    From a model's architecture alone, exactly, for any model from our own to GPT-3.
+    """
+    from .analysis import counting
+
+    targets = tuple(name.strip() for name in args.targets.split(",") if name.strip())
+    method = {} if args.compare else {"method": args.method}
+    elsewhere = ("command", "traceback", "model", "method", "targets", "compare", "paper", "json")
+    options = {name: value for name, value in vars(args).items() if name not in elsewhere}
+    options["target_modules"] = targets
+    if args.paper:
+        rows = {"rows": counting.paper_rows(), "savings": counting.savings()}
+        print(json.dumps(rows) if args.json else counting.paper_table())
+    elif args.json:
+        print(
+            json.dumps((counting.compare_records if args.compare else counting.count)(args.model, **method, **options))
+        )
+    else:
+        print((counting.compare if args.compare else counting.table)(args.model, **method, **options))
+    return 0
+
+
+@command(
+    option("name", None, "one study, or all", metavar="STUDY"),
+    option("--quick", False, "every study in reduced form, in minutes", action="store_true"),
+    option(
+        "--output", None, "the folder for the records (default figures/data; with --quick runs/quick)", metavar="DIR"
+    ),
+    option("--cache", "runs/study", "the folder where finished runs are kept", metavar="DIR"),
+    option("--force", False, "make records anew that are there already", action="store_true"),
+    example="minilora study ranks --quick",
+)  # fmt: skip
+def study(args: argparse.Namespace) -> int:
+    """Put a question of the lecture to the base model, by training it many times.
+
+    The studies: methods (LoRA against all weights), matrices, ranks, rates (learning rates), starts (initialisation),
+    data (how much text), spectra, truncation and subspaces (where the update lives).
+
+    Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
+    """
+    from .analysis import studies
+
+    names = list(studies.STUDIES) if args.name == "all" else [args.name]
+    if names[0] not in studies.STUDIES:
+        raise ValueError(f"no study {args.name!r}{did_you_mean(args.name, [*studies.STUDIES, 'all'])}")
+    scale = studies.QUICK if args.quick else studies.FULL
+    folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
+    require_writable(folder)
+    there = [folder / f"{name}.json" for name in names if (folder / f"{name}.json").exists()]
+    if there and not args.force:
+        raise ValueError(f"{', '.join(map(str, there))} are there already; --force makes them anew")
+    for name in names:
+        started = time.perf_counter()
+        path = studies.run_study(name, scale, folder, args.cache, force=True, progress=sys.stderr.isatty())
+        print(f"{name:<12}{time.perf_counter() - started:>6.0f} s   {path}", flush=True)
+    print(f"draw them    minilora figures --data {shlex.quote(str(folder))}")
+    return 0
+
+
+@command(
+    option("names", None, "figures to draw (default all)", nargs="*", metavar="FIGURE"),
+    option("--data", "figures/data", "the folder with the records", metavar="DIR"),
+    option("--output", "figures", "the folder for the pictures", metavar="DIR"),
+    example="minilora figures truncation rates",
+)
+def figures(args: argparse.Namespace) -> int:
+    """Draw the figures of the studies from their saved records.
+
+    Each is a PNG, an SVG and a caption that says what it shows. The same records give the same bytes.
+    """
+    from .analysis import study_figures
+
+    require_writable(Path(args.output))
+    for path in study_figures.draw(args.names or None, args.data, args.output):
+        print(path)
+    return 0
+
+
+@command(
     option("--primitive", None, "one primitive, entry by entry, in place of the whole table",
            type=one_of(*EXAMPLES), metavar="NAME"),
     option("--method", None, "one method in place of all three", type=one_of(*TOLERANCE), metavar="NAME"),

@@ -98,10 +98,13 @@ def quoted(text: str, most: int) -> str:
 
 
 def continue_names(model: ml.GPT, seed: int) -> None:
-    """How the model ends the first line of names that are begun for it."""
-    print("\n  how it goes on with a name that is begun ...")
+    """How the model ends, twice each, the first line of names that are begun for it."""
+    print("\n  how it goes on with a name that is begun (before the dots)")
     for prompt in PROMPTS:
-        print(f"  | {prompt}... {sample(model, prompt, 50, seed)[len(prompt) :].partition(chr(10))[0]}"[:79])
+        begun = np.tile(ml.encode("\n" + prompt), (2, 1))  # (2, T)
+        for tokens in model.generate(begun, 50, temperature=0.8, rng=seed):
+            ending = ml.decode(tokens[begun.shape[1] :]).partition("\n")[0]
+            print(f"  | {prompt}... {ending}"[:79].rstrip())
 
 
 def check_the_gradients(story: Story) -> None:

@@ -63,7 +63,8 @@ def test_help_explains_with_an_example_that_parses(name, capsys, here, monkeypat
     out = capsys.readouterr().out
     example = out.split("example:\n")[1].strip()
     assert max(map(len, out.splitlines())) <= 80
-    assert all(flag in out for flag, _ in COMMANDS[name].options)
+    shown = [flag if flag.startswith("-") else how.get("metavar", flag) for flag, how in COMMANDS[name].options]
+    assert all(word in out for word in shown)
     import shlex
 
     words = shlex.split(example)
@@ -301,3 +302,73 @@ def test_python_m_minilora_and_a_closed_pipe():
 def test_the_door_opens_without_matplotlib():
     code = "import sys, minilora.cli; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+# --- count, study and figures: what they compute is tested in tests/analysis.
+
+
+def test_count_prints_the_objects_keys(capsys):
+    assert main(["count", "gpt3-175b", "--method", "lora", "--rank", "4", "--targets", "q_proj,v_proj", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == [
+        "model", "method", "rank", "target_modules", "total_parameters", "trainable_parameters", "trainable_fraction",
+        "checkpoint_bytes", "training_memory_bytes",
+    ]  # fmt: skip
+    assert record["trainable_parameters"] == 96 * 2 * 4 * (12288 + 12288)  # layers x (q, v) x r x (d_in + d_out)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--compare"], ["--paper"], ["gpt2", "--method", "houlsby", "--bottleneck", "8"]]
+)
+def test_count_prints_tables_of_80_columns(words, capsys):
+    assert main(["count", *words]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) > 10 and max(map(len, out.splitlines())) <= 80
+
+
+def test_count_compares_every_method(capsys):
+    from minilora.analysis.counting import METHODS
+
+    assert main(["count", "gpt2", "--compare", "--json"]) == 0
+    assert [record["method"] for record in json.loads(capsys.readouterr().out)] == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["count", "gpt5"], "unknown model 'gpt5' (did you mean 'gpt2'?)"),
+        (["count", "--method", "lore"], "unknown method 'lore' (did you mean 'lora'?)"),
+        (["count", "--rank", "0"], "expected a whole number, 1 or more"),
+        (["study", "rank"], "no study 'rank'; did you mean 'ranks'?"),
+        (["figures", "spectr"], "no figure 'spectr'"),
+    ],
+)
+def test_mistakes_in_the_analysis_commands(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert expected in err and err.count("\n") == 1
+
+
+def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
+    from minilora.analysis import studies
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(studies.STUDIES, "ranks", lambda runs: [{"rank": 1, "steps": runs.scale.steps}])
+    assert main(["study", "ranks", "--quick"]) == 0
+    assert "minilora figures --data runs/quick" in capsys.readouterr().out
+    assert studies.load_records("ranks", "runs/quick")["rows"] == [{"rank": 1, "steps": studies.QUICK.steps}]
+    assert main(["study", "ranks", "--quick"]) == 2
+    assert "ranks.json are there already; --force makes them anew" in capsys.readouterr().err
+    assert main(["study", "ranks", "--quick", "--force"]) == 0
+    assert main(["study", "ranks"]) == 0  # the full one has a folder of its own
+    assert studies.load_records("ranks", "figures/data")["rows"][0]["steps"] == studies.FULL.steps
+
+
+def test_figures_draws_what_needs_no_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["figures", "lora-layer", "--output", "pictures"]) == 0
+    paths = capsys.readouterr().out.split()
+    assert paths == [f"pictures/lora-layer.{kind}" for kind in ("png", "svg", "txt")]
+    assert main(["figures", "ranks"]) == 2
+    assert "`minilora study ranks` makes them" in capsys.readouterr().err

@@ -95,6 +95,19 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
     return list(placed)
 
 
+def written_ticks(axes: Axes, values: Sequence[float], words: str = "{:g}") -> None:
+    """A log axis with ticks at these values only, written out."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(values)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.format(x)))
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... up to the last that is not above `most`."""
+    return [2**k for k in range(int(np.log2(most)) + 1)]
+
+
 def loss_curves(
     curves: Mapping[str, Mapping[str, Sequence[float]]], base_loss: float, trained: Mapping[str, int]
 ) -> Figure:
@@ -157,11 +170,9 @@ def spectra(values: Mapping[str, Sequence[np.ndarray]]) -> Figure:
             else:
                 place = longest // 5
                 axes.annotate(name, (place + 1, mean[place]), (8, 22), va="bottom", **label)
-        axes.set(xscale="log", yscale="log", xlim=(0.93, longest * 1.08), ylim=(floor, 1.3))
+        written_ticks(axes, powers_of_two(longest))
+        axes.set(yscale="log", xlim=(0.93, longest * 1.08), ylim=(floor, 1.3))
         axes.set(xlabel="index of the singular value", ylabel="singular value / largest")
-        axes.xaxis.set_major_locator(FixedLocator([2**k for k in range(int(np.log2(longest)) + 1)]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         _title(axes, _spectra_title(values, longest))
     return figure
 
@@ -189,7 +200,7 @@ def matrices(weight: np.ndarray, B: np.ndarray, A: np.ndarray, scale: float, nam
     delta, trained = scale * (B @ A), f"{A.size + B.size:,} trained"
     panels = (  # array, what stands under it, its colour, the sign after it and the inches that takes
         (weight, f"W\n{m} × {n}\n{weight.size:,} frozen", GREY, "+", 0.45),
-        (delta, f"ΔW\n{m} × {n}\nrank {np.linalg.matrix_rank(delta)}", VERMILLION, f"= {scale:g} ·", 0.95),
+        (delta, f"ΔW\n{m} × {n}\nrank {np.linalg.matrix_rank(delta)}", VERMILLION, f"where\nΔW = {scale:g} ·", 1.35),
         (B, f"B\n{m} × {r}", BLUE, "·", 0.5),
         (A, f"A\n{r} × {n}\n{trained}", BLUE, "", 0.0),
     )
@@ -204,7 +215,7 @@ def matrices(weight: np.ndarray, B: np.ndarray, A: np.ndarray, scale: float, nam
             axes = figure.add_axes((x / SIZE[0], (top - height) / SIZE[1], width / SIZE[0], height / SIZE[1]))
             _heat_map(axes, array, colour)
             _text(figure, x + width / 2, top - height - 0.12, words, color=colour, va="top")
-            _text(figure, x + width + after / 2, top - m * inch / 2, sign, fontsize=20, va="center")
+            _text(figure, x + width + after / 2, top - m * inch / 2, sign, fontsize=18, va="center")
             x += width + after
         words = f"LoRA trains {A.size + B.size:,} numbers in place of {weight.size:,}"
         figure.text(0.3 / SIZE[0], 0.95, textwrap.fill(words, TITLE_WIDTH), va="top", fontsize=17, fontweight="bold")

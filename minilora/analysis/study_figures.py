@@ -1,0 +1,157 @@
+"""The lecture's figures by name, each drawn from a study's records alone (`studies.load_records`), or from a formula.
+
+    draw()                              every figure, from figures/data into figures
+    draw(["ranks"], "my/data", "my")    one
+    FIGURES                             {figure: (the studies it needs, the function that draws it)}
+
+The title of a figure is its conclusion, computed from the records. Two means over seeds are called different only where
+the ranges over the seeds do not overlap; else the title says that there is no clear difference. Error bars and bands
+reach from the least to the most over the seeds (half that distance to each side of the mean), or over the matrices
+where a caption says so. A figure carries its lesson as its label, and `caption` puts it behind what the figure shows.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..nn.storage import write_beside
+from . import account_figures, choice_figures, diagrams, learning_figures, rank_figures
+from .figures import save
+from .studies import load_records
+
+FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "lora-layer": ((), diagrams.lora_layer),
+    "lora-tape": ((), diagrams.lora_tape),
+    "loss-curves": (("methods",), learning_figures.loss_curves),
+    "forgetting": (("methods",), learning_figures.forgetting),
+    "costs": (("methods",), learning_figures.costs),
+    "spectra": (("spectra",), rank_figures.spectra),
+    "energy": (("spectra",), rank_figures.energy),
+    "truncation": (("truncation",), rank_figures.truncation),
+    "similarity": (("subspaces",), rank_figures.similarity),
+    "amplification": (("subspaces",), rank_figures.amplification),
+    "intruders": (("spectra",), rank_figures.intruders),
+    "matrices": (("matrices",), choice_figures.matrices),
+    "ranks": (("ranks",), choice_figures.rank_choice),
+    "rates": (("rates",), choice_figures.rates),
+    "scaling": (("rates",), choice_figures.scaling),
+    "starts": (("starts",), choice_figures.starts),
+    "data": (("data",), learning_figures.data),
+    "parameters": ((), account_figures.parameter_counts),
+    "memory": ((), account_figures.memory),
+}
+
+CAPTIONS: dict[str, str] = {
+    "lora-layer": "A LoRA layer: blue with a solid edge is trained, grey with a dashed edge is frozen.",
+    "lora-tape": (
+        "The tape of a LoRA layer and of a frozen layer after it, recorded while drawing, beside the tape of the "
+        "same layers fully trained: each row is one vjp, and the arrays that it keeps for the backward pass."
+    ),
+    "loss-curves": (
+        "Validation loss on the new text while fine-tuning; lines are means over seeds, bands reach from the "
+        "least to the most."
+    ),
+    "forgetting": (
+        "Loss on the new text and on the old text (what the base model was trained on), before fine-tuning (star) "
+        "and after; error bars are the spread over seeds."
+    ),
+    "costs": (
+        "Seconds of a training step, memory of training and bytes to store for a task, as measured on this model."
+    ),
+    "spectra": (
+        "Singular values of every adapted matrix's change, each over the largest of its matrix: medians over "
+        "matrices and seeds, the bands hold the middle 80 %. Random: Gaussian matrices of the same shape and "
+        "norm."
+    ),
+    "energy": (
+        "The share of the squared Frobenius norm of the change that its best approximation of rank r holds: means "
+        "over matrices and seeds, the bands hold the middle 80 %."
+    ),
+    "truncation": (
+        "Validation loss when full fine-tuning's change is cut to its best approximation of rank r (0: left out), "
+        "and of LoRA trained at rank r; error bars are the spread over seeds."
+    ),
+    "similarity": (
+        "Subspace similarity (Hu et al. 2021, eq. 4), 1 where one subspace holds the other, 0 where they are "
+        "orthogonal, of the first i and the first j singular directions of A (right) and of B (left): between "
+        "LoRA of ranks 8 and 64, between two seeds at rank 64, and between rank 64 and a random matrix. Means "
+        "over matrices; the numbers are the first directions and the first eight."
+    ),
+    "amplification": (
+        "Left: how much of the frozen W lies in the first 4 singular directions of W itself, of LoRA's change and "
+        "of a random matrix (Hu et al. 2021, table 7). Right: how much larger the change is than W in the "
+        "change's directions."
+    ),
+    "intruders": (
+        "Intruder dimensions (Shuttleworth et al. 2024): singular vectors among the first ten of the tuned matrix "
+        "whose cosine with every singular vector of the base matrix is below one half."
+    ),
+    "matrices": (
+        "Validation loss after LoRA on different matrices, at one number of trained parameters; error bars are "
+        "the spread over seeds."
+    ),
+    "ranks": "Validation loss after LoRA on all matrices, against its rank; error bars are the spread over seeds.",
+    "rates": (
+        "Validation loss against the learning rate, for LoRA of rank 8 and full fine-tuning; a ring marks the best "
+        "rate; error bars are the spread over seeds."
+    ),
+    "scaling": (
+        "Validation loss against the learning rate for LoRA of ranks 2, 8 and 32, with the update scaled by alpha "
+        "/ r and by alpha / sqrt(r), which agree at r = 8."
+    ),
+    "starts": (
+        "Three ways to begin: left the loss at step 0 and after training, right the norms of the gradients of all "
+        "A and all B at step 0."
+    ),
+    "data": (
+        "Validation loss against the amount of training text, for LoRA of rank 1, of rank 8 and full fine-tuning; "
+        "error bars are the spread over seeds."
+    ),
+    "parameters": (
+        "Trained parameters, computed from the architectures: full fine-tuning; bottleneck adapters of width 64 "
+        "(Houlsby et al. 2019); LoRA of rank 4 on q and v; a prompt of 20 tokens (Lester et al. 2021)."
+    ),
+    "memory": (
+        "Memory of a training step by part, computed, in 10^9 bytes: full fine-tuning in 16-bit mixed precision, "
+        "and LoRA on a frozen base held in 16, 8 and 4 bits."
+    ),
+}
+
+
+def caption(name: str, figure: Figure) -> str:
+    """What a figure shows, and what these records say: the text to print under it."""
+    return f"{CAPTIONS[name]} {figure.get_label()}"
+
+
+def make(name: str, data_folder: str | Path = "figures/data") -> Figure:
+    """One figure from the records in a folder.
+
+    Raises ValueError for a figure that does not exist and for records that do not fit; FileNotFoundError, naming the
+    study that makes them, for records that are not there.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"figures: no figure {name!r}; there are {', '.join(FIGURES)}")
+    studies, function = FIGURES[name]
+    return function(*(load_records(study, data_folder) for study in studies))
+
+
+def draw(
+    names: Iterable[str] | None = None,
+    data_folder: str | Path = "figures/data",
+    output_folder: str | Path = "figures",
+) -> list[Path]:
+    """Draw figures (default: all) into a folder as NAME.png and NAME.svg, with NAME.txt, the caption: -> the paths.
+
+    The same records give the same bytes. Nothing is written unless all of them can be drawn. Raises as `make` does.
+    """
+    names = list(FIGURES) if names is None else [names] if isinstance(names, str) else list(names)
+    made = {name: make(name, data_folder) for name in names}
+    paths: list[Path] = []
+    for name, figure in made.items():
+        stem = Path(output_folder) / name
+        paths += save(figure, stem)
+        words = textwrap.fill(caption(name, figure), 100) + "\n"
+        paths.append(write_beside(f"{stem}.txt", lambda file, text=words: file.write(text.encode())))  # type: ignore[misc]
+    return paths

@@ -1,0 +1,54 @@
+"""Findings: what is clearly different, how it is told, and records that lack something are refused by name."""
+
+import pytest
+
+from minilora.analysis import findings
+from minilora.analysis.choice_figures import rank_choice
+
+
+def mean(loss, spread):
+    return {"loss": loss, "loss_spread": spread}
+
+
+def test_different_is_what_lies_further_apart_than_both_spreads():
+    assert findings.clearly(mean(1.0, 0.25), mean(2.0, 0.5)) == -1
+    assert findings.clearly(mean(2.0, 0.25), mean(1.0, 0.5)) == 1
+    assert findings.clearly(mean(1.0, 0.5), mean(2.0, 0.5)) == 0  # the ranges touch
+    rows = [mean(2.0, 0.1), mean(1.0, 0.1), mean(1.15, 0.1)]
+    assert findings.best_of(rows) == (rows[1], rows[1:])
+
+
+def test_the_spread_over_seeds_is_that_of_their_means():
+    rows = [{"seed": seed, "n": n} for seed, n in ((0, 1), (0, 3), (1, 5), (1, 9))]  # means 2 and 7
+    assert findings.over_seeds(rows, "n") == {"n": 4.5, "n_spread": 2.5}
+
+
+def test_findings_in_words():
+    assert findings.joined({"a": "x", "b": "x"}) == "x on each text" and findings.joined({"a": "x"}) == "x"
+    assert findings.joined({"a": "x", "b": "y"}) == "on a x; on b y"
+    assert [findings.percent(share) for share in (0, 0.004, 0.094, 1)] == ["0 %", "0.4 %", "9 %", "100 %"]
+    assert findings.listed(["q"]) == "q" and findings.listed(["q", "k", "v"]) == "q, k and v"
+    assert findings.seeds_note([{"seeds": 3}, {"seeds": 1}]) and not findings.seeds_note([{"seeds": 2}])
+
+
+def test_rows_are_chosen_ordered_and_grouped():
+    rows = [{"name": f"blocks.{i}.attn.{kind}_proj", "n": -i} for i in (0, 1) for kind in "qv"]
+    assert findings.by_kind(rows) == {"q": rows[::2], "v": rows[1::2]}
+    assert findings.ordered(rows, "n", name="blocks.1.attn.q_proj") == [rows[2]]
+    assert [row["n"] for row in findings.ordered(rows, "n")] == [-1, -1, 0, 0]
+    assert findings.each(rows, "n") == [0, -1]
+
+
+def test_records_that_lack_something(figure_of):
+    with pytest.raises(ValueError, match=r"row 0 .* 'ranks' has no 'loss_spread'.*study ranks --force"):
+        figure_of("ranks", lambda row: row.pop("loss_spread"))
+    with pytest.raises(ValueError, match="loss is nan in row 0"):
+        figure_of("ranks", lambda row: row.update(loss=float("nan")))
+    with pytest.raises(ValueError, match="no row with corpus = 'new', method = 'full'"):
+        figure_of("loss-curves", lambda row: row.update(method="lora"))
+    with pytest.raises(ValueError, match="have no rows"):
+        rank_choice({"study": "ranks", "rows": []})
+    with pytest.raises(ValueError, match="got the records of 'list'"):
+        rank_choice([])
+    with pytest.raises(ValueError, match="no learning rate of 'r=8, alpha/r' gave a finite loss"):
+        figure_of("rates", lambda row: row.update(loss=float("inf")))
