@@ -167,13 +167,21 @@ def data(records: Records) -> Figure:
 
 
 def _loses(lora: Sequence[Row], full: Sequence[Row]) -> str:
-    """From which amount of text on LoRA stays clearly worse than full fine-tuning."""
+    """Up to which amount of text LoRA is clearly better than full fine-tuning, and from which on clearly worse."""
     signs = [clearly(a, b) for a, b in zip(lora, full, strict=True)]
     worse = next((i for i in range(len(signs)) if all(sign > 0 for sign in signs[i:])), None)
+    better = next((i for i, sign in enumerate(signs) if sign >= 0), len(signs))
+    wins = f"wins up to {lora[better - 1]['characters']:,} characters" if better else ""
     if worse == 0:
         return "loses to full at every amount"
     if worse is not None:
-        return f"loses from {lora[worse]['characters']:,} characters on"
+        return (
+            f"{wins}, loses from {lora[worse]['characters']:,} on"
+            if wins
+            else (f"loses from {lora[worse]['characters']:,} characters on")
+        )
+    if wins:
+        return "wins at every amount" if better == len(signs) else wins
     if all(sign == 0 for sign in signs):
         return "shows no clear difference from full"
     if all(sign <= 0 for sign in signs):
