@@ -378,6 +378,28 @@ def study(args: argparse.Namespace) -> int:
 
 
 @command(
+    option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", metavar="NAMES"),
+    option("--repeats", 15, "timed steps of each kind", type=whole(1), metavar="N"),
+    option("--json", False, "print JSON in place of the table", action="store_true"),
+    example="minilora bench --sizes tiny,gpt2",
+)
+def bench(args: argparse.Namespace) -> int:
+    """Time a training step, beside PyTorch's where it is installed.
+
+    LoRA and all weights, the same shapes, data and threads, taking turns: only the ratios mean anything.
+    """
+    from .analysis import bench as benchmark
+
+    sizes = [name.strip() for name in args.sizes.split(",") if name.strip()]
+    for name in sizes:
+        if name not in benchmark.SIZES:
+            raise ValueError(f"no size {name!r}{did_you_mean(name, list(benchmark.SIZES))}")
+    records = [benchmark.bench(size, method, args.repeats) for size in sizes for method in benchmark.METHODS]
+    print(json.dumps(records) if args.json else benchmark.table(records))
+    return 0
+
+
+@command(
     option("names", None, "figures to draw (default all)", nargs="*", metavar="FIGURE"),
     option("--data", "figures/data", "the folder with the records", metavar="DIR"),
     option("--output", "figures", "the folder for the pictures", metavar="DIR"),

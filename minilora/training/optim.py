@@ -1,13 +1,27 @@
 """Optimisers: what a gradient does to a parameter. Each is PyTorch's update, exactly, in plain arithmetic."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import Tensor
+from .parallel import in_parallel
+
+PIECE = 2**17  # numbers updated at a time, so that temporaries stay in a core's cache
+LOTS = 8  # that the pieces of large parameters are dealt into, for the cores to share
+
+
+def _pieces(p: Array, *others: Array) -> Iterator[tuple]:
+    """A parameter and the arrays of its shape, cut alike. An update goes entry by entry, so the bits are the same."""
+    if p.size <= PIECE or not p.flags.c_contiguous or array_module(p) is not np:
+        yield p, *others
+        return
+    flat = [array.reshape(-1) for array in (p, *others)]
+    for start in range(0, p.size, PIECE):
+        yield tuple(array[start : start + PIECE] for array in flat)
 
 
 class Optimizer:
@@ -39,10 +53,15 @@ class Optimizer:
         for slot in self.slots() if self.steps == 0 else ():
             self.state[slot] = [array_module(p.data).zeros_like(p.data) for p in self.parameters]
         self.steps += 1
+        pieces: list[tuple] = []
         for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
             if g is not None:  # as in PyTorch: a parameter the loss did not reach stays
                 self.ages[i] += 1
-                self.update(p.data, g, self.ages[i], *(arrays[i] for arrays in self.state.values()))
+                state = (arrays[i] for arrays in self.state.values())
+                pieces += [(self.ages[i], *piece) for piece in _pieces(p.data, g, *state)]
+        lots = 1 if sum(p.size for p in self.parameters) <= PIECE else min(LOTS, len(pieces))
+        dealt = [pieces[i::lots] for i in range(lots)]
+        in_parallel(lambda *lot: [self.update(p, g, t, *state) for t, p, g, *state in lot], dealt)
 
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has accumulated."""

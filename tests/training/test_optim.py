@@ -233,3 +233,21 @@ def test_short_gradients_stay_as_they_are():
     clip_gradients(gs, 100.0)
     for g, before in zip(gs, gradients(0), strict=True):
         np.testing.assert_array_equal(g, before)
+
+
+@pytest.mark.parametrize("make", [lambda p: ml.AdamW(p, 0.1), lambda p: ml.SGD(p, 0.1, momentum=0.9, weight_decay=0.1)])
+def test_large_parameters_are_updated_in_pieces_to_the_same_bits(make, monkeypatch):
+    from minilora.training import optim
+
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(7, 11)), rng.normal(size=(3, 7, 11))
+    results = []
+    for piece, order in ((10**6, "C"), (10, "C"), (10, "F")):  # whole; in 8 pieces; laid out so that it cannot be cut
+        monkeypatch.setattr(optim, "PIECE", piece)
+        p = ml.Tensor(np.array(start, order=order), requires_grad=True)
+        optimizer = make([p])
+        for g in gradients:
+            optimizer.step([np.array(g, order=order)])
+        results.append(p.data)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
