@@ -60,8 +60,11 @@ class Optimizer:
                 state = (arrays[i] for arrays in self.state.values())
                 pieces += [(self.ages[i], *piece) for piece in _pieces(p.data, g, *state)]
         lots = 1 if sum(p.size for p in self.parameters) <= PIECE else min(LOTS, len(pieces))
-        dealt = [pieces[i::lots] for i in range(lots)]
-        in_parallel(lambda *lot: [self.update(p, g, t, *state) for t, p, g, *state in lot], dealt)
+        in_parallel(self._update_all, [tuple(pieces[i::lots]) for i in range(lots)])
+
+    def _update_all(self, *lot: tuple) -> None:
+        for t, p, g, *state in lot:
+            self.update(p, g, t, *state)
 
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has accumulated."""
