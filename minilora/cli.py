@@ -546,8 +546,7 @@ def describe_run(run: ml.Run, method: str) -> None:
     model, corpus, s = run.model, run.corpus, run.settings
     trained = model.count(trainable=True)
     total = model.count() - (trained if lora_layers(model) else 0)  # of the base model
-    print(f"corpus            {corpus.name}: {len(corpus.train):,} characters to train on, "
-          f"{len(corpus.validation):,} to validate")  # fmt: skip
+    print(f"corpus            {corpus.name}: {len(corpus.train):,} characters, {len(corpus.validation):,} held out")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
     print(f"steps             {s.steps:,} of {s.batch_size} x {model.config.block_size} characters, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
