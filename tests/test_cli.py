@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,7 +369,7 @@ def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypa
 def test_figures_draws_what_needs_no_records(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["figures", "lora-layer", "--output", "pictures"]) == 0
-    paths = capsys.readouterr().out.split()
-    assert paths == [f"pictures/lora-layer.{kind}" for kind in ("png", "svg", "txt")]
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert paths == [Path("pictures", f"lora-layer.{kind}") for kind in ("png", "svg", "txt")]
     assert main(["figures", "ranks"]) == 2
     assert "`minilora study ranks` makes them" in capsys.readouterr().err
