@@ -346,7 +346,7 @@ def count(args: argparse.Namespace) -> int:
     option(
         "--output", None, "the folder for the records (default figures/data; with --quick runs/quick)", metavar="DIR"
     ),
-    option("--cache", "runs/study", "the folder where finished runs are kept", metavar="DIR"),
+    option("--cache", "runs/study", "where finished runs are kept; delete it to train anew", metavar="DIR"),
     option("--force", False, "make records anew that are there already", action="store_true"),
     example="minilora study ranks --quick",
 )  # fmt: skip
@@ -366,12 +366,12 @@ def study(args: argparse.Namespace) -> int:
     scale = studies.QUICK if args.quick else studies.FULL
     folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
     require_writable(folder)
-    there = [folder / f"{name}.json" for name in names if (folder / f"{name}.json").exists()]
-    if there and not args.force:
-        raise ValueError(f"{', '.join(map(str, there))} are there already; --force makes them anew")
     for name in names:
+        if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
+            print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)
+            continue  # an interrupted `all` goes on with the study it was in
         started = time.perf_counter()
-        path = studies.run_study(name, scale, folder, args.cache, force=True, progress=sys.stderr.isatty())
+        path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())
         print(f"{name:<12}{time.perf_counter() - started:>6.0f} s   {path}", flush=True)
     print(f"draw them    minilora figures --data {shlex.quote(str(folder))}")
     return 0

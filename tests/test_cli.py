@@ -360,7 +360,7 @@ def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypa
     assert "minilora figures --data runs/quick" in capsys.readouterr().out
     assert studies.load_records("ranks", "runs/quick")["rows"] == [{"rank": 1, "steps": studies.QUICK.steps}]
     assert main(["study", "ranks", "--quick"]) == 2
-    assert "ranks.json are there already; --force makes them anew" in capsys.readouterr().err
+    assert "ranks.json is there already; --force makes it anew" in capsys.readouterr().err
     assert main(["study", "ranks", "--quick", "--force"]) == 0
     assert main(["study", "ranks"]) == 0  # the full one has a folder of its own
     assert studies.load_records("ranks", "figures/data")["rows"][0]["steps"] == studies.FULL.steps
@@ -373,3 +373,22 @@ def test_figures_draws_what_needs_no_records(tmp_path, monkeypatch, capsys):
     assert paths == [Path("pictures", f"lora-layer.{kind}") for kind in ("png", "svg", "txt")]
     assert main(["figures", "ranks"]) == 2
     assert "`minilora study ranks` makes them" in capsys.readouterr().err
+
+
+def test_study_all_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    from minilora.analysis import studies
+
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def stopped(runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        studies, "STUDIES", {"ranks": lambda runs: [{"n": done.append("ranks") or 1}], "rates": stopped}
+    )
+    assert main(["study", "all", "--quick"]) == 130
+    studies.STUDIES["rates"] = lambda runs: [{"n": done.append("rates") or 1}]
+    assert main(["study", "all", "--quick"]) == 0
+    assert done == ["ranks", "rates"]
+    assert "ranks.json; --force makes it anew" in capsys.readouterr().out
