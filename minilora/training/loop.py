@@ -76,9 +76,8 @@ def loss_and_gradients(
 
 def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: float) -> str:
     """Which step and which parameter: what a person needs to know about a loss that is not finite."""
-    values = [
-        (name, p.data) for name, p in model.named_parameters()
-    ]  # one that is broken breaks every gradient, so first
+    # Values before gradients: one broken value breaks every gradient.
+    values = [(name, p.data) for name, p in model.named_parameters()]
     names = {id(p): name for name, p in model.named_parameters()}
     values += [(names.get(id(p), "none"), g) for p, g in zip(optimizer.parameters, gradients, strict=True)]
     culprit = next((name for name, array in values if not bool(array_module(array).isfinite(array).all())), "none")

@@ -18,9 +18,8 @@ def cores() -> int:
 
 @functools.cache
 def _pool() -> Any:
-    from concurrent.futures import (
-        ThreadPoolExecutor,
-    )  # imported at the first step, so that `import minilora` stays quick
+    # imported at the first step, so that `import minilora` stays quick
+    from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(cores(), thread_name_prefix="minilora")
 
