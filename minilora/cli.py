@@ -402,6 +402,7 @@ def bench(args: argparse.Namespace) -> int:
 @command(
     option("names", None, "figures to draw (default all)", nargs="*", metavar="FIGURE"),
     option("--data", "figures/data", "the folder with the records", metavar="DIR"),
+    option("--corpus", "unicode-names", "the text, in figures that show one", metavar="NAME"),
     option("--output", "figures", "the folder for the pictures", metavar="DIR"),
     example="minilora figures truncation rates",
 )
@@ -413,7 +414,7 @@ def figures(args: argparse.Namespace) -> int:
     from .analysis import study_figures
 
     require_writable(Path(args.output))
-    for path in study_figures.draw(args.names or None, args.data, args.output):
+    for path in study_figures.draw(args.names or None, args.data, args.output, args.corpus):
         print(path)
     return 0
 

@@ -7,6 +7,7 @@ character on held-out text, times in seconds, sizes in bytes.
 """
 
 import hashlib
+import itertools
 import json
 import time
 import tracemalloc
@@ -326,18 +327,19 @@ def study_rates(runs: Runs) -> list[dict[str, Any]]:
         kinds.append((f"r={rank}, alpha/r", {"rank": rank, "alpha": 16.0}))
         if rank != 8:
             kinds.append((f"r={rank}, alpha/sqrt(r)", {"rank": rank, "alpha": 16 / 8**0.5, "rank_stabilized": True}))
-    for name, changes in kinds:
-        for lr in runs.scale.learning_rates:
-            rows.append({"kind": name, "lr": lr, **_over_seeds(runs, runs.spec(lr=lr, keep=True, **changes), "loss")})
+    for corpus in runs.scale.corpora:
+        for name, changes in kinds:
+            for lr in runs.scale.learning_rates:
+                spec = runs.spec(corpus=corpus, lr=lr, keep=True, **changes)
+                rows.append({"corpus": corpus, "kind": name, "lr": lr, **_over_seeds(runs, spec, "loss")})
     return rows
 
 
 def study_starts(runs: Runs) -> list[dict[str, Any]]:
     """What the initialisation does: loss at step 0, gradient norms of A and B at step 0, loss after training."""
     rows = []
-    lr = best_rate(runs, "lora", "unicode-names")
-    for start in ("lora", "both zero", "both random"):
-        spec = runs.spec(start=start, lr=lr)
+    for corpus, start in itertools.product(runs.scale.corpora, ("lora", "both zero", "both random")):
+        spec = runs.spec(corpus=corpus, start=start, lr=best_rate(runs, "lora", corpus))
         tokens, targets = runs.corpus(spec.corpus).validation_windows(128, 4)
         model = load_model("base")
         prepare(model, spec)
@@ -349,7 +351,7 @@ def study_starts(runs: Runs) -> list[dict[str, Any]]:
         for record in records:
             record["first"] = record["curve"]["loss"][0]
         numbers = summarise(records, "before", "first", "loss")
-        rows.append({"start": start, "gradient_A": norms[0], "gradient_B": norms[1], **numbers})
+        rows.append({"corpus": corpus, "start": start, "gradient_A": norms[0], "gradient_B": norms[1], **numbers})
     return rows
 
 
@@ -360,12 +362,11 @@ def _halves(items: list) -> tuple[list, list]:
 def study_data(runs: Runs) -> list[dict[str, Any]]:
     """How much text: LoRA at ranks 1 and 8 against full fine-tuning on more and more characters."""
     rows = []
-    for method, rank in (("lora", 1), ("lora", 8), ("full", 8)):
-        lr = best_rate(runs, method, "unicode-names")
+    for corpus, (method, rank) in itertools.product(runs.scale.corpora, (("lora", 1), ("lora", 8), ("full", 8))):
+        name, lr = "full" if method == "full" else f"LoRA r={rank}", best_rate(runs, method, corpus)
         for characters in runs.scale.characters:
-            spec = runs.spec(method=method, rank=rank, alpha=SCALE * rank, lr=lr, characters=characters)
-            name = "full" if method == "full" else f"LoRA r={rank}"
-            rows.append({"method": name, "characters": characters, **_over_seeds(runs, spec)})
+            spec = runs.spec(corpus=corpus, method=method, rank=rank, alpha=SCALE * rank, lr=lr, characters=characters)
+            rows.append({"corpus": corpus, "method": name, "characters": characters, **_over_seeds(runs, spec)})
     return rows
 
 
@@ -373,18 +374,23 @@ def study_spectra(runs: Runs) -> list[dict[str, Any]]:
     """The spectrum of every Delta W, of LoRA and of full fine-tuning, beside a random matrix's; and intruders."""
     rows = []
     base = load_model("base").state_dict()
-    for method in ("lora", "full"):
-        spec = runs.spec(method=method, lr=best_rate(runs, method, "unicode-names"), keep=True)
+    for corpus, method in itertools.product(runs.scale.corpora, ("lora", "full")):
+        spec = runs.spec(corpus=corpus, method=method, lr=best_rate(runs, method, corpus), keep=True)
         for seed in runs.scale.seeds:
             for name, delta in updates(runs, replace(spec, seed=seed), base).items():
                 spectrum = ranks.singular_values(delta)
                 before = base[f"{name}.weight"]
-                row: dict[str, Any] = {"method": method, "seed": seed, "name": name, **ranks.summary(spectrum)}
-                row["spectrum"] = [float(s) for s in spectrum]
-                row["random"] = [float(s) for s in ranks.singular_values(ranks.random_like(delta, seed))]
+                row: dict[str, Any] = {"corpus": corpus, "method": method, "seed": seed, "name": name}
+                row |= ranks.summary(spectrum)
+                row["spectrum"] = _short(spectrum)
+                row["random"] = _short(ranks.singular_values(ranks.random_like(delta, seed)))
                 row["intruders"] = len(ranks.intruder_dimensions(before, before + delta))
                 rows.append(row)
     return rows
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]  # more digits would only make the file longer
 
 
 def updates(runs: Runs, spec: Spec, base: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -400,41 +406,48 @@ def updates(runs: Runs, spec: Spec, base: dict[str, Any]) -> dict[str, np.ndarra
 def study_truncation(runs: Runs) -> list[dict[str, Any]]:
     """The hypothesis itself: full fine-tuning's Delta W truncated to rank r, beside LoRA trained at rank r."""
     rows = []
-    base, corpus = load_model("base").state_dict(), runs.corpus("unicode-names")
-    lr = {method: best_rate(runs, method, "unicode-names") for method in ("lora", "full")}
-    losses: dict[int, list[float]] = {}
-    for seed in runs.scale.seeds:
-        model = runs.model(runs.spec(method="full", lr=lr["full"], keep=True, seed=seed))
-        for r, state in ranks.truncations(base, model.state_dict(), (0, *runs.scale.ranks, 128)):
-            model.load_state_dict(state)
-            losses.setdefault(r, []).append(evaluate(model, corpus, runs.scale.windows))
-    for r, values in losses.items():
-        rows.append({"method": "truncated", "rank": r, **summarise([{"loss": value} for value in values], "loss")})
-    for r in runs.scale.ranks:
-        spec = runs.spec(rank=r, alpha=SCALE * r, lr=lr["lora"], keep=True)
-        rows.append({"method": "lora", "rank": r, **_over_seeds(runs, spec, "loss")})
+    base = load_model("base").state_dict()
+    for corpus in runs.scale.corpora:
+        lr = {method: best_rate(runs, method, corpus) for method in ("lora", "full")}
+        losses: dict[int, list[float]] = {}
+        for seed in runs.scale.seeds:
+            model = runs.model(runs.spec(corpus=corpus, method="full", lr=lr["full"], keep=True, seed=seed))
+            for r, state in ranks.truncations(base, model.state_dict(), (0, *runs.scale.ranks, 128)):
+                model.load_state_dict(state)
+                losses.setdefault(r, []).append(evaluate(model, runs.corpus(corpus), runs.scale.windows))
+        for r, values in losses.items():
+            numbers = summarise([{"loss": value} for value in values], "loss")
+            rows.append({"corpus": corpus, "method": "truncated", "rank": r, **numbers})
+        for r in runs.scale.ranks:
+            spec = runs.spec(corpus=corpus, rank=r, alpha=SCALE * r, lr=lr["lora"], keep=True)
+            rows.append({"corpus": corpus, "method": "lora", "rank": r, **_over_seeds(runs, spec, "loss")})
     return rows
 
 
 def study_subspaces(runs: Runs) -> list[dict[str, Any]]:
     """Section 7 of the paper: phi between ranks and between seeds, for A and for B, and table 7's amplification."""
-    lr = best_rate(runs, "lora", "unicode-names")
-    base = load_model("base").state_dict()
-    small, large, other = (
-        lora_layers(runs.model(runs.spec(rank=r, alpha=SCALE * r, lr=lr, keep=True, seed=seed)))
-        for r, seed in ((8, 0), (64, 1), (64, 2))  # seeds apart: from one seed, ranks would share rows of A
-    )
-    rows = []
-    for name in small:
-        row: dict[str, Any] = {"name": name}
-        for side, part in (("right", "lora_A"), ("left", "lora_B")):
-            first, second, third = (getattr(layers[name], part).data for layers in (small, large, other))
-            noise = np.random.default_rng(0).normal(size=third.shape)
-            row[f"{part}_ranks"] = ranks.similarity_grid(first, second, side, 8, 8).round(4).tolist()
-            row[f"{part}_seeds"] = ranks.similarity_grid(second, third, side, 8, 8).round(4).tolist()
-            row[f"{part}_random"] = ranks.similarity_grid(second, noise, side, 8, 8).round(4).tolist()
-        row |= ranks.projection_table(base[f"{name}.weight"], small[name].delta(), 4)
-        rows.append(row)
+    rows, base = [], load_model("base").state_dict()
+    for corpus in runs.scale.corpora:
+        small, large, other = (
+            lora_layers(
+                runs.model(
+                    runs.spec(
+                        corpus=corpus, rank=r, alpha=SCALE * r, lr=best_rate(runs, "lora", corpus), keep=True, seed=seed
+                    )
+                )
+            )
+            for r, seed in ((8, 0), (64, 1), (64, 2))  # seeds apart: from one seed, ranks would share rows of A
+        )
+        for name in small:
+            row: dict[str, Any] = {"corpus": corpus, "name": name}
+            for side, part in (("right", "lora_A"), ("left", "lora_B")):
+                first, second, third = (getattr(layers[name], part).data for layers in (small, large, other))
+                noise = np.random.default_rng(0).normal(size=third.shape)
+                row[f"{part}_ranks"] = ranks.similarity_grid(first, second, side, 8, 8).round(4).tolist()
+                row[f"{part}_seeds"] = ranks.similarity_grid(second, third, side, 8, 8).round(4).tolist()
+                row[f"{part}_random"] = ranks.similarity_grid(second, noise, side, 8, 8).round(4).tolist()
+            row |= ranks.projection_table(base[f"{name}.weight"], small[name].delta(), 4)
+            rows.append(row)
     return rows
 
 

@@ -2,6 +2,7 @@
 
     draw()                              every figure, from figures/data into figures
     draw(["ranks"], "my/data", "my")    one
+    draw(["rates"], corpus="python-code")    one that shows a single text, for another of the texts in its records
     FIGURES                             {figure: (the studies it needs, the function that draws it)}
 
 The title of a figure is its conclusion, computed from the records. Two means over seeds are called different only where
@@ -13,6 +14,7 @@ where a caption says so. A figure carries its lesson as its label, and `caption`
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -42,6 +44,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "parameters": ((), account_figures.parameter_counts),
     "memory": ((), account_figures.memory),
 }
+
+OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces")  # studies whose figures show one text
+CORPUS = "unicode-names"  # the text they show where none is named
 
 CAPTIONS: dict[str, str] = {
     "lora-layer": "A LoRA layer: blue with a solid edge is trained, grey with a dashed edge is frozen.",
@@ -125,8 +130,8 @@ def caption(name: str, figure: Figure) -> str:
     return f"{CAPTIONS[name]} {figure.get_label()}"
 
 
-def make(name: str, data_folder: str | Path = "figures/data") -> Figure:
-    """One figure from the records in a folder.
+def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORPUS) -> Figure:
+    """One figure from the records in a folder; of one text, where it shows only one.
 
     Raises ValueError for a figure that does not exist and for records that do not fit; FileNotFoundError, naming the
     study that makes them, for records that are not there.
@@ -134,20 +139,35 @@ def make(name: str, data_folder: str | Path = "figures/data") -> Figure:
     if name not in FIGURES:
         raise ValueError(f"figures: no figure {name!r}; there are {', '.join(FIGURES)}")
     studies, function = FIGURES[name]
-    return function(*(load_records(study, data_folder) for study in studies))
+    figure = function(*(_on(corpus, study, load_records(study, data_folder)) for study in studies))
+    if any(study in OF_ONE_TEXT for study in studies):
+        figure.set_label(f"{figure.get_label()} The new text is {corpus}.")
+    return figure
+
+
+def _on(corpus: str, study: str, records: dict[str, Any]) -> dict[str, Any]:
+    """The records of one text, of a study whose figures show one. Records that name no text are of any."""
+    if study not in OF_ONE_TEXT:
+        return records
+    rows = [row for row in records["rows"] if row.get("corpus", corpus) == corpus]
+    if not rows:
+        there = ", ".join(dict.fromkeys(row["corpus"] for row in records["rows"]))
+        raise ValueError(f"figures: the records of {study} hold nothing of {corpus!r}; there are {there}")
+    return {**records, "rows": rows}
 
 
 def draw(
     names: Iterable[str] | None = None,
     data_folder: str | Path = "figures/data",
     output_folder: str | Path = "figures",
+    corpus: str = CORPUS,
 ) -> list[Path]:
     """Draw figures (default: all) into a folder as NAME.png and NAME.svg, with NAME.txt, the caption: -> the paths.
 
     The same records give the same bytes. Nothing is written unless all of them can be drawn. Raises as `make` does.
     """
     names = list(FIGURES) if names is None else [names] if isinstance(names, str) else list(names)
-    made = {name: make(name, data_folder) for name in names}
+    made = {name: make(name, data_folder, corpus) for name in names}
     paths: list[Path] = []
     for name, figure in made.items():
         stem = Path(output_folder) / name

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 
 from minilora.analysis import studies
-from minilora.analysis.study_figures import CAPTIONS, FIGURES, caption, draw
+from minilora.analysis.study_figures import CAPTIONS, FIGURES, caption, draw, make
 
 
 def test_every_study_is_drawn_and_every_figure_has_a_caption(folder):
@@ -74,3 +74,16 @@ def test_records_cut_short_or_of_another_kind(tmp_path, folder):
     path.write_text((folder / "data.json").read_text())
     with pytest.raises(ValueError, match="got the records of 'data', expected those of the study 'ranks'"):
         draw("ranks", folder, tmp_path / "out")
+
+
+def test_a_figure_of_one_text_shows_that_text_alone(folder, tmp_path):
+    records = json.loads((folder / "data.json").read_text())
+    texts = [{**row, "corpus": "unicode-names"} for row in records["rows"]]
+    texts += [{**row, "corpus": "python-code", "loss": row["loss"] + 7} for row in records["rows"]]
+    (tmp_path / "data.json").write_text(json.dumps({**records, "rows": texts}))
+    shown = {corpus: make("data", tmp_path, corpus) for corpus in ("unicode-names", "python-code")}
+    low, high = (figure.axes[0].get_ylim() for figure in shown.values())
+    assert high[0] > low[1]  # each picture holds its own losses only
+    assert all(figure.get_label().endswith(f"The new text is {corpus}.") for corpus, figure in shown.items())
+    with pytest.raises(ValueError, match="hold nothing of 'python-docs'; there are unicode-names, python-code"):
+        make("data", tmp_path, "python-docs")
