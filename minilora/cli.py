@@ -87,6 +87,11 @@ def one_of(*known: str) -> Callable[[str], str]:
     return choice
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a list by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def whole(least: int) -> Callable[[str], int]:
     """An option that takes a whole number."""
 
@@ -323,7 +328,7 @@ def count(args: argparse.Namespace) -> int:
     """
     from .analysis import counting
 
-    targets = tuple(name.strip() for name in args.targets.split(",") if name.strip())
+    targets = names_in(args.targets)
     method = {} if args.compare else {"method": args.method}
     elsewhere = ("command", "traceback", "model", "method", "targets", "compare", "paper", "json")
     options = {name: value for name, value in vars(args).items() if name not in elsewhere}
@@ -390,7 +395,7 @@ def bench(args: argparse.Namespace) -> int:
     """
     from .analysis import bench as benchmark
 
-    sizes = [name.strip() for name in args.sizes.split(",") if name.strip()]
+    sizes = names_in(args.sizes)
     for name in sizes:
         if name not in benchmark.SIZES:
             raise ValueError(f"no size {name!r}{did_you_mean(name, list(benchmark.SIZES))}")
@@ -516,7 +521,7 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     model = load_model(args.model)
     corpus = ml.load_corpus(args.corpus).require(model.config.block_size)
     if args.method == "lora":
-        targets = tuple(name.strip() for name in args.targets.split(",") if name.strip())
+        targets = names_in(args.targets)
         config = ml.LoRAConfig(args.rank, args.alpha, targets, args.lora_dropout, rank_stabilized=args.rslora)
         ml.add_lora(model, config, rng=args.seed)
     settings = ml.Settings(

@@ -428,14 +428,9 @@ def study_subspaces(runs: Runs) -> list[dict[str, Any]]:
     """Section 7 of the paper: phi between ranks and between seeds, for A and for B, and table 7's amplification."""
     rows, base = [], load_model("base").state_dict()
     for corpus in runs.scale.corpora:
+        lr = best_rate(runs, "lora", corpus)
         small, large, other = (
-            lora_layers(
-                runs.model(
-                    runs.spec(
-                        corpus=corpus, rank=r, alpha=SCALE * r, lr=best_rate(runs, "lora", corpus), keep=True, seed=seed
-                    )
-                )
-            )
+            lora_layers(runs.model(runs.spec(corpus=corpus, rank=r, alpha=SCALE * r, lr=lr, keep=True, seed=seed)))
             for r, seed in ((8, 0), (64, 1), (64, 2))  # seeds apart: from one seed, ranks would share rows of A
         )
         for name in small:
@@ -484,10 +479,9 @@ def run_study(
     path = Path(folder) / f"{name}.json"
     if path.exists() and not force:
         raise ValueError(f"study: {path} is there already; --force makes it anew")
-    with Runs(cache, scale, progress).bar as bar:
-        bar.set_description(name)
-        runs = Runs(cache, scale, progress=False)
-        runs.bar = bar
+    runs = Runs(cache, scale, progress)
+    with runs.bar:
+        runs.bar.set_description(name)
         rows = STUDIES[name](runs)
     question = (STUDIES[name].__doc__ or "").strip()
     return write_json(
