@@ -7,20 +7,17 @@
 """
 
 from . import analysis
-from .adapters.lora import (
-    LoRAConfig,
-    add_lora,
-    delta_weights,
+from .adapters.adapter import (
+    add_adapter,
+    adapter_disabled,
     load_adapter,
-    lora_backward,
-    lora_disabled,
-    lora_forward,
-    merge_lora,
-    remove_lora,
+    merge_adapter,
+    remove_adapter,
     save_adapter,
     set_adapter,
-    unmerge_lora,
+    unmerge_adapter,
 )
+from .adapters.lora import LoRAConfig, add_lora, delta_weights, lora_backward, lora_forward
 from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
@@ -30,6 +27,13 @@ from .nn.storage import load_model, save_model
 from .training.corpus import decode, encode, load_corpus
 from .training.loop import Run, Settings, evaluate, train, train_step
 from .training.optim import SGD, AdamW
+
+merge_lora, unmerge_lora, remove_lora = (
+    merge_adapter,
+    unmerge_adapter,
+    remove_adapter,
+)  # their names in the paper's story
+lora_disabled = adapter_disabled
 
 __version__ = "0.1.0"
 
@@ -42,6 +46,8 @@ __all__ = [
     "SGD",
     "Settings",
     "Tensor",
+    "adapter_disabled",
+    "add_adapter",
     "add_lora",
     "analysis",
     "decode",
@@ -56,9 +62,11 @@ __all__ = [
     "lora_backward",
     "lora_disabled",
     "lora_forward",
+    "merge_adapter",
     "merge_lora",
     "no_grad",
     "ops",
+    "remove_adapter",
     "remove_lora",
     "save_adapter",
     "save_model",
@@ -66,6 +74,7 @@ __all__ = [
     "to_numpy",
     "train",
     "train_step",
+    "unmerge_adapter",
     "unmerge_lora",
     "use_backend",
 ]

@@ -192,8 +192,8 @@ def test_a_warning_is_one_line(base, capsys):
 
 def test_files_of_another_kind_are_refused(base, capsys):
     finetune("--output", "adapter.npz")
-    assert "'lora', expected 'model'" in the_error(capsys, "generate", "--model", "adapter.npz")
-    assert "expected 'lora'" in the_error(capsys, "merge", "--model", "base.npz", "--adapter", "base.npz")
+    assert "'adapter', expected 'model'" in the_error(capsys, "generate", "--model", "adapter.npz")
+    assert "expected 'adapter'" in the_error(capsys, "merge", "--model", "base.npz", "--adapter", "base.npz")
     base.write_bytes(base.read_bytes()[:500])
     assert "base.npz" in the_error(capsys, "generate", "--model", "base.npz")
 

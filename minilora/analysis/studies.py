@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..adapters.lora import LoRAConfig, add_lora, delta_weights, load_adapter, lora_layers, save_adapter
+from ..adapters.adapter import load_adapter, save_adapter
+from ..adapters.lora import LoRAConfig, add_lora, delta_weights, lora_layers
 from ..autograd.tensor import grad
 from ..nn.storage import load_model, save_model, write_beside
 from ..training.corpus import Corpus, load_corpus

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import ops
-from ..autograd.backend import Array, array_module, new_array, to_numpy
+from ..autograd.backend import Array, new_array, to_numpy
 from ..autograd.fused import dropout_mask
 from ..autograd.tensor import Tensor, no_grad
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
@@ -51,7 +51,7 @@ class Cache:
     """Keys and values of the positions already seen, one pair a block: (B, H, S, D). New ones are appended."""
 
     def __init__(self) -> None:
-        self.pairs: dict[int, tuple[Array, Array]] = {}
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def length(self) -> int:
@@ -61,11 +61,10 @@ class Cache:
     def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values; return all of them."""
         if block in self.pairs:
-            xp = array_module(k.data)
             old_k, old_v = self.pairs[block]
-            k = Tensor(xp.concatenate([old_k, k.data], axis=2))  # (B, H, S, D)
-            v = Tensor(xp.concatenate([old_v, v.data], axis=2))
-        self.pairs[block] = k.data, v.data
+            k = ops.concatenate([old_k, k], axis=2)  # (B, H, S, D)
+            v = ops.concatenate([old_v, v], axis=2)
+        self.pairs[block] = k, v
         return k, v
 
 
@@ -146,6 +145,12 @@ class GPT(Module):
         self.wpe = Embedding(config.block_size, config.n_embd, rng)
         self.blocks = [Block(config, rng) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.front: Any = None  # virtual tokens before every text: a trained prompt or prefix (adapters/prompt.py)
+
+    @property
+    def context(self) -> int:
+        """The longest text: block_size, less the virtual tokens in front of it."""
+        return self.config.block_size - (self.front.length if self.front is not None else 0)
 
     def __call__(self, tokens: Any, rng: Any = None, cache: Cache | None = None) -> Tensor:
         """Logits for the token after each position.   tokens: (B, T) integers -> (B, T, V)
@@ -157,10 +162,13 @@ class GPT(Module):
         tokens = _tokens(tokens)
         if tokens.ndim != 2 or not tokens.shape[1]:
             raise ValueError(f"GPT: tokens have shape {tokens.shape}, expected (B, T); for one sequence: tokens[None]")
+        if self.front is not None and (cache is None or not cache.length):
+            cache = self.front.fill(self, cache or Cache(), len(tokens), rng)
         past = cache.length if cache is not None else 0
         end = past + tokens.shape[1]
         if end > self.config.block_size:
-            raise ValueError(f"GPT: {end} tokens exceed the context of block_size = {self.config.block_size}")
+            virtual = f" ({self.front.length} of them virtual)" if self.front is not None else ""
+            raise ValueError(f"GPT: {end} tokens{virtual} exceed the context of block_size = {self.config.block_size}")
         x = self.wte(tokens) + self.wpe.weight[past:end]  # (B, T, C)
         x = _drop(x, self.config.dropout, rng)
         for i, block in enumerate(self.blocks):
@@ -197,13 +205,13 @@ class GPT(Module):
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
-        cache = Cache()
+        cache, front = Cache(), self.config.block_size - self.context
         with no_grad():
             for _ in range(max_new_tokens):
-                window = text[:, -self.config.block_size :]
-                if not use_cache or cache.length + 1 != window.shape[1] or not cache.length:
+                window = text[:, -self.context :]
+                if not use_cache or cache.length + 1 != front + window.shape[1] or not cache.length:
                     cache = Cache()  # the first step, or positions that have moved
-                fresh = window[:, cache.length :]
+                fresh = window[:, max(cache.length - front, 0) :]
                 logits = self(fresh, cache=cache).data[:, -1]  # (B, V)
                 text = np.concatenate([text, sample(to_numpy(logits), temperature, top_k, rng)[:, None]], axis=1)
         return text if prompt.ndim > 1 else text[0]

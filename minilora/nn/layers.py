@@ -24,13 +24,6 @@ class Linear(Module):
         self.weight = parameter(rng.normal(0, std, (d_out, d_in)))
         self.bias = parameter(np.zeros(d_out)) if bias else None
 
-    @classmethod
-    def sharing(cls, other: "Linear") -> "Linear":
-        """A plain linear layer around the very parameters of another."""
-        layer = cls.__new__(cls)
-        layer.weight, layer.bias = other.weight, other.bias
-        return layer
-
     def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """x: (..., d_in) -> (..., d_out). `rng` is for the layers that take this one's place and drop out."""
         return ops.linear(x, self.weight, self.bias)

@@ -24,12 +24,12 @@ class Module:
                     if isinstance(item, Module):
                         yield from item.named_modules(f"{path}.{i}")
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for every parameter, trainable or frozen."""
-        for prefix, module in self.named_modules():
+        for path, module in self.named_modules(prefix):
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
-                    yield f"{prefix}.{name}" if prefix else name, value
+                    yield f"{path}.{name}" if path else name, value
 
     def parameters(self, trainable: bool = False) -> list[Tensor]:
         """All parameters, or the trainable ones only."""
@@ -94,6 +94,10 @@ class Module:
 
     def check_loadable(self) -> None:
         """Raise ValueError where values cannot be loaded into this module as it is."""
+
+    def buffers(self) -> dict[str, Array]:
+        """{name: array} that belong to this module and are no parameters: a quantised weight's codes and scales."""
+        return {}
 
     def astype(self, dtype: Any) -> "Module":
         """Convert every parameter to another precision, in place; returns the module."""

@@ -94,10 +94,8 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
 
     Raises ValueError for a model with adapters, and OSError where the folder cannot be written to.
     """
-    if any(module.optional_parameters for _, module in model.named_modules()):
-        raise ValueError(
-            "save_model: the model has LoRA layers; save_adapter(model, path), or remove_lora(model) first"
-        )
+    if getattr(model, "adapters", None):
+        raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
     state = {name: value.astype(dtype or value.dtype) for name, value in model.state_dict().items()}
     return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **record})
 

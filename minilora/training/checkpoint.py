@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..adapters.lora import LoRAConfig, add_lora, lora_layers
+from ..adapters.adapter import active_adapter, add_adapter, from_recipe, recipe
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .corpus import load_corpus
@@ -13,13 +13,13 @@ from .corpus import load_corpus
 def save_checkpoint(run: Any, path: str | Path) -> Path:
     """Write a run: weights, optimiser, generator state, settings and curves."""
     optimizer = run.optimizer.state_dict()
-    layers = lora_layers(run.model)
-    if any(layer.unmerged is not None for layer in layers.values()):
+    adapted = getattr(run.model, "active_adapter", None) is not None
+    if adapted and active_adapter(run.model).merged:
         raise ValueError("save_checkpoint: the adapter is merged into the weights; unmerge_lora(model) first")
     header = {
         "kind": "checkpoint",
         "config": asdict(run.model.config),
-        "lora": asdict(next(iter(layers.values())).config) if layers else None,
+        "methods": recipe(run.model) if adapted else None,
         "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
         "dtype": str(run.optimizer.parameters[0].dtype),
         "corpus": run.corpus.name,
@@ -43,8 +43,8 @@ def load_checkpoint(path: str | Path, corpus: Any = None) -> Any:
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
         model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
-        if header["lora"]:
-            add_lora(model, LoRAConfig(**header["lora"]))
+        if header["methods"]:
+            add_adapter(model, from_recipe(header["methods"]))
         names = dict(model.named_parameters())
         for name, p in names.items():
             p.requires_grad = name in header["trainable"]

@@ -89,7 +89,7 @@ def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: f
 
 def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
     """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows."""
-    tokens, targets = corpus.require(model.config.block_size).validation_windows(model.config.block_size, most)
+    tokens, targets = corpus.require(model.context).validation_windows(model.context, most)
 
     def piece(start: int) -> float:
         rows = slice(start, start + EVALUATION_BATCH)
@@ -162,14 +162,14 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
     """
     from tqdm import tqdm  # here, so that `import minilora` stays quick
 
-    s, corpus = run.settings, run.corpus.require(run.model.config.block_size)
+    s, corpus = run.settings, run.corpus.require(run.model.context)
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", ncols=79, leave=False)
     with bar, _stop_at_interrupt() as interrupt:
         if not run.validation["step"]:
             _evaluate(run)
         while run.step < s.steps and not interrupt.is_set():
             run.optimizer.lr = cosine_schedule(run.step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-            tokens, targets = corpus.batch(s.batch_size, run.model.config.block_size, run.rng)
+            tokens, targets = corpus.batch(s.batch_size, run.model.context, run.rng)
             loss = train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
             run.history["step"].append(run.step)
             run.history["loss"].append(round(loss, 5))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.adapters.lora import LoRALinear, fingerprint, lora_layers
+from minilora.adapters.adapter import fingerprint
+from minilora.adapters.lora import LoRALinear, lora_layers
 from minilora.nn.layers import Linear
 from minilora.nn.module import Module
 from minilora.nn.storage import load_arrays, save_arrays
@@ -265,25 +266,25 @@ def test_adding_twice_merging_twice_unmerging_and_removing_what_is_not_there():
     plain = ml.GPT(CONFIG)
     before = snapshot(plain)
     for function in (ml.merge_lora, ml.unmerge_lora, ml.remove_lora, ml.delta_weights):
-        with pytest.raises(ValueError, match=f"{function.__name__}: the model has no LoRA layers"):
+        with pytest.raises(ValueError, match=f"{function.__name__}: the model has no (active )?adapter"):
             function(plain)
-    with pytest.raises(ValueError, match="no LoRA layers"), ml.lora_disabled(plain):
+    with pytest.raises(ValueError, match="no active adapter"), ml.lora_disabled(plain):
         pass
     assert_untouched(plain, before)
 
     model = adapted()
     before = snapshot(model)
-    with pytest.raises(ValueError, match="add_lora: the model has an adapter 'default' already"):
+    with pytest.raises(ValueError, match="add_adapter: the model has an adapter 'default' already"):
         ml.add_lora(model, ml.LoRAConfig(rank=2))
-    with pytest.raises(ValueError, match="unmerge_lora: the adapter is not merged"):
+    with pytest.raises(ValueError, match="unmerge_adapter: the adapter is not merged"):
         ml.unmerge_lora(model)
     assert_untouched(model, before)
 
     ml.merge_lora(model)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="merge_lora: the adapter is merged already"):
+    with pytest.raises(ValueError, match="merge_adapter: the adapter is merged already"):
         ml.merge_lora(model)
-    with pytest.raises(ValueError, match="add_lora: the adapter is merged"):
+    with pytest.raises(ValueError, match="add_adapter: the adapter is merged"):
         ml.add_lora(model, ml.LoRAConfig(rank=2), name="second")
     with pytest.raises(ValueError, match="set_adapter: the adapter is merged"):
         ml.set_adapter(model, None)
@@ -411,11 +412,11 @@ def test_no_merging_or_unmerging_while_disabled():
     """Leaving the block would put weights back that no longer belong there."""
     model = adapted("float64")
     before = model(TOKENS).data
-    with ml.lora_disabled(model), pytest.raises(ValueError, match="merge_lora: the adapter is disabled"):
+    with ml.lora_disabled(model), pytest.raises(ValueError, match="merge_adapter: the adapter is disabled"):
         ml.merge_lora(model)
     np.testing.assert_array_equal(model(TOKENS).data, before)
     ml.merge_lora(model)
-    with ml.lora_disabled(model), pytest.raises(ValueError, match="unmerge_lora: the adapter is disabled"):
+    with ml.lora_disabled(model), pytest.raises(ValueError, match="unmerge_adapter: the adapter is disabled"):
         ml.unmerge_lora(model)
     ml.unmerge_lora(model)
     np.testing.assert_array_equal(model(TOKENS).data, before)
@@ -599,7 +600,7 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path, dtype):
     np.testing.assert_array_equal(loaded(TOKENS).data, model(TOKENS).data)
     assert next(iter(lora_layers(loaded).values())).config == ml.LoRAConfig(**settings)
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
-    arrays, _ = load_arrays(path, "lora")
+    arrays, _ = load_arrays(path, "adapter")
     assert all("lora_" in name for name in arrays)  # the adapter alone
 
 
@@ -608,7 +609,7 @@ def test_a_merged_adapter_is_saved_as_itself(tmp_path):
     unmerged = ml.save_adapter(model, tmp_path / "unmerged.npz")
     ml.merge_lora(model)
     merged = ml.save_adapter(model, tmp_path / "merged.npz")
-    one, two = (load_arrays(path, "lora") for path in (unmerged, merged))
+    one, two = (load_arrays(path, "adapter") for path in (unmerged, merged))
     assert_same(one[0], two[0])
     assert one[1] == two[1]
 
@@ -665,7 +666,8 @@ def test_a_damaged_adapter_is_refused(tmp_path, share):
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path):
     path = ml.save_adapter(adapted(), tmp_path / "adapter.npz")
-    arrays, header = load_arrays(path, "lora")
+    arrays, header = load_arrays(path, "adapter")
+    config = header["methods"][0]["config"]
     a = "blocks.0.attn.q_proj.lora_A"
 
     def write(changed=None, **fields):
@@ -677,12 +679,12 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
         base(), write({**arrays, "blocks.9.attn.q_proj.lora_A": arrays[a]}), r"adapts blocks\.9\.attn\.q_proj"
     )
     check_refused(base(), write({**arrays, a: np.full((2, 8), "x")}), "could not convert")
-    check_refused(base(), write({}), "adapts no layer")
-    check_refused(base(), write(config={**header["config"], "rank": 0}), "rank = 0")
-    check_refused(base(), write(config={**header["config"], "colour": 3}), "colour")
+    check_refused(base(), write({}), "holds no parameters")
+    check_refused(base(), write(methods=[{"kind": "lora", "config": {**config, "rank": 0}}]), "rank = 0")
+    check_refused(base(), write(methods=[{"kind": "lora", "config": {**config, "colour": 3}}]), "colour")
     lacking = {key: value for key, value in header.items() if key != "base"}
     check_refused(base(), save_arrays(path, arrays, lacking), "header has no 'base'")
-    check_refused(base(), save_arrays(path, arrays, {**header, "kind": "model"}), "holds 'model', expected 'lora'")
+    check_refused(base(), save_arrays(path, arrays, {**header, "kind": "model"}), "holds 'model', expected 'adapter'")
     np.savez(path, header=np.array(json.dumps(header)), **{a: np.array([{}], dtype=object)})
     check_refused(base(), path, "allow_pickle")
 

@@ -35,14 +35,6 @@ def test_layer_norm_starts_with_mean_zero_and_variance_one():
     np.testing.assert_allclose(y, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5), rtol=1e-12)
 
 
-def test_linear_sharing_shares_the_very_parameters():
-    layer = Linear(3, 5, True, np.random.default_rng(0))
-    twin = Linear.sharing(layer)
-    assert twin is not layer
-    assert twin.weight is layer.weight
-    assert twin.bias is layer.bias
-
-
 def test_shapes_that_do_not_fit_name_the_primitive():
     layer = Linear(3, 5, True, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"linear: .*\(2, 4\).*\(5, 3\)"):

@@ -113,7 +113,7 @@ def test_pickled_objects_are_never_unpickled(tmp_path, form):
 
 def test_files_of_another_kind(tmp_path):
     adapter = ml.save_adapter(ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2)), tmp_path / "adapter.npz")
-    with pytest.raises(ValueError, match=r"adapter\.npz holds 'lora', expected 'model'"):
+    with pytest.raises(ValueError, match=r"adapter\.npz holds 'adapter', expected 'model'"):
         ml.load_model(adapter)
 
     plain = tmp_path / "plain.npz"
@@ -220,7 +220,7 @@ def test_a_folder_in_the_place_of_the_file_leaves_no_litter(tmp_path):
 
 def test_a_model_with_adapters_is_not_saved_as_a_plain_one(tmp_path):
     model = ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2))
-    with pytest.raises(ValueError, match=r"save_model: the model has LoRA layers; .*remove_lora"):
+    with pytest.raises(ValueError, match=r"save_model: the model has an adapter; .*remove_lora"):
         ml.save_model(model, tmp_path / "model.npz")
     assert not list(tmp_path.iterdir())
     ml.merge_lora(model)

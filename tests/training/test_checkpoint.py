@@ -173,7 +173,7 @@ def test_checkpoints_that_do_not_fit(make_model, corpus, tmp_path):
     refused(r"missing ln_f\.bias", {k: v for k, v in arrays.items() if k != "model.ln_f.bias"})
     refused(r"m\.0: got shape \(3,\)", {**arrays, "optimizer.m.0": np.ones(3)})
     refused(r"v\.1: got nothing", {k: v for k, v in arrays.items() if k != "optimizer.v.1"})
-    refused(r"unexpected .*lora_A", lora=None)
+    refused(r"unexpected .*lora_A", methods=None)
     refused("shape", config={**header["config"], "n_embd": 32})
     refused("colour", settings={"colour": 3})
     for key in set(header) - {"kind"}:
