@@ -8,8 +8,8 @@
 
 from . import analysis
 from .adapters.adapter import (
-    add_adapter,
     adapter_disabled,
+    add_adapter,
     load_adapter,
     merge_adapter,
     remove_adapter,
@@ -17,7 +17,17 @@ from .adapters.adapter import (
     set_adapter,
     unmerge_adapter,
 )
+from .adapters.bottleneck import HoulsbyConfig, PfeifferConfig
+from .adapters.combine import combine_adapters
+from .adapters.dora import DoRAConfig
 from .adapters.lora import LoRAConfig, add_lora, delta_weights, lora_backward, lora_forward
+from .adapters.lora_plus import lora_plus
+from .adapters.prefix import PrefixConfig, fold_prefix
+from .adapters.prompt import PromptConfig
+from .adapters.qlora import quantize_model, requantize
+from .adapters.quantization import quantize
+from .adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
+from .adapters.serving import rows_use
 from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
@@ -38,10 +48,18 @@ lora_disabled = adapter_disabled
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamW",
+    "BitFitConfig",
+    "DoRAConfig",
+    "FullConfig",
     "GPT",
     "GPTConfig",
+    "HoulsbyConfig",
+    "LastBlocksConfig",
     "LoRAConfig",
-    "AdamW",
+    "PfeifferConfig",
+    "PrefixConfig",
+    "PromptConfig",
     "Run",
     "SGD",
     "Settings",
@@ -50,10 +68,12 @@ __all__ = [
     "add_adapter",
     "add_lora",
     "analysis",
+    "combine_adapters",
     "decode",
     "delta_weights",
     "encode",
     "evaluate",
+    "fold_prefix",
     "grad",
     "gradcheck",
     "load_adapter",
@@ -62,12 +82,17 @@ __all__ = [
     "lora_backward",
     "lora_disabled",
     "lora_forward",
+    "lora_plus",
     "merge_adapter",
     "merge_lora",
     "no_grad",
     "ops",
+    "quantize",
+    "quantize_model",
     "remove_adapter",
     "remove_lora",
+    "requantize",
+    "rows_use",
     "save_adapter",
     "save_model",
     "set_adapter",

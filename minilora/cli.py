@@ -26,7 +26,9 @@ import numpy as np
 
 import minilora as ml
 
-from .adapters.lora import lora_layers
+from .adapters.adapter import METHODS, active_adapter, base_parameters
+from .adapters.qlora import QuantizedLinear
+from .adapters.quantization import LEVELS
 from .autograd.examples import EXAMPLES
 from .autograd.gradcheck import TOLERANCE
 from .autograd.ops import PRIMITIVES
@@ -35,6 +37,7 @@ from .nn.storage import write_beside
 from .training.checkpoint import load_checkpoint
 from .training.corpus import BUILT_IN, VOCABULARY
 
+RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 MISTAKES = (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError)  # each says what is wrong
 
 
@@ -151,6 +154,10 @@ RESUME = option(
     "--resume", None, "go on with the run in a checkpoint, bit for bit; its settings are the checkpoint's",
     metavar="FILE",
 )  # fmt: skip
+QUANTIZE = option(
+    "--quantize", None, "hold the base's linear layers in few bits: nf4, int4 or int8 (LoRA on them is QLoRA)",
+    type=one_of(*LEVELS), metavar="KIND",
+)  # fmt: skip
 BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="N")
 
 
@@ -199,7 +206,7 @@ def pretrain(args: argparse.Namespace) -> int:
     output = args.output
     if args.resume:
         run = resume(args)
-        if lora_layers(run.model):
+        if getattr(run.model, "adapters", None):
             raise ValueError(f"{args.resume} is a LoRA run; go on with: minilora finetune --resume {args.resume}")
     else:
         sizes = ml.GPTConfig(len(VOCABULARY), args.context, args.layers, args.heads, args.width, args.dropout)
@@ -230,17 +237,21 @@ def pretrain(args: argparse.Namespace) -> int:
 @command(
     option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, or a text file", metavar="NAME"),
     MODEL,
-    option("--method", "lora", "lora trains thin matrices beside frozen weights, full trains all weights",
-           type=one_of("lora", "full"), metavar="lora|full"),
-    option("--rank", 8, "LoRA's r, the width of the thin matrices", type=whole(1), metavar="N"),
+    option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
+           "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
+    option("--rank", 8, "LoRA's and DoRA's r, the width of the thin matrices", type=whole(1), metavar="N"),
     option("--alpha", 16.0, "LoRA's scale: the update counts alpha / r", type=RATE, metavar="X"),
     option("--targets", "*", "layers to adapt, by commas, such as q_proj,v_proj; * is every linear layer",
            metavar="NAMES"),
     option("--lora-dropout", 0.0, "the share of LoRA's inputs dropped in training", type=FRACTION, metavar="P"),
     option("--rslora", False, "scale by alpha / sqrt(r)", action="store_true"),
+    option("--bottleneck", 16, "the width of houlsby's and pfeiffer's adapters", type=whole(1), metavar="N"),
+    option("--virtual", 16, "virtual tokens of prompt and prefix", type=whole(1), metavar="N"),
+    option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
+    QUANTIZE,
     option("--steps", 200, "training steps", type=whole(1), metavar="N"),
-    option("--lr", None, f"the highest learning rate (default {LEARNING_RATE['lora']:g} for lora, "
-           f"{LEARNING_RATE['full']:g} for full)", type=RATE, metavar="X"),
+    option("--lr", None, f"the highest learning rate (default {RATES['full']:g} for full and last-blocks, "
+           f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
     BATCH,
     SEED,
     option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)",
@@ -250,26 +261,27 @@ def pretrain(args: argparse.Namespace) -> int:
     example="minilora finetune --corpus unicode-names --rank 8 --output runs/names.npz",
 )  # fmt: skip
 def finetune(args: argparse.Namespace) -> int:
-    """Adapt a trained model to a new text, by LoRA or in full.
+    """Adapt a trained model to a new text, by LoRA, an alternative to it, or in full.
 
-    LoRA's result is a small adapter file that goes with the base model; full training's is a whole new model file.
+    The result is a small adapter file that goes with the base model; full training's is a whole new model file.
     """
     run = resume(args) if args.resume else new_finetune(args)
-    lora = bool(lora_layers(run.model))
-    output = args.output or output_file("runs/adapter.npz" if lora else "runs/full.npz")
-    describe_run(run, "LoRA" if lora else "all weights")
+    adapted = bool(getattr(run.model, "adapters", None))
+    output = args.output or output_file("runs/adapter.npz" if adapted else "runs/full.npz")
+    describe_run(run, active_adapter(run.model).kind if adapted else "all weights")
     if not train_or_save(run, args, "finetune", output):
         return 130
     first, last = run.validation["loss"][0], run.validation["loss"][-1]
     print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per character")
     say_sample(run.model, run.settings.seed)
-    if lora:
+    if adapted:
         ml.save_adapter(run.model, output)
     else:
         ml.save_model(run.model, output, corpus=Path(run.corpus.name).name, steps=run.step)
     print(f"saved             {output} ({output.stat().st_size:,} bytes)")
     base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
-    flags = f"{base}--adapter" if lora else "--model"
+    base += f"--quantize {args.quantize} " if args.quantize else ""
+    flags = f"{base}--adapter" if adapted else "--model"
     print(f"use it            minilora generate {flags} {shlex.quote(str(output))}")
     return 0
 
@@ -277,6 +289,7 @@ def finetune(args: argparse.Namespace) -> int:
 @command(
     MODEL,
     option("--adapter", None, "an adapter file from finetune, to put on the model", metavar="FILE"),
+    QUANTIZE,
     option("--prompt", "", "the text to continue", metavar="TEXT"),
     option("--tokens", 300, "characters to write", type=whole(1), metavar="N"),
     option("--temperature", 0.8, "0 takes the likeliest character, 1 samples as trained, more is wilder",
@@ -288,7 +301,7 @@ def finetune(args: argparse.Namespace) -> int:
 )  # fmt: skip
 def generate(args: argparse.Namespace) -> int:
     """Continue a text, character by character."""
-    model = load_model(args.model)
+    model = load_model(args.model, args.quantize)
     if args.adapter:
         ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
     prompt = args.prompt or "\n"  # a model needs a character to start from; a new line is the start of one
@@ -358,17 +371,18 @@ def count(args: argparse.Namespace) -> int:
 def study(args: argparse.Namespace) -> int:
     """Put a question of the lecture to the base model, by training it many times.
 
-    The studies: methods (LoRA against all weights), matrices, ranks, rates (learning rates), starts (initialisation),
-    data (how much text), spectra, truncation and subspaces (where the update lives).
+    The studies: methods (LoRA, all weights, every alternative), matrices, ranks, rates (learning rates), starts
+    (initialisation), data (how much text), spectra, truncation and subspaces (where the update lives), sizes (how
+    each method scales), bits (quantised bases and QLoRA), tasks (one after the other) and latency.
 
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
     """
-    from .analysis import studies
+    from .analysis import runs, studies
 
     names = list(studies.STUDIES) if args.name == "all" else [args.name]
     if names[0] not in studies.STUDIES:
         raise ValueError(f"no study {args.name!r}{did_you_mean(args.name, [*studies.STUDIES, 'all'])}")
-    scale = studies.QUICK if args.quick else studies.FULL
+    scale = runs.QUICK if args.quick else runs.FULL
     folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
     require_writable(folder)
     for name in names:
@@ -461,6 +475,7 @@ def gradcheck(args: argparse.Namespace) -> int:
 @command(
     MODEL,
     option("--adapter", "runs/adapter.npz", "the adapter file, from finetune", metavar="FILE"),
+    QUANTIZE,
     option("--output", "runs/merged.npz", "the model file to write", type=output_file, metavar="FILE"),
     example="minilora merge --adapter runs/adapter.npz --output runs/merged.npz",
 )
@@ -468,24 +483,55 @@ def merge(args: argparse.Namespace) -> int:
     """Add an adapter into the weights; write a plain model file.
 
     W + (alpha/r) B A takes the place of W in every adapted layer, so the merged model costs what the base model costs.
+    A quantised base becomes one of floats. Bottleneck adapters, prompts and prefixes cannot be merged.
     Prints how far the outputs of the file are from the adapter's.
     """
-    model = load_model(args.model)
+    model = load_model(args.model, args.quantize)
     ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
-    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, model.config.block_size))
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, model.context))
     with ml.no_grad():
         apart = model(tokens).numpy()  # (B, T, V)
-        layers = len(ml.delta_weights(model))
+        layers = len(active_adapter(model).modules)
         ml.merge_lora(model)
         ml.remove_lora(model)
         ml.save_model(model, args.output, merged=Path(args.adapter).name)
         merged = ml.load_model(args.output)(tokens).numpy()
     difference = float(np.abs(merged - apart).max())
-    print(f"merged            {args.adapter} into {layers} matrices of {args.model}")
+    print(f"merged            {args.adapter} into {layers} layers of {args.model}")
     print(f"largest difference in outputs {difference:.1e}, where the largest output is {np.abs(apart).max():.1f}")
     print(f"saved             {args.output} ({args.output.stat().st_size:,} bytes)")
     print(f"use it            minilora generate --model {shlex.quote(str(args.output))}")
     return 0
+
+
+@command(
+    option("action", None, "release writes the students' version, grade grades what came back",
+           type=one_of("release", "grade"), metavar="release|grade"),
+    option("folder", None, "for grade: the submissions, STUDENT/ps1/NAME.ipynb or STUDENT/ps1.ipynb", nargs="?"),
+    option("--output", "homework", "the folder for release, grades and gradebook", metavar="DIR"),
+    option("--course", None, "the course (default notebooks/homework, here or in the checkout)", metavar="DIR"),
+    option("--timeout", None, "seconds a cell may take (default the course's, 30)", type=whole(1), metavar="N"),
+    example="minilora homework grade submissions --output homework",
+)  # fmt: skip
+def homework(args: argparse.Namespace) -> int:
+    """Hand out the homework, or grade it, with nbgrader.
+
+    Grading runs the students' code with your rights: read notebooks/homework/README.md first. What was graded before
+    and has not changed is not run again. The exit code is 1 when a submission could not be graded.
+    """
+    from .homework import grade, release, save_table, table
+
+    if args.action == "release":
+        for path in release(args.output, args.course):
+            print(path)
+        return 0
+    if args.folder is None:
+        raise ValueError("grade what? minilora homework grade FOLDER takes the folder with the submissions")
+    rows = grade(args.folder, args.output, args.course, args.timeout, progress=sys.stderr.isatty())
+    print(table(rows))
+    print(f"saved    {save_table(rows, Path(args.output) / 'grades.csv')}")
+    print(f"by hand  cd {shlex.quote(args.output)} && jupyter lab   (nbgrader's menu, Formgrader)")
+    return int(any(not row.cells for row in rows))
 
 
 # --- What the commands share.
@@ -504,8 +550,11 @@ def existing(text: str, what: str, hint: str) -> Path:
     raise FileNotFoundError(f"no {what} file {text!r}; {hint}")
 
 
-def load_model(name: str) -> ml.GPT:
-    """The model of this name or file. Raises ValueError when its vocabulary is not the characters of the corpora."""
+def load_model(name: str, kind: str | None = None) -> ml.GPT:
+    """The model of this name or file, its linear layers quantised where a kind is given.
+
+    Raises ValueError when its vocabulary is not the characters of the corpora.
+    """
     if name != "base":
         existing(name, "model", "'base' is the one that comes with minilora")
     model = ml.load_model(name)
@@ -513,21 +562,31 @@ def load_model(name: str) -> ml.GPT:
         raise ValueError(
             f"{name} has a vocabulary of {model.config.vocab_size}, expected the {len(VOCABULARY)} characters"
         )
-    return model
+    return ml.quantize_model(model, kind) if kind else model
 
 
 def new_finetune(args: argparse.Namespace) -> ml.Run:
     """The base model, adapted or not, at the start of its training on a corpus."""
-    model = load_model(args.model)
-    corpus = ml.load_corpus(args.corpus).require(model.config.block_size)
-    if args.method == "lora":
-        targets = names_in(args.targets)
-        config = ml.LoRAConfig(args.rank, args.alpha, targets, args.lora_dropout, rank_stabilized=args.rslora)
-        ml.add_lora(model, config, rng=args.seed)
-    settings = ml.Settings(
-        steps=args.steps, batch_size=args.batch, lr=args.lr or LEARNING_RATE[args.method], seed=args.seed
-    )
-    return ml.Run(model, corpus, settings)
+    model = load_model(args.model, args.quantize)
+    if args.method != "full":
+        ml.add_adapter(model, METHODS[args.method](**method_options(args)), rng=args.seed)
+    elif args.quantize:
+        raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
+    corpus = ml.load_corpus(args.corpus).require(model.context)
+    lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
+    return ml.Run(model, corpus, ml.Settings(steps=args.steps, batch_size=args.batch, lr=lr, seed=args.seed))
+
+
+def method_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the configuration of the chosen method takes of the command line."""
+    if args.method in ("lora", "dora"):
+        low_rank = {"rank": args.rank, "alpha": args.alpha, "target_modules": names_in(args.targets)}
+        return {**low_rank, "dropout": args.lora_dropout, "rank_stabilized": args.rslora}
+    if args.method in ("houlsby", "pfeiffer"):
+        return {"bottleneck": args.bottleneck}
+    if args.method in ("prompt", "prefix"):
+        return {"tokens": args.virtual}
+    return {"blocks": args.blocks} if args.method == "last-blocks" else {}
 
 
 def resume(args: argparse.Namespace) -> ml.Run:
@@ -551,10 +610,11 @@ def describe_run(run: ml.Run, method: str) -> None:
     """What is trained on what: three lines."""
     model, corpus, s = run.model, run.corpus, run.settings
     trained = model.count(trainable=True)
-    total = model.count() - (trained if lora_layers(model) else 0)  # of the base model
+    total = sum(p.size for p in base_parameters(model).values())
+    total += sum(layer.quantized.size for _, layer in model.named_modules() if isinstance(layer, QuantizedLinear))
     print(f"corpus            {corpus.name}: {len(corpus.train):,} characters, {len(corpus.validation):,} held out")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
-    print(f"steps             {s.steps:,} of {s.batch_size} x {model.config.block_size} characters, "
+    print(f"steps             {s.steps:,} of {s.batch_size} x {model.context} characters, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
 
 

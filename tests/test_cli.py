@@ -145,7 +145,7 @@ def test_finetune_merge_generate(base, capsys):
     adapted = ml.load_adapter(ml.load_model("base.npz"), "adapter.npz")
     trained = adapted.count(trainable=True)
     assert trained == 2 * (8 + 8) + 2 * (8 + 32)
-    assert f"LoRA: {trained} trained, base model {ml.load_model(base).count():,}" in out
+    assert f"lora: {trained} trained, base model {ml.load_model(base).count():,}" in out
     assert "minilora generate --model base.npz --adapter adapter.npz" in out
 
     assert main(["merge", "--model", "base.npz", "--adapter", "adapter.npz", "--output", "merged.npz"]) == 0
@@ -171,6 +171,37 @@ def test_finetune_all_weights_writes_a_model(base, capsys):
     out = capsys.readouterr().out
     assert "(100.0 %)" in out and "minilora generate --model full.npz" in out
     assert not np.array_equal(ml.load_model("full.npz").wte.weight.data, ml.load_model(base).wte.weight.data)
+
+
+OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
+OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_finetune_by_every_method_writes_an_adapter_that_generate_takes(method, base, capsys):
+    assert finetune("--method", method, *OTHERS[method], "--output", "adapter.npz") == 0
+    out = capsys.readouterr().out
+    assert f"training          {method}: " in out and "minilora generate --model base.npz --adapter adapter.npz" in out
+    assert f"base model {ml.load_model(base).count():,}" in out
+    chosen = ["--model", "base.npz", "--adapter", "adapter.npz"]
+    assert main(["generate", *chosen, "--tokens", "5"]) == 0
+    if method in ("houlsby", "pfeiffer", "prompt", "prefix"):
+        assert "minilora: error: merge_adapter: " in the_error(capsys, "merge", *chosen)
+    else:
+        assert main(["merge", *chosen, "--output", "merged.npz"]) == 0
+
+
+def test_qlora_from_the_command_line(base, capsys):
+    assert finetune("--quantize", "nf4", "--output", "q.npz") == 0
+    out = capsys.readouterr().out
+    assert "minilora generate --model base.npz --quantize nf4 --adapter q.npz" in out
+    assert f"base model {ml.load_model(base).count():,}" in out
+    chosen = ["--model", "base.npz", "--adapter", "q.npz"]
+    assert main(["generate", *chosen, "--quantize", "nf4", "--tokens", "5"]) == 0
+    assert "trained on another base model" in the_error(capsys, "generate", *chosen)
+    assert main(["merge", *chosen, "--quantize", "nf4", "--output", "merged.npz"]) == 0
+    full = ["finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--quantize", "nf4"]
+    assert "quantised weights cannot be trained" in the_error(capsys, *full)
 
 
 def test_generate_is_seeded_and_writes_several(base, capsys):
@@ -353,17 +384,19 @@ def test_mistakes_in_the_analysis_commands(words, expected, tmp_path, monkeypatc
 
 def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
     from minilora.analysis import studies
+    from minilora.analysis.runs import FULL
+    from minilora.analysis.runs import QUICK as QUICK_SCALE
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(studies.STUDIES, "ranks", lambda runs: [{"rank": 1, "steps": runs.scale.steps}])
     assert main(["study", "ranks", "--quick"]) == 0
     assert "minilora figures --data runs/quick" in capsys.readouterr().out
-    assert studies.load_records("ranks", "runs/quick")["rows"] == [{"rank": 1, "steps": studies.QUICK.steps}]
+    assert studies.load_records("ranks", "runs/quick")["rows"] == [{"rank": 1, "steps": QUICK_SCALE.steps}]
     assert main(["study", "ranks", "--quick"]) == 2
     assert "ranks.json is there already; --force makes it anew" in capsys.readouterr().err
     assert main(["study", "ranks", "--quick", "--force"]) == 0
     assert main(["study", "ranks"]) == 0  # the full one has a folder of its own
-    assert studies.load_records("ranks", "figures/data")["rows"][0]["steps"] == studies.FULL.steps
+    assert studies.load_records("ranks", "figures/data")["rows"][0]["steps"] == FULL.steps
 
 
 def test_figures_draws_what_needs_no_records(tmp_path, monkeypatch, capsys):

@@ -10,8 +10,9 @@ all adapters together, so that switching between them moves references and copie
 """
 
 import contextlib
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,25 @@ class StandIn(Module):
             p.data = value.astype(p.dtype, copy=False)
         self.unmerged = None
 
-    def check_loadable(self) -> None:
+    def folded(self) -> "StandIn":
+        """This module without what only training needs, and with the same outputs: what a file holds."""
+        return self
+
+    def left_behind(self, base: Module) -> Module:
+        """What stays when the adapter is taken out: the base's module, or one that holds what was merged."""
+        return base
+
+    def check_loadable(self, path: str, state: Mapping[str, Any]) -> None:
         """A loaded value would be taken for the merged one, and lost when that is undone."""
         if self.unmerged is not None:
             raise ValueError("load_state_dict: the adapter is merged into the weights; unmerge_lora(model) first")
+        super().check_loadable(path, state)
+
+
+@functools.cache
+def stand_in_for(mixin: Any, kind: Any) -> Any:
+    """A class that does what the StandIn `mixin` says and the rest as `kind` does: Trained, Linear -> TrainedLinear."""
+    return type(mixin.__name__ + kind.__name__, (mixin, kind), {"__doc__": mixin.__doc__})
 
 
 @dataclass
@@ -78,6 +94,7 @@ class Adapter:
     configs: tuple[Any, ...]
     modules: dict[str, Any]
     enabled: bool = True
+    dtype: Any = None  # of the model when the adapter was last put in
 
     @property
     def merged(self) -> bool:
@@ -88,6 +105,11 @@ class Adapter:
     def kind(self) -> str:
         """The name of the method, or of the methods: "lora+prefix"."""
         return "+".join(config.kind for config in self.configs)
+
+    def folded(self) -> "Adapter":
+        """The adapter without what only training needs: a prefix without the network that makes it."""
+        configs = tuple(getattr(config, "folded", config) for config in self.configs)
+        return Adapter(configs, {path: m.folded() for path, m in self.modules.items()}, self.enabled)
 
 
 def add_adapter(model: Any, config: Any, rng: Any = 0, name: str = "default") -> Any:
@@ -118,7 +140,7 @@ def _build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
                 if path in owner:
                     both = f"{owner[path]} and {one.kind} both want the place of {path}"
                     raise ValueError(f"{caller}: {both}; choose one of them, or other target_modules")
-                modules[path], owner[path] = module, one.kind
+                modules[path], owner[path] = module.astype(model.parameters()[0].dtype), one.kind
     return Adapter(configs, dict(sorted(modules.items(), key=lambda item: item[0].count("."))))
 
 
@@ -178,17 +200,24 @@ def set_adapter(model: Any, name: str | None) -> None:
 
 
 def _put_in(model: Any, adapter: Adapter) -> None:
-    dtype = model.parameters()[0].dtype  # the base may have changed precision while this adapter was aside
+    dtype = _dtype(model)
     for path, module in adapter.modules.items():
         model.originals[path] = model.get_module(path)
-        model.set_module(path, module.astype(dtype))
+        # the base may have changed precision while this adapter was aside
+        model.set_module(path, module if adapter.dtype == dtype else module.astype(dtype))
+    adapter.dtype = dtype
 
 
 def _put_back(model: Any) -> None:
-    dtype = model.parameters()[0].dtype
+    dtype, active = _dtype(model), model.adapters.get(model.active_adapter)
+    same = active is None or active.dtype == dtype
     for path, module in reversed(model.originals.items()):  # inner modules before the outer ones they sit in
-        model.set_module(path, module and module.astype(dtype))
+        model.set_module(path, module if same or module is None else module.astype(dtype))
     model.originals = {}
+
+
+def _dtype(model: Any) -> Any:
+    return next(p.dtype for _, p in model.named_parameters())
 
 
 @contextlib.contextmanager
@@ -237,6 +266,8 @@ def remove_adapter(model: Any) -> Any:
     if not _adapters(model):
         raise ValueError("remove_adapter: the model has no adapter")
     if model.active_adapter is not None:
+        modules = model.adapters[model.active_adapter].modules
+        model.originals = {path: modules[path].left_behind(base) for path, base in model.originals.items()}
         _put_back(model)
     for p in model.frozen:
         p.requires_grad = True
@@ -275,9 +306,14 @@ def base_parameters(model: Any) -> dict[str, Tensor]:
 
 
 def adapter_parameters(model: Any) -> dict[str, Tensor]:
-    """{name: tensor} that the active adapter brings: what is trained, and what a file holds."""
+    """{name: tensor} that the active adapter brings."""
     adapter = active_adapter(model, "adapter_parameters")
     return _own(adapter, {id(p) for p in base_parameters(model).values()})
+
+
+def stored_parameters(model: Any) -> dict[str, Tensor]:
+    """{name: tensor} that a file of the active adapter holds: without what only training needs."""
+    return _own(active_adapter(model, "save_adapter").folded(), {id(p) for p in base_parameters(model).values()})
 
 
 def _own(adapter: Adapter, base: set[int]) -> dict[str, Tensor]:
@@ -298,15 +334,14 @@ def fingerprint(model: Any) -> str:
         data = to_numpy(aside.get(id(p), p.data))
         digest.update(f"{name} {data.shape}".encode())
         digest.update(np.ascontiguousarray(data, dtype="<f4").tobytes())
-    for path, module in model.named_modules():
-        for name, buffer in module.buffers().items():
-            digest.update(f"{path}.{name} {buffer.shape}".encode() + to_numpy(buffer).tobytes())
+    for name, buffer in model.named_buffers():
+        digest.update(f"{name} {buffer.shape}".encode() + to_numpy(buffer).tobytes())
     return digest.hexdigest()
 
 
-def recipe(model: Any) -> list[dict[str, Any]]:
-    """The active adapter's methods as plain values: [{"kind": "lora", "config": {...}}]"""
-    return [{"kind": c.kind, "config": asdict(c)} for c in active_adapter(model, "recipe").configs]
+def recipe(adapter: Adapter) -> list[dict[str, Any]]:
+    """An adapter's methods as plain values: [{"kind": "lora", "config": {...}}]"""
+    return [{"kind": c.kind, "config": asdict(c)} for c in adapter.configs]
 
 
 def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
@@ -318,8 +353,11 @@ def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
 
 def save_adapter(model: Any, path: str | Path) -> Path:
     """Write the active adapter alone: its parameters, its configuration and the fingerprint of its base model."""
-    arrays = {name: p.data for name, p in adapter_parameters(model).items()}
-    return save_arrays(path, arrays, {"kind": "adapter", "methods": recipe(model), "base": fingerprint(model)})
+    own, adapter = stored_parameters(model), active_adapter(model).folded()
+    if not own:
+        raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
+    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
+    return save_arrays(path, {name: p.data for name, p in own.items()}, header)
 
 
 def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:

@@ -10,7 +10,7 @@ below them come the configuration and the layer. Adding it to a model, merging, 
 import fnmatch
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,9 +62,11 @@ class LoRAConfig:
     rank_stabilized (Kalajdzievski 2023, "rsLoRA"). target_modules: names or patterns; "q_proj" is every q_proj,
     "blocks.0.*" and "*.mlp.*" are shell patterns on whole names, "*" is every linear layer. dropout: on the input of A,
     where a generator is given. init: "kaiming" draws A from U(-1/sqrt(d_in), 1/sqrt(d_in)), "gaussian" from
-    N(0, 1/r^2); B is zero either way. Raises ValueError for values outside these.
+    N(0, 1/r^2), and B is zero; "pissa" starts both from W's singular vectors (`pissa.py`). Raises ValueError for values
+    outside these.
     """
 
+    inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "pissa")
     rank: int = 8
     alpha: float = 16
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
@@ -73,23 +75,24 @@ class LoRAConfig:
     rank_stabilized: bool = False
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         targets = (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
         object.__setattr__(self, "target_modules", targets)
         if not isinstance(self.rank, int | np.integer) or self.rank < 1:
-            raise ValueError(f"LoRAConfig: rank = {self.rank!r}, expected a positive integer")
+            raise ValueError(f"{name}: rank = {self.rank!r}, expected a positive integer")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"LoRAConfig: alpha = {self.alpha}, expected a positive number")
+            raise ValueError(f"{name}: alpha = {self.alpha}, expected a positive number")
         if not targets:
-            raise ValueError("LoRAConfig: target_modules is empty; name at least one, such as 'q_proj'")
+            raise ValueError(f"{name}: target_modules is empty; name at least one, such as 'q_proj'")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRAConfig: dropout = {self.dropout}, expected 0 <= dropout < 1")
-        if self.init not in ("kaiming", "gaussian"):
-            raise ValueError(f"LoRAConfig: init = {self.init!r}, expected 'kaiming' or 'gaussian'")
+            raise ValueError(f"{name}: dropout = {self.dropout}, expected 0 <= dropout < 1")
+        if self.init not in self.inits:
+            raise ValueError(f"{name}: init = {self.init!r}, expected {' or '.join(map(repr, self.inits))}")
 
     @property
     def scale(self) -> float:
         """s = alpha / r, or alpha / sqrt(r)."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+        return float(self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank))
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a LoRA layer} for every linear layer that is targeted."""
@@ -101,21 +104,29 @@ class LoRAConfig:
             d_out, d_in = linears[path].weight.shape
             if self.rank > min(d_out, d_in):
                 raise ValueError(f"add_lora: rank {self.rank} exceeds min(d_in, d_out) = {min(d_out, d_in)} of {path}")
-        return {path: self.layer(linears[path], rng) for path in targets}
+        return {path: self._layer_for(linears[path], rng) for path in targets}
+
+    def _layer_for(self, base: Any, rng: np.random.Generator) -> "LoRALinear":
+        """A quantised layer brings a LoRA layer of its own (`qlora.py`)."""
+        return base.lora_layer(self, rng) if hasattr(base, "lora_layer") else self.layer(base, rng)
 
     def layer(self, base: Linear, rng: np.random.Generator) -> "LoRALinear":
         """The layer that takes the place of one linear layer."""
+        if self.init == "pissa":
+            from .pissa import PiSSALinear  # here, because it is made from the layer below
+
+            return PiSSALinear(base, self, rng)
         return LoRALinear(base, self, rng)
 
 
 class LoRALinear(StandIn, Linear):
     """A linear layer with an update beside it; it shares `weight` and `bias` with the layer whose place it takes."""
 
-    optional_parameters = ("lora_A", "lora_B")  # a base checkpoint has none
+    optional_parameters: tuple[str, ...] = ("lora_A", "lora_B")  # a base checkpoint has none
 
     def __init__(self, base: Linear, config: LoRAConfig, rng: np.random.Generator):
         d_out, d_in = base.weight.shape
-        self.weight, self.bias = base.weight, base.bias
+        vars(self).update(vars(base))  # the base's very weight and bias
         bound, std = 1 / math.sqrt(d_in), 1 / config.rank
         shape = (config.rank, d_in)
         A = rng.uniform(-bound, bound, shape) if config.init == "kaiming" else rng.normal(0, std, shape)
@@ -127,15 +138,20 @@ class LoRALinear(StandIn, Linear):
         """x: (..., d_in) -> (..., d_out)"""
         if self.unmerged is not None:
             return ops.linear(x, self.weight, self.bias)
-        s, p = self.config.scale, self.dropout
+        (A, B), s, p = self.factors(), self.config.scale, self.dropout
         if rng is None or not p:
-            return ops.lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, s)
-        h = ops.linear(ops.dropout(x, p, rng), self.lora_A)  # (..., r)
-        return ops.linear(x, self.weight, self.bias) + s * ops.linear(h, self.lora_B)
+            return ops.lora_linear(x, self.weight, self.bias, A, B, s)
+        h = ops.linear(ops.dropout(x, p, rng), A)  # (..., r)
+        return ops.linear(x, self.weight, self.bias) + s * ops.linear(h, B)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, d_in) and B (d_out, r) of the update s B A"""
+        return self.lora_A, self.lora_B
 
     def delta(self) -> Array:
         """Delta W = s B A, (d_out, d_in)"""
-        return self.config.scale * (self.lora_B.data @ self.lora_A.data)
+        A, B = self.factors()
+        return self.config.scale * (B.data @ A.data)
 
     def merged_values(self) -> dict[str, Array]:
         """W <- W + s B A (section 4.1)"""

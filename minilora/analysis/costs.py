@@ -25,18 +25,22 @@ class Engine:
     activation: arrays as wide as the MLP that its nonlinearity keeps. scores: whether attention keeps its (T, S)
     weights; FlashAttention computes them again, from one number a row and its output (Dao et al. 2022). outputs:
     whether attention keeps its output beside the copy that the next matrix reads. workspace: arrays as wide as the MLP
-    that are in use at one time, at the peak, while the backward pass goes through the last block.
+    that are in use at one time, at the peak, while the backward pass goes through the last block. shared: whether a
+    prompt goes through the blocks once for the whole batch, up to the keys and values that the text sees (it never sees
+    the text, so they are the same in every row), or in front of every text and through the head, as in PEFT.
     """
 
     activation: float = 1
     scores: bool = True
     outputs: bool = False
     workspace: float = 0
+    shared: bool = False
 
 
 PYTORCH = Engine()  # the reckoning of Korthikanti et al.
 FLASH = Engine(scores=False, outputs=True)
-MINILORA = Engine(activation=2, outputs=True, workspace=5)  # gelu keeps x and tanh u; its derivative writes five arrays
+# gelu keeps x and tanh u; its derivative writes five arrays
+MINILORA = Engine(activation=2, outputs=True, workspace=5, shared=True)
 ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
 
 
@@ -66,9 +70,8 @@ class Walk:
     live: bool = False  # does a trained parameter stand before this point?
 
     def __post_init__(self) -> None:
-        prompt = self.plan.added.get("prompt", (0,))[0]
-        self.time = self.length + prompt
-        self.rows = self.batch * self.time
+        self.prompt = self.plan.added.get("front.prompt", (0,))[0]
+        self.rows = self.batch * self.length + self.prompt * (1 if self.engine.shared else self.batch)
         for i in range(self.plan.architecture.layers + 1):
             if i == 0:
                 self._embed()
@@ -94,7 +97,7 @@ class Walk:
             self.kept[name] = numbers
 
     def _embed(self) -> None:
-        self.live = any(self._trains(p) for p in ("wte.", "wpe.", "token_types.", "prompt"))
+        self.live = any(self._trains(p) for p in ("wte.", "wpe.", "token_types.", "front.prompt"))
         if self.plan.architecture.embedding_norm:
             self._norm("ln_embedding")
 
@@ -126,10 +129,11 @@ class Walk:
         live = [
             self._linear(f"{block}.{m}", s, f"{block}.ln_1.out") for m, s in matrices.items() if m.startswith("attn")
         ]
-        prefix = plan.added.get(f"{block}.attn.prefix_keys", (0,))[0]
+        prefix = plan.added.get("front.keys", (0, 0))[1]
         self.live = any(live) or prefix > 0
-        keys = self.time + prefix
-        scores = self.batch * a.heads * self.time * keys
+        keys = self.length + self.prompt + prefix
+        alone = self.prompt if self.engine.shared else 0  # rows of a prompt that sees only itself, and no text
+        scores = a.heads * (n * keys - alone * self.length)
         products = 2 * (2 * scores * a.dim)  # q k^T, and the weights times v
         self.operations.append(Operation(f"{block}.attn", products, 2 * products * self.live))
         if a.relative_positions:  # DeBERTa: two more score matrices, from content to positions and back
@@ -137,7 +141,7 @@ class Walk:
             extra = 4 * r * c * c + 4 * n * r * c
             self.operations.append(Operation(f"{block}.relative", extra, 2 * extra * self.live))
         self._keep(f"{block}.q", n * a.heads * a.dim, self.live)
-        self._keep(f"{block}.kv", 2 * self.batch * keys * a.key_value_heads * a.dim, self.live)
+        self._keep(f"{block}.kv", 2 * (self.batch * keys + alone) * a.key_value_heads * a.dim, self.live)
         self._keep(f"{block}.scores", scores, self.live and self.engine.scores)
         self._keep(f"{block}.sums", n * a.heads, self.live and not self.engine.scores)
         self._keep(f"{block}.o", n * a.heads * a.dim, self.live and self.engine.outputs)
@@ -174,6 +178,8 @@ class Walk:
         self._adapter(f"{block}.mlp.adapter")
 
     def _finish(self) -> None:
+        if self.engine.shared:
+            self.rows = self.batch * self.length  # a prompt's last keys and values are all that the text asks of it
         a, n = self.plan.architecture, self.rows
         if a.conv_kernel:
             products = 2 * n * a.width * a.width * a.conv_kernel
@@ -256,14 +262,15 @@ def training_memory(
     }
 
 
-def latency(plan: Plan, batch: int = 1, length: int = 1) -> dict[str, float]:
+def latency(plan: Plan, batch: int = 1, length: int = 1, engine: Engine = PYTORCH) -> dict[str, float]:
     """What the method adds to a forward pass, in operations, while not merged and after merging.
 
     -> {"base": operations of the base model, "added": the method's, "added_merged": 0 where it can be merged (Hu et al.
     2021, section 4.1: "no additional inference latency"), else the same, "share": added / base}
     """
-    base = Walk(Plan(plan.architecture, "none", plan.options, parameters(plan.architecture), {}, {}), batch, length)
-    added = Walk(plan, batch, length).forward - base.forward
+    nothing = Plan(plan.architecture, "none", plan.options, parameters(plan.architecture), {}, {})
+    base = Walk(nothing, batch, length, engine)
+    added = Walk(plan, batch, length, engine).forward - base.forward
     return {
         "base": base.forward,
         "added": added,

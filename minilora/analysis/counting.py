@@ -130,8 +130,8 @@ def operations(
     See `costs.py` for what is counted, and its sources.
     """
     chosen = plan(name, method, **options)
-    length, _, _ = _defaults(chosen.architecture, batch, length, None, None)
-    walk, extra = Walk(chosen, batch, length), latency(chosen, batch, length)
+    length, _, engine = _defaults(chosen.architecture, batch, length, None, None)
+    walk, extra = Walk(chosen, batch, length, ENGINES[engine]), latency(chosen, batch, length, ENGINES[engine])
     return {
         "forward": walk.forward,
         "training": walk.training,
@@ -142,7 +142,10 @@ def operations(
 
 
 def by_layer(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[str, int]]:
-    """{layer: {"total", "trainable"}} for "embeddings", "blocks.0", "blocks.1", ... and "head" (what comes after)."""
+    """{layer: {"total", "trainable"}} for "embeddings", "blocks.0", "blocks.1", ... and "head" (what comes after).
+
+    The virtual tokens of a prompt or prefix are "front".
+    """
     return _grouped(plan(name, method, **options), _layer)
 
 
@@ -163,15 +166,17 @@ def _grouped(chosen: Plan, group: Any) -> dict[str, dict[str, int]]:
 def _layer(name: str) -> str:
     if name.startswith("blocks."):
         return ".".join(name.split(".")[:2])
-    embeddings = ("wte", "wpe", "token_types", "ln_embedding", "prompt")
-    return "embeddings" if name.partition(".")[0] in embeddings else "head"
+    part = name.partition(".")[0]
+    if part == "front":  # a prompt, or the prefixes of all blocks in one array
+        return part
+    return "embeddings" if part in ("wte", "wpe", "token_types", "ln_embedding") else "head"
 
 
 def _matrix(name: str) -> str:
     parts = name.split(".")
     if "adapter" in parts:
         return f"{parts[2]}.adapter"
-    return "prefix" if parts[-1].startswith("prefix_") else parts[-2] if len(parts) > 1 else parts[0]
+    return ".".join(parts) if parts[0] == "front" else parts[-2]
 
 
 def count_model(model: Any) -> Count:

@@ -106,13 +106,13 @@ def _bitfit(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
 
 def _prompt(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     """l C: the embeddings of l virtual tokens in front of the text (Lester et al. 2021, section 2)."""
-    return {"prompt": (o.tokens, a.width)}, {}
+    return {"front.prompt": (o.tokens, a.width)}, {}
 
 
 def _prefix(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     """2 L l K D: l keys and l values in every block (Li & Liang 2021, section 4; after training, without the MLP)."""
-    kv = (o.tokens, a.key_value_heads * a.dim)
-    return {f"blocks.{i}.attn.prefix_{part}": kv for i in range(a.layers) for part in ("keys", "values")}, {}
+    shape = (a.layers, o.tokens, a.key_value_heads * a.dim)
+    return {"front.keys": shape, "front.values": shape}, {}
 
 
 def _adapter(a: Architecture, place: str, o: Options) -> Shapes:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters import combine
 from ..autograd.backend import to_numpy
 
 # --- spectra ---------------------------------------------------------------------------------------------------------
@@ -29,11 +30,7 @@ def svd(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def product_svd(B: Any, A: Any, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The SVD of Delta W = s B A without forming it.   B: (m, r), A: (r, n) -> U (m, r), s (r,), V^T (r, n)
 
-    With the thin QR factorisations B = Q_B R_B and A^T = Q_A R_A,
-        Delta W = Q_B (s R_B R_A^T) Q_A^T,
-    and the SVD of the small (r, r) matrix in the middle, turned by Q_B and Q_A, is the SVD of the whole. This costs
-    O((m + n) r^2) operations instead of O(m n min(m, n)). Golub & Van Loan 2013, "Matrix Computations", section 5.2
-    (thin QR). Raises ValueError when B and A do not fit, or when r exceeds min(m, n).
+    See `adapters/combine.py` for how. Raises ValueError when B and A do not fit, or when r exceeds min(m, n).
     """
     B, A = _matrix("product_svd", B), _matrix("product_svd", A)
     if B.shape[1] != A.shape[0]:
@@ -41,10 +38,7 @@ def product_svd(B: Any, A: Any, scale: float = 1.0) -> tuple[np.ndarray, np.ndar
             f"product_svd: B {B.shape} @ A {A.shape}: inner dimensions {B.shape[1]} and {A.shape[0]} differ"
         )
     _check_rank("product_svd", B.shape[1], (B.shape[0], A.shape[1]))
-    q_b, r_b = np.linalg.qr(B)  # (m, r), (r, r)
-    q_a, r_a = np.linalg.qr(A.T)  # (n, r), (r, r)
-    u, s, vt = np.linalg.svd(scale * (r_b @ r_a.T))  # (r, r), (r,), (r, r)
-    return q_b @ u, s, vt @ q_a.T
+    return combine.product_svd(scale * B, A)
 
 
 def singular_values(matrix: Any) -> np.ndarray:

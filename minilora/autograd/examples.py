@@ -38,6 +38,7 @@ def _binary(positive: bool = False) -> Example:
 
 
 TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
+WEIGHT = np.random.default_rng(0).standard_normal((5, 4))
 CONDITION = np.array([[True, False, True, False]])
 
 EXAMPLES: dict[str, Example] = {
@@ -69,6 +70,7 @@ EXAMPLES: dict[str, Example] = {
     "rms_norm": Example(lambda f, x, w: f(x, w), ((3, 4), (4,))),
     "embedding": Example(lambda f, w: f(w, TOKENS), ((4, 3),)),
     "linear": Example(lambda f, x, w, b: f(x, w, b), ((2, 3, 4), (5, 4), (5,))),
+    "linear_on_demand": Example(lambda f, x, b: f(x, WEIGHT.astype, b), ((2, 3, 4), (5,))),
     "lora_linear": Example(lambda f, x, w, b, A, B: f(x, w, b, A, B, 0.5), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
     "attention": Example(lambda f, q, k, v: f(q, k, v), ((2, 3, 4), (2, 3, 4), (2, 3, 4))),
     "cross_entropy": Example(lambda f, x: f(x, TOKENS), ((2, 3, 5),)),

@@ -17,6 +17,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "linear_on_demand",
     "log_softmax",
     "lora_linear",
     "rms_norm",
@@ -43,6 +44,28 @@ def linear(x, weight, bias=None):
     return y.reshape(*shape[:-1], d_out), (
         lambda g: (g.reshape(n, d_out) @ weight).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ rows,
+        lambda g: g.reshape(n, d_out).sum(axis=0),
+    )
+
+
+@register
+def linear_on_demand(x, weight_of, bias=None):
+    """y = x W^T + b, where W is made when it is needed and kept by nobody.   x: (..., d_in) -> (..., d_out)
+
+    weight_of: a function from a dtype to W (d_out, d_in), the same one each time; for a weight kept in few bits. As in
+    `linear`, dx = g W and db = sum of g over all rows; W has no gradient. The vjp of x makes W again, so that the tape
+    refers to the function and to no float weight (Dettmers et al. 2023, "QLoRA", section 3, eq. 5).
+    """
+    dtype = x.real.dtype
+    weight = weight_of(dtype)
+    shape, (d_out, d_in) = _fitting("linear_on_demand", x, weight, bias)
+    n = math.prod(shape[:-1])
+    y = x.reshape(n, d_in) @ weight.T  # (N, d_out)
+    if bias is not None:
+        y = y + bias
+    return y.reshape(*shape[:-1], d_out), (
+        lambda g: (g.reshape(n, d_out) @ weight_of(dtype)).reshape(shape),
+        None,
         lambda g: g.reshape(n, d_out).sum(axis=0),
     )
 

@@ -169,11 +169,17 @@ class GPT(Module):
         if end > self.config.block_size:
             virtual = f" ({self.front.length} of them virtual)" if self.front is not None else ""
             raise ValueError(f"GPT: {end} tokens{virtual} exceed the context of block_size = {self.config.block_size}")
-        x = self.wte(tokens) + self.wpe.weight[past:end]  # (B, T, C)
+        x = self.hidden(self.wte(tokens), rng, cache)  # (B, T, C)
+        return ops.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
+
+    def hidden(self, x: Tensor, rng: Any = None, cache: Cache | None = None) -> Tensor:
+        """Embeddings, placed after what is cached, through all blocks.   x: (B, T, C) -> (B, T, C)"""
+        past = cache.length if cache is not None else 0
+        x = x + self.wpe.weight[past : past + x.shape[1]]  # (B, T, C)
         x = _drop(x, self.config.dropout, rng)
         for i, block in enumerate(self.blocks):
             x = block(x, rng, cache, i)
-        return ops.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
+        return x
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
         """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""

@@ -31,6 +31,12 @@ class Module:
                 if isinstance(value, Tensor):
                     yield f"{path}.{name}" if path else name, value
 
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
+        """(name, array) for everything in `buffers` of this module and those below it."""
+        for path, module in self.named_modules():
+            for name, array in module.buffers().items():
+                yield f"{path}.{name}" if path else name, array
+
     def parameters(self, trainable: bool = False) -> list[Tensor]:
         """All parameters, or the trainable ones only."""
         return [p for _, p in self.named_parameters() if p.requires_grad or not trainable]
@@ -56,17 +62,20 @@ class Module:
             setattr(owner, last, module)
 
     def state_dict(self) -> dict[str, Array]:
-        """{name: a copy of the parameter}: a snapshot that later training does not change."""
-        return {name: p.data.copy() for name, p in self.named_parameters()}
+        """{name: a copy of the parameter or buffer}: a snapshot that later training does not change."""
+        return {name: array.copy() for name, array in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, Array]:
+        return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy values into the parameters, keeping their precision. All names and shapes are checked first.
+        """Copy values into parameters and buffers, keeping their precision. All names and shapes are checked first.
 
         Raises ValueError that lists names missing, names unexpected and shapes that differ; then nothing has changed.
         """
-        for _, module in self.named_modules():
-            module.check_loadable()
-        own = dict(self.named_parameters())
+        for path, module in self.named_modules():
+            module.check_loadable(path, state)
+        own = self._arrays()
         optional = {
             f"{prefix}.{name}" if prefix else name
             for prefix, module in self.named_modules()
@@ -81,19 +90,19 @@ class Module:
             if value.shape != own[name].shape
         ]
         problems += [
-            f"{name} has dtype {value.dtype}, expected real numbers"
+            f"{name} has dtype {value.dtype}, expected {wanted}"
             for name, value in values.items()
-            if value.dtype.kind not in "fiub"
+            if (wanted := _wanted_dtype(own[name], value))
         ]
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(f"load_state_dict: {'; '.join(problems[:5])}{more}")
         for name, value in values.items():
-            data = own[name].data
+            data = own[name]
             data[...] = array_module(data).asarray(value if type(value) is type(data) else to_numpy(value))
 
-    def check_loadable(self) -> None:
-        """Raise ValueError where values cannot be loaded into this module as it is."""
+    def check_loadable(self, path: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError where a state's values cannot be loaded into this module, which is at `path`."""
 
     def buffers(self) -> dict[str, Array]:
         """{name: array} that belong to this module and are no parameters: a quantised weight's codes and scales."""
@@ -106,6 +115,13 @@ class Module:
             p.data = p.data.astype(dtype, copy=False)
             p.requires_grad = trainable
         return self
+
+
+def _wanted_dtype(own: Array, value: Array) -> str:
+    """What was expected where a value's dtype will not do: real numbers are converted, codes are not."""
+    if own.dtype.kind == "f":
+        return "" if value.dtype.kind in "fiub" else "real numbers"
+    return "" if value.dtype == own.dtype else str(own.dtype)
 
 
 def _values(value: Any) -> Array:

@@ -92,10 +92,12 @@ def blaming(path: str | Path) -> Iterator[None]:
 def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -> Path:
     """Write a model's configuration and parameters, optionally rounded to another precision, with a record of facts.
 
-    Raises ValueError for a model with adapters, and OSError where the folder cannot be written to.
+    Raises ValueError for a model with adapters or quantised weights, and OSError where the folder cannot be written to.
     """
     if getattr(model, "adapters", None):
         raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
+    if any(True for _ in model.named_buffers()):
+        raise ValueError("save_model: the model is quantised; save the float model and quantise it again after loading")
     state = {name: value.astype(dtype or value.dtype) for name, value in model.state_dict().items()}
     return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **record})
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.adapter import active_adapter, add_adapter, from_recipe, recipe
+from ..adapters.qlora import quantization, quantize_model
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .corpus import load_corpus
@@ -19,7 +20,8 @@ def save_checkpoint(run: Any, path: str | Path) -> Path:
     header = {
         "kind": "checkpoint",
         "config": asdict(run.model.config),
-        "methods": recipe(run.model) if adapted else None,
+        "quantization": quantization(run.model),
+        "methods": recipe(active_adapter(run.model)) if adapted else None,
         "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
         "dtype": str(run.optimizer.parameters[0].dtype),
         "corpus": run.corpus.name,
@@ -43,12 +45,15 @@ def load_checkpoint(path: str | Path, corpus: Any = None) -> Any:
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
         model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
+        for layer, settings in header["quantization"].items():
+            quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
         if header["methods"]:
             add_adapter(model, from_recipe(header["methods"]))
         names = dict(model.named_parameters())
         for name, p in names.items():
             p.requires_grad = name in header["trainable"]
         state = {part: _part(arrays, part) for part in ("model", "optimizer")}
+        names |= dict(model.named_buffers())
         if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
             raise ValueError(f"missing {min(missing)}")
         model.load_state_dict(state["model"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.lora_plus import lora_plus
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import grad, no_grad
 from .checkpoint import save_checkpoint
@@ -104,6 +105,7 @@ class Settings:
     """How to train: steps of batch_size windows, AdamW with warm-up and a cosine down to floor * lr, clipping.
 
     evaluate_every: steps between evaluations, on at most evaluation_windows windows. seed: of batches and dropout.
+    lr_ratio: B's learning rate over A's (LoRA+); 1 is one rate for all.
     """
 
     steps: int = 200
@@ -118,6 +120,7 @@ class Settings:
     evaluation_windows: int | None = 64
     checkpoint_every: int = 200
     seed: int = 0
+    lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         self.betas = (self.betas[0], self.betas[1])
@@ -145,7 +148,8 @@ class Run:
 
     def __post_init__(self) -> None:
         s = self.settings
-        self.optimizer = AdamW(self.model.named_parameters(), s.lr, s.betas, weight_decay=s.weight_decay)
+        parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
+        self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
         self.rng = np.random.default_rng(s.seed)
 
     @property

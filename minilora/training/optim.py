@@ -24,19 +24,36 @@ def _pieces(p: Array, *others: Array) -> Iterator[tuple]:
         yield tuple(array[start : start + PIECE] for array in flat)
 
 
+def _with_ratios(parameters: Iterable[Any]) -> Iterator[tuple[Tensor, float]]:
+    """(tensor, its learning rate over lr), one after the other, out of the groups they come in."""
+    for entry in parameters:
+        group: dict[str, Any] = entry if isinstance(entry, dict) else {"params": [entry]}
+        if "params" not in group or not group.keys() <= {"params", "lr_ratio"}:
+            raise ValueError(f"optimizer: a group has the keys {', '.join(group)}, expected params and lr_ratio")
+        for p in group["params"]:
+            yield p[1] if isinstance(p, tuple) else p, float(group.get("lr_ratio", 1.0))
+
+
 class Optimizer:
     """What SGD and AdamW share: a list of parameters, a learning rate, and state that a checkpoint can hold.
 
     parameters: trainable tensors, or (name, tensor) pairs as named_parameters() gives them; frozen ones are left out.
+    A group, {"params": tensors or pairs, "lr_ratio": 16}, learns at lr_ratio times lr; a schedule sets lr alone.
     """
 
     def __init__(self, parameters: Iterable[Any], lr: float):
-        tensors = [p[1] if isinstance(p, tuple) else p for p in parameters]
-        self.parameters: list[Tensor] = [p for p in tensors if p.requires_grad]
-        if not self.parameters:
-            raise ValueError(f"{type(self).__name__}: none of the {len(tensors)} parameters requires a gradient")
+        name = type(self).__name__
+        pairs = list(_with_ratios(parameters))
+        trained = [(p, ratio) for p, ratio in pairs if p.requires_grad]
+        if not trained:
+            hint = "add_lora(model, LoRAConfig()) gives a frozen or quantised model some that do"
+            raise ValueError(f"{name}: none of the {len(pairs)} parameters requires a gradient; {hint}")
         if not lr >= 0:
-            raise ValueError(f"{type(self).__name__}: lr = {lr}, expected 0 or more")
+            raise ValueError(f"{name}: lr = {lr}, expected 0 or more")
+        if wrong := [ratio for _, ratio in pairs if not 0 < ratio < math.inf]:
+            raise ValueError(f"{name}: lr_ratio = {wrong[0]}, expected a positive number")
+        self.parameters: list[Tensor] = [p for p, _ in trained]
+        self.ratios: list[float] = [ratio for _, ratio in trained]  # each parameter's learning rate over lr
         self.lr = lr
         self.steps = 0
         self.ages = [0] * len(self.parameters)  # how many updates each parameter has had
@@ -58,13 +75,14 @@ class Optimizer:
             if g is not None:  # as in PyTorch: a parameter the loss did not reach stays
                 self.ages[i] += 1
                 state = (arrays[i] for arrays in self.state.values())
-                pieces += [(self.ages[i], *piece) for piece in _pieces(p.data, g, *state)]
+                rate = self.lr * self.ratios[i]
+                pieces += [(rate, self.ages[i], *piece) for piece in _pieces(p.data, g, *state)]
         lots = 1 if sum(p.size for p in self.parameters) <= PIECE else min(LOTS, len(pieces))
         in_parallel(self._update_all, [tuple(pieces[i::lots]) for i in range(lots)])
 
     def _update_all(self, *lot: tuple) -> None:
-        for t, p, g, *state in lot:
-            self.update(p, g, t, *state)
+        for rate, t, p, g, *state in lot:
+            self.update(p, g, rate, t, *state)
 
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has accumulated."""
@@ -75,8 +93,8 @@ class Optimizer:
         """The names of the arrays kept for each parameter."""
         return ()
 
-    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
-        """Change one parameter's values in place, by its t-th update (t = 1, 2, ...)."""
+    def update(self, p: Array, g: Array, lr: float, t: int, *state: Array) -> None:
+        """Change one parameter's values in place, at its learning rate, by its t-th update (t = 1, 2, ...)."""
         raise TypeError(f"{type(self).__name__} has no update rule; use SGD or AdamW")
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,14 +130,14 @@ class SGD(Optimizer):
         """v, the velocity, where there is momentum."""
         return ("v",) if self.momentum else ()
 
-    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
+    def update(self, p: Array, g: Array, lr: float, t: int, *state: Array) -> None:
         """One parameter's step."""
         g = g + self.weight_decay * p if self.weight_decay else g
         for v in state:
             v *= self.momentum
             v += g
             g = v
-        p -= self.lr * g
+        p -= lr * g
 
 
 class AdamW(Optimizer):
@@ -146,7 +164,7 @@ class AdamW(Optimizer):
         """m and v, running means of the gradient and of its square."""
         return ("m", "v")
 
-    def update(self, p: Array, g: Array, t: int, *state: Array) -> None:
+    def update(self, p: Array, g: Array, lr: float, t: int, *state: Array) -> None:
         """One parameter's step."""
         m, v = state
         b1, b2 = self.betas
@@ -156,8 +174,8 @@ class AdamW(Optimizer):
         root = array_module(v).sqrt(v)
         root /= math.sqrt(1 - b2**t)
         root += self.eps
-        p *= 1 - self.lr * self.weight_decay
-        p -= (self.lr / (1 - b1**t)) * m / root
+        p *= 1 - lr * self.weight_decay
+        p -= (lr / (1 - b1**t)) * m / root
 
 
 def cosine_schedule(step: int, total: int, peak: float, warmup: int = 0, floor: float = 0.0) -> float:

@@ -142,6 +142,14 @@ def test_rank_stabilized_scaling_reaches_the_output():
     np.testing.assert_allclose(one(TOKENS).data, other(TOKENS).data, rtol=1e-12)
 
 
+def test_a_rank_out_of_numpy_keeps_the_precision():
+    """alpha / rank is then a NumPy number, which would turn a float32 product into float64."""
+    model = adapted(rank=np.int64(2))
+    assert {delta.dtype for delta in ml.delta_weights(model).values()} == {np.dtype("float32")}
+    ml.merge_lora(model)
+    assert model(TOKENS).dtype == "float32"
+
+
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_initial_distributions(init):
     base_layer = Linear(100, 80, True, np.random.default_rng(0))

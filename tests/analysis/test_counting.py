@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
+from minilora.adapters.prefix import PrefixConfig
+from minilora.adapters.prompt import PromptConfig
 from minilora.analysis import costs, counting, paper
 
+METHODS = {"lora": ml.LoRAConfig, "prompt": PromptConfig, "prefix": PrefixConfig}
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 configs = st.builds(
@@ -170,6 +173,10 @@ def test_operations_by_hand():
     assert lora["training"] == base + extra + backward
     assert counting.operations(a, "prompt", batch=2, length=12, tokens=4)["forward"] == base
     assert counting.operations(a, "prefix", tokens=4, length=4)["overhead"] == 2 * 2 * 2 * 4 * 4 * c
+    # our own way: the prompt goes through the blocks once, sees itself alone, and leaves no logits
+    ours = costs.Walk(counting.plan(a, "prompt", tokens=4), 2, 12, costs.MINILORA)
+    rows, pairs = 2 * 12 + 4, 2 * 12 * 16 + 4 * 4
+    assert ours.forward == 2 * (2 * rows * matrices + 2 * 2 * pairs * c) + 2 * (2 * 12) * c * 10
     houlsby = counting.operations(a, "houlsby", batch=2, length=16, bottleneck=5)
     assert houlsby["overhead"] == houlsby["overhead_merged"] == 2 * 2 * (2 * 2 * n * c * 5)
 
@@ -183,8 +190,8 @@ def test_kaplans_six_operations_a_parameter():
 def measured_memory(config, method, batch, length, **options):
     """Bytes that one training step takes at its peak, on one thread: weights, state, and what tracemalloc sees."""
     model = ml.GPT(config)
-    if method == "lora":
-        ml.add_lora(model, ml.LoRAConfig(**options))
+    if method != "full":
+        ml.add_adapter(model, METHODS[method](**options))
     optimizer = ml.AdamW(model.named_parameters())
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, length))
 
@@ -210,16 +217,25 @@ def measured_memory(config, method, batch, length, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(96, 128, 4, 4, 128), (256, 64, 6, 4, 64)])
-@pytest.mark.parametrize("targets", [None, ("q_proj", "v_proj"), ALL])
-def test_predicted_memory_is_what_tracemalloc_measures(sizes, targets):
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("full", {}),
+        ("lora", {"rank": 8, "target_modules": ("q_proj", "v_proj")}),
+        ("lora", {"rank": 8, "target_modules": ALL}),
+        ("prompt", {"tokens": 20}),
+        ("prefix", {"tokens": 20}),
+    ],
+)
+def test_predicted_memory_is_what_tracemalloc_measures(sizes, method, options):
     """Within 10 % for the step, and within 2 % for what the tape holds between forward and backward."""
     config = ml.GPTConfig(*sizes)
-    method, options = ("lora", {"rank": 8, "target_modules": targets}) if targets else ("full", {})
+    length = config.block_size - options.get("tokens", 0)
     with threadpool_limits(1):
-        measured, kept = measured_memory(config, method, 8, config.block_size, **options)
-    record = counting.count(config, method, batch=8, length=config.block_size, **options)
+        measured, kept = measured_memory(config, method, 8, length, **options)
+    record = counting.count(config, method, batch=8, length=length, **options)
     assert sum(record.training_memory_bytes.values()) == pytest.approx(measured, rel=0.1)
-    walk = costs.Walk(counting.plan(config, method, **options), 8, config.block_size, costs.MINILORA)
+    walk = costs.Walk(counting.plan(config, method, **options), 8, length, costs.MINILORA)
     assert 4 * (sum(walk.kept.values()) + walk.rows * config.vocab_size) == pytest.approx(kept, rel=0.02)
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.analysis import studies
-from minilora.analysis.studies import QUICK, STUDIES, Runs, Spec, load_records, prepare, run_study
+from minilora.analysis import alternatives, runs
+from minilora.analysis.methods import plan
+from minilora.analysis.runs import QUICK, Runs, Spec, base_model, prepare
+from minilora.analysis.studies import STUDIES, load_records, run_study
 from minilora.training import loop
 
 TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
@@ -26,20 +28,20 @@ def test_equal_specs_have_equal_keys_and_different_ones_different():
 
 
 def test_a_run_is_trained_once_and_the_same_spec_gives_the_same_numbers(cache, tmp_path, monkeypatch):
-    runs = Runs(cache, TINY, progress=False)
-    spec = runs.spec(rank=2)
-    first = runs.record(spec)
+    kept = Runs(cache, TINY, progress=False)
+    spec = kept.spec(rank=2)
+    first = kept.record(spec)
     again = Runs(tmp_path, TINY, progress=False).record(spec)  # another folder: trained anew
     for number in ("loss", "old_loss", "before", "curve", "trainable", "stored_bytes"):
         assert first[number] == again[number]
     monkeypatch.setattr(Runs, "_train", lambda *_: pytest.fail("a finished run was trained again"))
-    assert runs.record(spec) == first
+    assert kept.record(spec) == first
 
 
 def test_a_record_holds_what_can_be_computed_otherwise(cache):
-    runs = Runs(cache, TINY, progress=False)
-    record = runs.record(runs.spec(rank=2, keep=True))
-    model = runs.model(runs.spec(rank=2, keep=True))
+    kept = Runs(cache, TINY, progress=False)
+    record = kept.record(kept.spec(rank=2, keep=True))
+    model = kept.model(kept.spec(rank=2, keep=True))
     assert record["loss"] == pytest.approx(ml.evaluate(model, ml.load_corpus("unicode-names"), TINY.windows), abs=1e-6)
     assert record["trainable"] == 4 * 2 * (4 * 256 + 2 * 640)  # layers x rank x (d_in + d_out of the six matrices)
     assert record["stored_bytes"] == 4 * record["trainable"]
@@ -49,14 +51,16 @@ def test_measuring_a_step_does_not_move_the_model(cache):
     model = ml.load_model("base")
     before = model.state_dict()
     run = ml.Run(model, ml.load_corpus("unicode-names"), ml.Settings(steps=2, batch_size=2))
-    studies._probe(run)()
+    runs._probe(run)()
     assert all(np.array_equal(before[name], p.numpy()) for name, p in model.named_parameters())
 
 
 def test_costs_of_a_step(cache, monkeypatch):
     monkeypatch.setattr(loop, "cores", lambda: 1)  # threads do not always meet at their peaks
-    costs = studies.measure_steps(Runs(cache, TINY, progress=False), repeats=1)
+    specs = {"full": Spec(method="full"), "lora": Spec()}
+    costs = runs.measure_steps(Runs(cache, TINY, progress=False), specs, repeats=1)
     assert all(cost["step_seconds"] > 0 for cost in costs.values())
+    assert costs["full"]["step_ratio"] == 1
     saved = costs["full"]["memory_bytes"] - costs["lora"]["memory_bytes"]
     assert saved > 6 * (822_016 - 2 * 73_728)  # AdamW's moments are 8 bytes for each parameter; gradients are 4
 
@@ -101,9 +105,8 @@ def test_every_study_runs_and_its_records_load(name, cache, tmp_path):
 def test_what_the_truncation_study_must_find_whatever_was_learned(cache, tmp_path):
     run_study("truncation", TINY, tmp_path, cache, progress=False)
     rows = {(row["method"], row["rank"]): row["loss"] for row in load_records("truncation", tmp_path)["rows"]}
-    runs = Runs(cache, TINY, progress=False)
-    lr = studies.best_rate(runs, "full", "unicode-names")
-    full = runs.record(runs.spec(method="full", lr=lr, keep=True))
+    kept = Runs(cache, TINY, progress=False)
+    full = kept.record(kept.spec(method="full", lr=runs.best_rate(kept, "full", "unicode-names"), keep=True))
     assert rows["truncated", 128] == pytest.approx(full["loss"], abs=1e-4)  # nothing cut off: full fine-tuning itself
 
 
@@ -118,5 +121,47 @@ def test_bad_input(tmp_path):
     (tmp_path / "ranks.json").write_text(json.dumps({"format": 0, "rows": [{}]}))
     with pytest.raises(ValueError, match="format 0"):
         load_records("ranks", tmp_path)
-    with pytest.raises(ValueError, match="method = 'dora'"):
-        prepare(ml.load_model("base"), Spec(method="dora"))
+    with pytest.raises(ValueError, match=r"method = .dore.; there are .*lora, "):
+        prepare(ml.load_model("base"), Spec(method="dore"))
+
+
+@pytest.mark.parametrize("name", alternatives.COMPARED)
+def test_what_a_compared_method_trains_is_what_count_says(name):
+    spec = Spec(**alternatives.COMPARED[name])
+    model = base_model(spec)
+    prepare(model, spec)
+    sizes = {"rank": spec.rank, "target_modules": spec.targets} if spec.method in ("lora", "dora") else {}
+    options = {key: value for key, value in spec.options.items() if key not in ("init", "hidden")}
+    chosen = plan("base", spec.method, **sizes, **options)
+    trained = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    if name != "prefix-mlp":  # while it trains, a network makes the prefix
+        assert trained == chosen.trainable
+    budget = sum(np.prod(shape) for shape in chosen.trainable.values())
+    if name not in ("full", "lora", "last-blocks", "bitfit", "prompt"):
+        assert abs(budget / 16_384 - 1) < 0.13
+
+
+def test_calls_take_turns_and_ratios_are_to_the_reference():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in ("base", "other")}
+    summary = alternatives.in_turns(calls, "base", repeats=3)
+    assert order == ["base", "other"] * 4
+    assert summary["base"]["ratio"] == 1 and summary["base"]["ratio_spread"] == 0
+
+
+def test_a_token_is_timed_after_the_same_cache_every_time():
+    model = ml.load_model("base")
+    lengths = []
+    call = alternatives._token_calls(model, 2, 5)
+
+    class Watch(type(model.ln_f)):
+        def __call__(self, x):
+            lengths.append(x.shape)
+            return super().__call__(x)
+
+    watch = Watch.__new__(Watch)
+    vars(watch).update(vars(model.ln_f))
+    model.ln_f = watch
+    call()
+    call()
+    assert lengths == [(2, 1, 128)] * 2

@@ -1,6 +1,7 @@
 """Fused primitives: equal to the composition of elementary ones, to SciPy, and right in every gradient."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -213,6 +214,43 @@ def test_lora_linear_with_b_zero_is_the_linear_layer_bit_for_bit():
     x, weight, bias, a = (rng.standard_normal(s) for s in [(3, 4), (5, 4), (5,), (2, 4)])
     y = ops.lora_linear(x, weight, bias, a, np.zeros((5, 2)), 2.0)
     np.testing.assert_array_equal(y.data, ops.linear(x, weight, bias).data)
+
+
+@given(linear_inputs())
+def test_linear_on_demand_is_linear(arrays):
+    x, weight, *bias = arrays
+    on_demand = lambda x, *bias: ops.linear_on_demand(x, weight.astype, *bias)
+    check_same(on_demand, lambda x, *bias: ops.linear(x, weight, *bias), [x, *bias])
+    check_gradients(on_demand, [x, *bias])
+
+
+def test_linear_on_demand_makes_its_weight_for_each_pass_and_keeps_none():
+    made = []
+
+    def weight_of(dtype):
+        weight = np.ones((5, 4), dtype)
+        made.append(weakref.ref(weight))
+        return weight
+
+    x = ml.Tensor(np.ones((3, 4), np.float32), requires_grad=True)
+    y = ops.linear_on_demand(x, weight_of)
+    assert [weight() for weight in made] == [None]  # while y and its tape are alive
+    np.testing.assert_array_equal(ml.grad(y.sum(), [x])[0], np.full((3, 4), 5))
+    assert [weight() for weight in made] == [None, None]
+
+
+def test_linear_on_demand_with_only_a_bias_to_train_makes_its_weight_once_and_lets_its_input_go():
+    calls, x, b = [], np.ones((3, 4)), ml.Tensor(np.zeros(5), requires_grad=True)
+    y = ops.linear_on_demand(x, lambda dtype: calls.append(dtype) or np.ones((5, 4), dtype), b)
+    alive, x = weakref.ref(x), None
+    assert alive() is None
+    np.testing.assert_array_equal(ml.grad(y.sum(), [b])[0], np.full(5, 3))
+    assert calls == [np.float64]
+
+
+def test_linear_on_demand_says_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"linear_on_demand: x \(2, 3\) does not fit W \(5, 4\)"):
+        ops.linear_on_demand(np.ones((2, 3)), np.ones((5, 4)).astype)
 
 
 # ---- normalisation

@@ -1,7 +1,5 @@
 """GPT, with and without LoRA, against PyTorch: the loss and every gradient on drawn shapes, in float64."""
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,39 +84,13 @@ def test_gpt_with_lora_equals_pytorch(case, adapter, randomize, torch_weights, t
     assert max(map(relative_error, thawed, peer)) <= BAR
 
 
-def as_gpt2(state):
-    """Our parameters, or their gradients, under GPT-2's names: its matrices are (d_in, d_out), with q, k, v in one."""
-    renamed = {}
-    for name, value in state.items():
-        *path, layer, part = name.split(".")
-        value = value.T if layer in LINEARS and part == "weight" else value
-        if layer == "q_proj":
-            layer, rest = "c_attn", [state[name.replace("q_proj", other)] for other in ("k_proj", "v_proj")]
-            value = np.concatenate([value, *(r.T if part == "weight" else r for r in rest)], axis=-1)  # (C, 3C)
-        elif layer in ("k_proj", "v_proj"):
-            continue
-        layer = {"o_proj": "c_proj", "up_proj": "c_fc", "down_proj": "c_proj"}.get(layer, layer)
-        renamed[".".join(["transformer", *("h" if p == "blocks" else p for p in path), layer, part])] = value
-    return renamed
-
-
 @settings(max_examples=40, deadline=None)
 @given(case=cases(bias=True))
-def test_gpt_equals_transformers(case, randomize, relative_error):
+def test_gpt_equals_transformers(case, randomize, relative_error, as_gpt2, transformers_gpt2):
     """GPT2LMHeadModel, the model whose choices are ours, with our weights."""
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
-    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[peers]'")
     config, tokens, targets, rng = case
     model = randomize(ml.GPT(config).astype("float64"), rng)
-    sizes = dict(n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head)
-    dropouts = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    gpt2_config = transformers.GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.block_size, **sizes, **dropouts,
-        bos_token_id=None, eos_token_id=None, attn_implementation="eager",
-    )  # fmt: skip
-    peer = transformers.GPT2LMHeadModel(gpt2_config).double()
-    state = {name: torch.tensor(value) for name, value in as_gpt2(model.state_dict()).items()}
-    peer.load_state_dict({**state, "lm_head.weight": state["transformer.wte.weight"]})
+    peer = transformers_gpt2(model)
     logits, loss, gradients = ours(model, tokens, targets)
     peers = theirs(peer(torch.tensor(tokens)).logits, dict(peer.named_parameters()), targets)
     assert max(map(relative_error, (logits, loss, as_gpt2(gradients)), peers)) <= BAR

@@ -14,6 +14,7 @@ F = torch.nn.functional
 BARS = {"float64": 1e-12, "float32": 1e-5}  # relative
 TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
 CONDITION = np.array([[True, False, True, False]])
+WEIGHT = np.random.default_rng(3).standard_normal((5, 4))
 KEEP = np.array([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 2.0]])  # a dropout mask, p = 1/2
 
 
@@ -84,6 +85,10 @@ ROWS = [
     ("rms_norm", "", ops.rms_norm, lambda x, w: F.rms_norm(x, (4,), w, 1e-6), ((2, 3, 4), (4,))),
     ("linear", "", ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
     ("linear", "no bias", ops.linear, F.linear, (X, (5, 4))),
+    ("linear_on_demand", "", lambda x, b: ops.linear_on_demand(x, WEIGHT.astype, b),
+     lambda x, b: F.linear(x, torch.tensor(WEIGHT).to(x.dtype), b), ((2, 3, 4), (5,))),
+    ("linear_on_demand", "no bias", lambda x: ops.linear_on_demand(x, WEIGHT.astype),
+     lambda x: F.linear(x, torch.tensor(WEIGHT).to(x.dtype)), (X,)),
     ("lora_linear", "", lambda x, w, b, A, B: ops.lora_linear(x, w, b, A, B, 0.5),
      lambda x, w, b, A, B: F.linear(x, w + 0.5 * B @ A, b), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
     ("attention", "", ops.attention, lambda *qkv: sdpa(*qkv, is_causal=True), ((2, 3, 4),) * 3),

@@ -104,6 +104,27 @@ def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tm
         assert bits(ml.train(loaded, progress=False)) == bits(whole)
 
 
+def test_a_run_with_two_learning_rates_goes_on_bit_for_bit(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    whole = ml.train(run_of(make_model(lora=LORA), corpus, lr_ratio=4), progress=False)
+    ml.train(run_of(make_model(lora=LORA), StopAt.of(corpus, 3), lr_ratio=4), path, progress=False)
+    loaded = load_checkpoint(path)
+    assert set(loaded.optimizer.ratios) == {1, 4}
+    assert bits(ml.train(loaded, progress=False)) == bits(whole)
+    one_rate = ml.train(run_of(make_model(lora=LORA), corpus), progress=False)
+    assert one_rate.history["loss"] != whole.history["loss"]
+
+
+def test_a_checkpoint_from_before_there_were_two_rates_has_one(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    whole = ml.train(run_of(make_model(lora=LORA), corpus), progress=False)
+    ml.train(run_of(make_model(lora=LORA), StopAt.of(corpus, 3)), path, progress=False)
+    arrays, header = load_arrays(path, "checkpoint")
+    del header["settings"]["lr_ratio"]
+    save_arrays(path, arrays, header)
+    assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
+
+
 def test_a_finished_run_does_nothing_more(make_model, corpus, tmp_path):
     path = tmp_path / "run.npz"
     done = ml.train(run_of(make_model(), corpus), path, progress=False)

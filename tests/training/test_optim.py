@@ -192,6 +192,48 @@ def test_an_optimizer_without_a_rule():
         Optimizer(parameters(), 0.1).step(gradients(0))
 
 
+# Two learning rates
+
+
+def test_a_group_learns_at_its_own_multiple_of_the_rate():
+    """As an optimiser of its own would, at lr_ratio times lr; decay, too, and also after the rate has changed."""
+    for make in (lambda p, lr: ml.AdamW(p, lr, weight_decay=0.1), lambda p, lr: ml.SGD(p, lr, 0.9, 0.1)):
+        together, apart = parameters(), parameters()
+        names = [("weight", together[0]), together[2]]
+        both = make([{"params": [together[1]], "lr_ratio": 4}, {"params": names}], 0.01)
+        slow, fast = make([apart[0], apart[2]], 0.01), make([apart[1]], 0.04)
+        for step, lr in enumerate((0.01, 0.02, 0.005)):
+            both.lr, slow.lr, fast.lr = lr, lr, 4 * lr
+            g = gradients(step)
+            both.step([g[1], g[0], g[2]])  # in the groups' order
+            slow.step([g[0], g[2]])
+            fast.step([g[1]])
+        for p, q in zip(together, apart, strict=True):
+            np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_frozen_parameters_are_left_out_of_groups():
+    tensors = parameters()
+    tensors[0].requires_grad = False
+    groups = [{"params": tensors[:2], "lr_ratio": 3.0}, {"params": tensors[2:]}]
+    optimizer = ml.AdamW(groups)
+    assert [id(p) for p in optimizer.parameters] == [id(p) for p in tensors[1:]]
+    assert optimizer.ratios == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "group, message",
+    [
+        ({"lr_ratio": 0}, r"SGD: lr_ratio = 0\.0, expected a positive number"),
+        ({"lr_ratio": float("nan")}, "lr_ratio = nan"),
+        ({"lr": 0.1}, "a group has the keys params, lr, expected params and lr_ratio"),
+    ],
+)
+def test_wrong_groups(group, message):
+    with pytest.raises(ValueError, match=message):
+        ml.SGD([{"params": parameters(), **group}])
+
+
 # Schedule
 
 

@@ -1,0 +1,185 @@
+"""QLoRA: LoRA on a frozen base that is held in 4 bits (Dettmers et al. 2023, "QLoRA", section 3, eqs. 5 and 6).
+
+    y = x W^T + b + s (x A^T) B^T        W = dequantize(codes, scales): never trained;  A and B: floats, trained
+
+`quantize_model` puts quantised layers in the places of linear layers; `add_lora` on the result is QLoRA. Each layer
+makes its W from the codes when it runs and lets it go: forwards, and once more backwards, one W at a time is in memory.
+Gradients flow through W to the layers below, dx = g W, and none flows to W. So this buys memory with time.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..autograd import ops
+from ..autograd.backend import Array
+from ..autograd.tensor import Tensor
+from ..nn.layers import Linear
+from ..nn.module import Module
+from .adapter import active_adapter, merge_adapter, remove_adapter
+from .lora import LoRAConfig, LoRALinear, match_targets
+from .quantization import Quantized, quantize
+
+NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
+
+
+class FrozenWeight(Tensor):
+    """A tensor made from codes on the spot: a gradient or a new value for it would be lost, and is refused."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Array):
+        super().__init__(data)
+        if hasattr(data, "setflags"):
+            data.setflags(write=False)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Always False."""
+        return False
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value:
+            raise ValueError(f"requires_grad: {NO_TRAINING}")
+
+
+class QuantizedLinear(Linear):
+    """y = x W^T + b with W held as codes and scales.   W: (d_out, d_in), b: (d_out,) or None, in floating point"""
+
+    def __init__(self, linear: Linear, kind: str = "nf4", block: int = 64, double: bool = True):
+        self.quantized: Quantized = quantize(linear.weight.data, kind, block, double)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W (d_out, d_in) in float32, made anew each time, to look at."""
+        return FrozenWeight(self.quantized.dequantize())
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        raise ValueError(f"weight: {NO_TRAINING}")
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """x: (..., d_in) -> (..., d_out)"""
+        return ops.linear_on_demand(x, self.quantized.dequantize, self.bias)
+
+    def buffers(self) -> dict[str, Array]:
+        """{"weight.codes": ..., "weight.scales": ...}: what stands in a state dict in the place of "weight"."""
+        return {f"weight.{name}": array for name, array in self.quantized.arrays().items()}
+
+    def check_loadable(self, path: str, state: Mapping[str, Any]) -> None:
+        """A floating-point weight does not fit into codes."""
+        name = f"{path}.weight" if path else "weight"
+        if name in state:
+            raise ValueError(
+                f"load_state_dict: {name} is quantised here; load floating-point weights into the float model, "
+                "then quantize_model(model)"
+            )
+        super().check_loadable(path, state)
+
+    def lora_layer(self, config: LoRAConfig, rng: np.random.Generator) -> "QLoRALinear":
+        """The layer that `add_lora` puts in this one's place. Raises ValueError for variants that need W in floats."""
+        variant = "init='pissa'" if config.init == "pissa" else type(config).__name__
+        if config.init == "pissa" or type(config).layer is not LoRAConfig.layer:
+            raise ValueError(f"add_adapter: {variant} needs floating-point weights, and these are quantised; use LoRA")
+        return QLoRALinear(self, config, rng)
+
+
+class QLoRALinear(LoRALinear, QuantizedLinear):
+    """LoRA's layer on a quantised weight, which it shares with the layer whose place it takes.
+
+    Merging makes a floating-point weight, since the codes have no room for s B A: outputs stay the same up to rounding,
+    and the layer's memory is that of a float layer again. The codes are kept, so unmerging gives every bit back.
+    `requantize` says what it costs to go back to few bits.
+    """
+
+    merged_weight: Any = None  # (d_out, d_in) while merged
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W, or W + s B A while merged: (d_out, d_in), to look at."""
+        return super().weight if self.merged_weight is None else FrozenWeight(self.merged_weight)
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        raise ValueError(f"weight: {NO_TRAINING}")
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """x: (..., d_in) -> (..., d_out)"""
+        if self.merged_weight is not None:
+            return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
+        (A, B), s, p = self.factors(), self.config.scale, self.dropout
+        y = ops.linear_on_demand(x, self.quantized.dequantize, self.bias)  # (..., d_out)
+        kept = ops.dropout(x, p, rng) if rng is not None and p else x
+        h = s * ops.linear(kept, A)  # (..., r)
+        return y + ops.linear(h, B)
+
+    def merge(self) -> None:
+        """W + s B A as a floating-point weight beside the codes."""
+        self.merged_weight = self.quantized.dequantize() + self.delta()
+        self.unmerged = {}  # no value of the base has to be kept aside: the codes have not changed
+
+    def unmerge(self) -> None:
+        """Let the floating-point weight go."""
+        self.unmerged = self.merged_weight = None
+
+    def left_behind(self, base: Module) -> Module:
+        """The quantised layer, or while merged a plain one with W + s B A, frozen like the rest of the base."""
+        if self.merged_weight is None:
+            return base
+        linear = Linear.__new__(Linear)  # one with these very values, none drawn at random
+        linear.weight, linear.bias = Tensor(self.merged_weight), self.bias
+        return linear
+
+
+def quantize_model(
+    model: Any, kind: str = "nf4", block: int = 64, double: bool = True, target_modules: str | tuple[str, ...] = ("*",)
+) -> Any:
+    """Hold the weights of linear layers in few bits from now on, and freeze the model; returns it.
+
+    kind, block, double: as for `quantize`. target_modules: patterns as in `LoRAConfig`; layers that are quantised
+    already stay as they are. Embeddings, norms and biases stay in floating point. Raises ValueError, and changes
+    nothing, for a model with an adapter, where no layer is left to quantise, and for weights that are not finite.
+    """
+    if getattr(model, "adapters", None):
+        raise ValueError("quantize_model: the model has an adapter; remove_lora(model), then put LoRA on the codes")
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
+    targets = match_targets((target_modules,) if isinstance(target_modules, str) else tuple(target_modules), [*linears])
+    targets = [path for path in targets if not isinstance(linears[path], QuantizedLinear)]
+    if not targets:
+        raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(target_modules)}")
+    layers = {}
+    for path in targets:
+        try:
+            layers[path] = QuantizedLinear(linears[path], kind, block, double)
+        except ValueError as error:
+            raise ValueError(f"quantize_model: {path}.weight: {error}") from None
+    for path, layer in layers.items():
+        model.set_module(path, layer)
+    for p in model.parameters():
+        p.requires_grad = False
+    return model
+
+
+def quantization(model: Module) -> dict[str, dict[str, Any]]:
+    """{path of a quantised layer: the settings of `quantize_model` that it was made with}"""
+    held = {path: m.quantized for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    return {path: {"kind": q.kind, "block": q.block, "double": q.double} for path, q in held.items()}
+
+
+def requantize(model: Any) -> Any:
+    """Fold the active LoRA into the weights and quantise them again, each with its layer's settings; returns the model.
+
+    W' = quantize(dequantize(codes) + s B A): a model in few bits without an adapter. W' is rounded once more, by up to
+    half a gap between levels, and an update smaller than that is lost in part: the loss shows what this costs.
+    Raises ValueError where there is no adapter, or it cannot be merged.
+    """
+    settings = quantization(model)
+    if not active_adapter(model, "requantize").merged:
+        merge_adapter(model)
+    remove_adapter(model)
+    for path in settings.keys() - quantization(model).keys():
+        quantize_model(model, **settings[path], target_modules=(path,))
+    return model

@@ -1,0 +1,201 @@
+"""Quantization: a weight in 4 or 8 bits, by blocks, with one scale for each (Dettmers et al. 2022 and 2023).
+
+A kind is a list of levels in [-1, 1] with -1, 0 and 1 among them. A block of weights w_1 ... w_n is held as its largest
+absolute value and, for each weight, the number of the nearest level:
+
+    s = max |w_i|,      code_i = the k whose level q_k is nearest to w_i / s,      w_i is read as  s q_k
+
+    int8, int4   255 or 15 levels, evenly spaced: round(127 w / s) / 127 (Dettmers et al. 2022, "LLM.int8()", section 2)
+    nf4          16 levels, dense where a normal distribution is: about as many weights fall on each
+                 (Dettmers et al. 2023, "QLoRA", section 3, eq. 4)
+
+A large weight makes s large and all levels of its block coarse; so blocks are small. 4-bit codes lie two in a byte. A
+scale of 32 bits for 64 weights costs half a bit a weight; quantised in its turn, it costs an eighth.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ..autograd.backend import Array, array_module
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+SCALES_PER_BLOCK = 256  # of double quantization (Dettmers et al. 2023, section 3)
+PIECE = 2**15  # codes read at a time: NumPy makes an index of 8 bytes from each, which should fit a core's cache
+
+
+def evenly_spaced(most: int) -> list[float]:
+    """-1, ..., -1/most, 0, 1/most, ..., 1: an odd number of levels, so that zero is one of them"""
+    return [k / most for k in range(-most, most + 1)]
+
+
+def normal_float() -> list[float]:
+    """NF4: 16 quantiles of the normal distribution, scaled into [-1, 1] (Dettmers et al. 2023, section 3, eq. 4).
+
+    Evenly spaced probabilities have quantiles Q(p) that lie densest around 0. Sixteen of them, placed symmetrically,
+    miss 0, which must be exact. So the halves are made apart: 8 quantiles above 0, 7 below, and 0 itself. As Q(1) is
+    infinite, the outermost probability is half way between 1 - 1/32 and 1 - 1/30, the middles of the last of 16 and of
+    15 equal parts (0.9677083 in the paper's code).
+    """
+    outermost = 1 - (1 / 32 + 1 / 30) / 2
+    quantile = NormalDist().inv_cdf
+
+    def half(count: int) -> list[float]:
+        """From the outermost probability down to 1/2, which is left out: Q(1/2) = 0"""
+        return [quantile(outermost + (0.5 - outermost) * i / count) for i in range(count)]
+
+    above, below = half(8), half(7)
+    return [-q / below[0] for q in below] + [0.0] + [q / above[0] for q in reversed(above)]
+
+
+LEVELS: dict[str, np.ndarray] = {  # kind -> its levels in ascending order
+    "nf4": np.array(normal_float(), np.float32),
+    "int4": np.array(evenly_spaced(7), np.float32),
+    "int8": np.array(evenly_spaced(127), np.float32),
+}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An array in few bits: `codes`, and one of `scales` for every `block` entries in row-major order.
+
+    codes: (n,) uint8, or (ceil(n / 2),) with two in a byte, the first one in the high half. scales: (blocks,) float32;
+    quantised twice, they are a `Quantized` themselves, of what remains after `mean` is subtracted.
+    """
+
+    kind: str
+    block: int
+    shape: tuple[int, ...]
+    codes: Array
+    scales: "Array | Quantized"
+    mean: Array | None = None  # () float32
+
+    @property
+    def double(self) -> bool:
+        """Whether the scales are quantised, too."""
+        return self.mean is not None
+
+    @property
+    def size(self) -> int:
+        """How many entries."""
+        return math.prod(self.shape)
+
+    def arrays(self) -> dict[str, Array]:
+        """All that is held: {name: array}"""
+        if isinstance(self.scales, Quantized):
+            inner = {f"scales.{name}": array for name, array in self.scales.arrays().items()}
+            return {"codes": self.codes, **inner, "mean": self.mean}
+        return {"codes": self.codes, "scales": self.scales}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays held."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bits held, divided by the number of entries (0 for an empty array)."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
+
+    def dequantize(self, dtype: Any = np.float32) -> Array:
+        """The array that the codes stand for: s q_k, computed in float32 and given as `dtype`.
+
+        In every precision these are the same numbers.
+        """
+        xp, levels = array_module(self.codes), LEVELS[self.kind]
+        if len(levels) <= 16:  # a byte's two weights as one complex number: one look into a table gives both
+            levels = levels[np.minimum(np.arange(16), len(levels) - 1)]  # int4 has no 16th level
+            levels = (levels[:, None] + 1j * levels).reshape(256)
+        table, values = xp.asarray(levels), xp.empty(len(self.codes), levels.dtype)
+        for start in range(0, len(values), PIECE):
+            values[start : start + PIECE] = table[self.codes[start : start + PIECE]]
+        values = values.view("float32")[: self.size]
+        scales, whole = self._scales(), self.size // self.block
+        full = values[: whole * self.block].reshape(whole, self.block)  # a view: all blocks but a shorter last one
+        full *= scales[:whole, None]
+        values[whole * self.block :] *= scales[whole:]
+        return values.reshape(self.shape).astype(dtype, copy=False)
+
+    def _scales(self) -> Array:
+        """(blocks,) float32: never negative, never above float32's largest number."""
+        if not isinstance(self.scales, Quantized):
+            return self.scales
+        scales = self.scales.dequantize("float64") + self.mean  # in float64, since the sum may pass float32's largest
+        return scales.clip(0, FLOAT32_MAX).astype("float32")
+
+    def error_bound(self) -> Array:
+        """What no entry's error exceeds: |w - dequantized w| <= bound, entry by entry, in float64.
+
+            bound = (h + e) s + t                          h: half the largest gap between two levels, s: the scale
+            bound = (h + e) (s' + d) + d + t               quantised twice: s' as read, d: the bound of its own error
+
+        Proof. u = w / s lies in [-1, 1], whose ends are levels, so the nearest level q is within h of u, and
+        |w - s q| = s |u - q| <= s h. If the scale is read as s' with |s - s'| <= d, then
+        |w - s' q| <= |w - s q| + |q| |s - s'| <= s h + d <= (s' + d) h + d.
+        Rounding: w, u, the middles between levels and s q are each rounded to float32, which moves each by 2^-24 of
+        itself at most, w and s q by 2^-150 below the normal numbers: e = 2^-22 and t = 2^-149 hold them all. d comes
+        from the same formula, with h of int8, and e s' + t more for rounding s' itself; cutting s' at 0 and at
+        float32's largest number only brings it nearer to s. For nf4 h = 0.152, int4 1/14, int8 1/254.
+        """
+        xp, e, t = array_module(self.codes), 2.0**-22, 2.0**-149
+        h = float(np.diff(LEVELS[self.kind].astype(np.float64)).max()) / 2
+        s = self._scales().astype("float64")
+        d = self.scales.error_bound() + e * s + t if isinstance(self.scales, Quantized) else 0.0
+        bound = (h + e) * (s + d) + d + t  # (blocks,)
+        return xp.repeat(bound, self.block)[: self.size].reshape(self.shape)
+
+
+def quantize(array: Array, kind: str = "nf4", block: int = 64, double: bool = False) -> Quantized:
+    """The nearest levels to an array's entries, block by block in row-major order.
+
+    array: real floating-point numbers of any shape; the last block may be shorter. kind: "nf4", "int4" or "int8".
+    double: the scales, less their mean, are quantised to 8 bits in blocks of 256 (Dettmers et al. 2023, section 3;
+    there as 8-bit floats, here as int8). Bits a weight, for many: 4 + 32/block, or 4 + 8/block + 32/(256 block).
+    Raises TypeError for other than floating-point numbers, and ValueError for an unknown kind, a block that is no
+    positive integer, or an entry that is not finite or beyond float32, the precision of the scales.
+    """
+    if kind not in LEVELS:
+        raise ValueError(f"quantize: kind = {kind!r}, expected one of {', '.join(LEVELS)}")
+    if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 1:
+        raise ValueError(f"quantize: block = {block!r}, expected a positive integer")
+    xp = array_module(array)
+    array = xp.asarray(array)
+    if array.dtype.kind != "f":
+        raise TypeError(f"quantize: got dtype {array.dtype}, expected floating-point numbers")
+    _check_finite(array)
+    blocks, flat = -(-array.size // block), array.reshape(-1)
+    padded = xp.zeros((blocks, block), dtype="float32")
+    padded.reshape(-1)[: array.size] = flat
+    s = abs(padded).max(axis=1)  # (blocks,)
+    levels = LEVELS[kind]
+    padded /= xp.where(s > 0, s, 1)[:, None]  # u = w / s, in [-1, 1]
+    middles = xp.asarray((levels[:-1] + levels[1:]) / 2)
+    codes = xp.searchsorted(middles, padded.reshape(-1)[: array.size]).astype("uint8")  # how many middles lie below u
+    if len(levels) <= 16:
+        codes = _two_in_a_byte(codes)
+    if not double:
+        return Quantized(kind, int(block), array.shape, codes, s)
+    mean = xp.asarray(s.mean(dtype="float64") if blocks else 0, dtype="float32")
+    inner = quantize(s.astype("float64") - mean, "int8", SCALES_PER_BLOCK)
+    return Quantized(kind, int(block), array.shape, codes, inner, mean)
+
+
+def _check_finite(array: Array) -> None:
+    xp = array_module(array)
+    wrong = ~(abs(array.astype(np.promote_types(array.dtype, "float32"), copy=False)) <= FLOAT32_MAX)  # NaN, too
+    if wrong.any():
+        place = tuple(int(axis[0]) for axis in xp.nonzero(wrong)) if array.ndim else ()
+        raise ValueError(
+            f"quantize: entry {place} is {float(array[place])}, "
+            f"expected finite numbers of at most {FLOAT32_MAX:.3g}, float32's largest"
+        )
+
+
+def _two_in_a_byte(codes: Array) -> Array:
+    """[a, b, c] -> [16 a + b, 16 c]"""
+    pairs = array_module(codes).zeros(2 * -(-len(codes) // 2), dtype="uint8")
+    pairs[: len(codes)] = codes
+    return pairs[0::2] << 4 | pairs[1::2]

@@ -1,0 +1,112 @@
+"""Methods that add nothing and train some of the model's own parameters: all, the last blocks, or the biases.
+
+    full           every parameter: what every other method is measured by
+    last-blocks    every parameter of the last n blocks (Li & Liang 2021, "Prefix-Tuning", table 3: FT-Top2)
+    bitfit         every bias, those of the layer norms too (Ben Zaken et al. 2021, "BitFit", section 3)
+
+In other places these methods write into the model itself, and the base is gone. Here the adapter holds a copy of what
+it trains, under the base's names, in modules that share everything else. So these methods are adapters like any other:
+they start exactly at the base model, can be switched, saved and taken out, and several of them sit on one base. Merged,
+their values are written into the base's parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..autograd.backend import Array
+from ..autograd.tensor import Tensor
+from ..nn.layers import parameter
+from ..nn.module import Module
+from .adapter import StandIn, method, stand_in_for
+
+
+class Trained(StandIn):
+    """A module with copies of some of its parameters, which are trained; the rest is the base's own."""
+
+    def __init__(self, base: Module, names: list[str]):
+        vars(self).update(vars(base))
+        self.base = {name: getattr(base, name) for name in names}  # in a dictionary, so that they get no second name
+        for name, p in self.base.items():
+            setattr(self, name, parameter(p.data.copy(), p.dtype))
+
+    def base_parameter(self, name: str) -> Tensor:
+        """The base's parameter of that name, beside which this module has its own."""
+        return self.base[name]
+
+    def merged_values(self) -> dict[str, Array]:
+        """The base's value becomes the trained one: W <- W + Delta W with Delta W = W' - W."""
+        return {name: getattr(self, name).data.copy() for name in self.base}
+
+    def merge(self) -> None:
+        """Write the trained values into the base. They can be trained on once that is undone."""
+        super().merge()
+        self._train(False)
+
+    def unmerge(self) -> None:
+        """Put the base's values back, bit for bit."""
+        super().unmerge()
+        self._train(True)
+
+    def _train(self, trainable: bool) -> None:
+        for name in self.base:
+            getattr(self, name).requires_grad = trainable
+
+
+def _copies(model: Module, wanted: Callable[[str], bool]) -> dict[str, Module]:
+    """{path: a copy} for every module with parameters of its own whose full names are wanted."""
+    found: dict[str, Module] = {}
+    for path, module in model.named_modules():
+        if any(wanted(f"{path}.{name}") for name in module.buffers()):
+            raise ValueError(f"add_adapter: {path} is quantised and cannot be trained; put LoRA on it instead")
+        own = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+        names = [name for name in own if wanted(f"{path}.{name}")]
+        if names and path:
+            kind: Any = type(module)
+            found[path] = stand_in_for(Trained, kind)(module, names)
+    return found
+
+
+@method("full")
+@dataclass(frozen=True)
+class FullConfig:
+    """Train a copy of every parameter."""
+
+    def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
+        """{path: a copy} for every module that has parameters. Raises ValueError where one is quantised."""
+        return _copies(model, lambda name: True)
+
+
+@method("last-blocks")
+@dataclass(frozen=True)
+class LastBlocksConfig:
+    """Train a copy of the last `blocks` blocks. Raises ValueError unless that is a positive integer."""
+
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blocks, bool) or not isinstance(self.blocks, int | np.integer) or self.blocks < 1:
+            raise ValueError(f"LastBlocksConfig: blocks = {self.blocks!r}, expected a positive integer")
+
+    def build(self, model: Any, rng: np.random.Generator) -> dict[str, Module]:
+        """{path: a copy} for the modules of the last blocks. Raises ValueError for too few, or quantised ones."""
+        count = len(getattr(model, "blocks", []))
+        if self.blocks > count:
+            raise ValueError(f"add_adapter: last-blocks: blocks = {self.blocks}, but the model has {count}")
+        last = tuple(f"blocks.{i}." for i in range(count - self.blocks, count))
+        return _copies(model, lambda name: name.startswith(last))
+
+
+@method("bitfit")
+@dataclass(frozen=True)
+class BitFitConfig:
+    """Train a copy of every bias."""
+
+    def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
+        """{path: a copy with its own bias} for every module that has one. Raises ValueError where there is none."""
+        copies = _copies(model, lambda name: name.endswith(".bias"))
+        if not copies:
+            raise ValueError("add_adapter: bitfit: the model has no biases to train; it was made with bias=False")
+        return copies

@@ -1,0 +1,307 @@
+"""The runs behind the studies: what one is, how it is trained, kept and read again, and how its costs are measured.
+
+A `Spec` says everything about a run. A finished run is kept in a folder, under a name made from its spec, so that a
+study which was interrupted goes on where it stopped, and studies share the runs they have in common. Losses are in nats
+per character on held-out text, times in seconds, sizes in bytes.
+"""
+
+import hashlib
+import json
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..adapters.adapter import METHODS, add_adapter, load_adapter, save_adapter, stored_parameters
+from ..adapters.lora import lora_layers
+from ..adapters.qlora import quantize_model
+from ..nn.storage import load_model, save_model, write_beside
+from ..training.corpus import Corpus, load_corpus
+from ..training.loop import Run, Settings, evaluate, train, train_step
+
+FORMAT = 1  # of the records; a file with another number was made by another version
+OLD_TEXT = "python-docs"  # what the base model was pretrained on: its loss afterwards is what was forgotten
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+SCALE = 2.0  # alpha / r where a study does not vary it
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One fine-tuning run, completely: two runs with equal specs give equal numbers.
+
+    method: "full" trains every weight in place; every other is the name of a method in `adapters`. rank, alpha,
+    rank_stabilized and targets are LoRA's and DoRA's; options: whatever else the method's configuration takes.
+    start: how A and B begin ("lora": A random and B zero; "both zero"; "both random"). lr_ratio: B's learning rate over
+    A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of the training text there
+    is (None: all of it). keep: whether what was trained is kept, for studies that look at it.
+    """
+
+    corpus: str = "unicode-names"
+    method: str = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    rank_stabilized: bool = False
+    targets: tuple[str, ...] = ALL
+    start: str = "lora"
+    lr: float = 1e-2
+    steps: int = 100
+    batch_size: int = 8
+    characters: int | None = None
+    seed: int = 0
+    keep: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    lr_ratio: float = 1.0
+    quantized: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A name for the files of this run."""
+        text = json.dumps([FORMAT, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the studies are: `FULL` is what the committed records hold, `QUICK` shows every study in minutes."""
+
+    name: str
+    steps: int
+    batch_size: int
+    seeds: tuple[int, ...]
+    corpora: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+    middle_rates: tuple[float, ...]  # for bottleneck adapters and biases
+    high_rates: tuple[float, ...]  # for prompts and prefixes
+    ranks: tuple[int, ...]
+    characters: tuple[int, ...]
+    windows: int
+
+
+FULL = Scale(
+    name="full",
+    steps=100,
+    batch_size=8,
+    seeds=(0, 1, 2),
+    corpora=("unicode-names", "python-code"),
+    learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    middle_rates=(3e-3, 1e-2, 3e-2, 1e-1),
+    high_rates=(1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    ranks=(1, 2, 4, 8, 16, 32, 64),
+    characters=(2_000, 8_000, 32_000, 128_000, 512_000),
+    windows=48,
+)
+QUICK = Scale(
+    name="quick",
+    steps=20,
+    batch_size=8,
+    seeds=(0,),
+    corpora=("unicode-names",),
+    learning_rates=(1e-3, 1e-2),
+    middle_rates=(3e-2,),
+    high_rates=(3e-1,),
+    ranks=(1, 8, 64),
+    characters=(2_000, 128_000),
+    windows=16,
+)
+
+
+class Runs:
+    """Runs by their specs: a finished one is read from its file, another is trained and kept."""
+
+    def __init__(self, folder: str | Path = "runs/study", scale: Scale = FULL, progress: bool = True):
+        self.folder, self.scale = Path(folder) / scale.name, scale
+        self.bar = tqdm(unit="run", disable=not progress, leave=False, ncols=79)
+        self._corpora: dict[str, Corpus] = {}
+
+    def spec(self, **changes: Any) -> Spec:
+        """A spec of this scale's length."""
+        return replace(Spec(steps=self.scale.steps, batch_size=self.scale.batch_size), **changes)
+
+    def corpus(self, name: str) -> Corpus:
+        """A corpus, loaded once."""
+        if name not in self._corpora:
+            self._corpora[name] = load_corpus(name)
+        return self._corpora[name]
+
+    def record(self, spec: Spec) -> dict[str, Any]:
+        """What came of a run: losses before and after on the new and the old text, curve, sizes, times."""
+        path = self.folder / f"{spec.key}.json"
+        if not path.exists() or (spec.keep and not path.with_suffix(".npz").exists()):
+            self.bar.set_postfix_str(f"{spec.method} {spec.corpus} r={spec.rank} lr={spec.lr:g} seed={spec.seed}")
+            record, model = self._train(spec)
+            if spec.keep:
+                (save_model if spec.method == "full" else save_adapter)(model, path.with_suffix(".npz"))
+            write_json(path, record)
+        self.bar.update()
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def records(self, specs: Iterable[Spec]) -> list[dict[str, Any]]:
+        """The records of several runs."""
+        return [self.record(spec) for spec in specs]
+
+    def file(self, spec: Spec) -> Path:
+        """The file of what a run with keep=True trained: an adapter, or a whole model."""
+        self.record(spec)
+        return self.folder / f"{spec.key}.npz"
+
+    def model(self, spec: Spec) -> Any:
+        """The trained model of a run with keep=True."""
+        path = self.file(spec)
+        return load_model(path) if spec.method == "full" else load_adapter(base_model(spec), path)
+
+    def _train(self, spec: Spec) -> tuple[dict[str, Any], Any]:
+        model, corpus = base_model(spec), self.corpus(spec.corpus)
+        before = evaluate(model, corpus, self.scale.windows)
+        prepare(model, spec)
+        if spec.characters is not None:
+            corpus = replace(corpus, train=corpus.train[: spec.characters])
+        run = Run(model, corpus, settings(spec, self.scale))
+        train(run, progress=False)
+        stored = run.optimizer.parameters if spec.method == "full" else stored_parameters(model).values()
+        record = {
+            "spec": asdict(spec),
+            "before": before,
+            "curve": run.validation,
+            "loss": evaluate(model, corpus, self.scale.windows),
+            "old_loss": evaluate(model, self.corpus(OLD_TEXT), self.scale.windows),
+            "trainable": sum(p.size for p in run.optimizer.parameters),
+            "stored_bytes": sum(p.data.nbytes for p in stored),
+        }
+        return record, model
+
+
+def settings(spec: Spec, scale: Scale) -> Settings:
+    """How a run is trained, at a scale."""
+    return Settings(
+        steps=spec.steps,
+        batch_size=spec.batch_size,
+        lr=spec.lr,
+        warmup=max(spec.steps // 10, 1),
+        evaluate_every=max(spec.steps // 5, 1),
+        evaluation_windows=scale.windows,
+        seed=spec.seed,
+        lr_ratio=spec.lr_ratio,
+    )
+
+
+def base_model(spec: Spec) -> Any:
+    """The shipped model, in few bits where the spec asks for it."""
+    model = load_model("base")
+    return quantize_model(model, **spec.quantized) if spec.quantized else model
+
+
+def configuration(spec: Spec) -> Any:
+    """The configuration of the spec's method."""
+    if spec.method not in METHODS:
+        raise ValueError(f"study: method = {spec.method!r}; there are {', '.join(METHODS)}")
+    low_rank = {"rank": spec.rank, "alpha": spec.alpha, "target_modules": spec.targets}
+    low_rank["rank_stabilized"] = spec.rank_stabilized
+    return METHODS[spec.method](**(low_rank if spec.method in ("lora", "dora") else {}), **spec.options)
+
+
+def prepare(model: Any, spec: Spec) -> None:
+    """Make the parameters trainable that the spec's method trains, and start them as it says."""
+    if spec.method == "full":
+        return  # in place: no second copy of the weights
+    add_adapter(model, configuration(spec), spec.seed)
+    rng = np.random.default_rng(spec.seed)
+    for layer in lora_layers(model).values():
+        if spec.start == "both zero":
+            layer.lora_A.data[...] = 0
+        elif spec.start == "both random":
+            layer.lora_B.data[...] = rng.normal(0, 1 / spec.rank, layer.lora_B.shape)
+
+
+def _probe(run: Run) -> Callable[[], float]:
+    """A training step that moves nothing: the learning rate is 0, the optimiser and the generator are its own."""
+    probe = Run(run.model, run.corpus, replace(run.settings, weight_decay=0.0))
+    probe.optimizer.lr = 0.0
+    tokens, targets = run.corpus.batch(run.settings.batch_size, run.model.context, probe.rng)
+    return lambda: train_step(run.model, probe.optimizer, tokens, targets)
+
+
+def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> dict[str, dict[str, float]]:
+    """{name: {"step_seconds", "step_ratio", "memory_bytes"}} of training steps, as several specs make them, in turns.
+
+    The median time of a step, and of its ratio to the step of the spec called "full" in the same turn; and the bytes of
+    weights and optimiser state, plus the most that a step allocates beside them: the median of five, with half their
+    range, since threads do not always meet at their peaks.
+    """
+    steps: dict[str, Callable[[], float]] = {}
+    held: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
+    for name, spec in specs.items():
+        model = base_model(spec)
+        prepare(model, spec)
+        run = Run(model, runs.corpus(spec.corpus), settings(spec, runs.scale))
+        steps[name], times[name] = _probe(run), []
+        moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
+        held[name] = weight_bytes(model) + moments
+    for _ in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    peaks = {name: [_peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
+    taken = {name: np.array(many[2:]) for name, many in times.items()}  # the first two warm up
+    return {
+        name: {
+            "step_seconds": float(np.median(taken[name])),
+            "step_ratio": float(np.median(taken[name] / taken["full"])),
+            "memory_bytes": held[name] + float(np.median(peaks[name])),
+            "memory_bytes_spread": float(np.ptp(peaks[name])) / 2,
+        }
+        for name in steps
+    }
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of a model's parameters, and of the codes and scales of those held in few bits."""
+    buffers = (array for _, module in model.named_modules() for array in module.buffers().values())
+    return sum(p.data.nbytes for p in model.parameters()) + sum(array.nbytes for array in buffers)
+
+
+def _peak_bytes(step: Callable[[], float]) -> int:
+    tracemalloc.start()
+    step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def summarise(records: Sequence[dict[str, Any]], *numbers: str) -> dict[str, Any]:
+    """{number: its mean over the seeds, number_spread: half the distance from least to most, "seeds": how many}"""
+    summary: dict[str, Any] = {"seeds": len(records)}
+    for number in numbers:
+        values = [record[number] for record in records]
+        summary[number] = float(np.mean(values))
+        summary[f"{number}_spread"] = float(np.max(values) - np.min(values)) / 2
+    return summary
+
+
+def over_seeds(runs: Runs, spec: Spec, *numbers: str, seeds: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """`summarise` of the runs of a spec with every seed, and how many parameters they train."""
+    specs = [replace(spec, seed=seed) for seed in seeds or runs.scale.seeds]
+    records = runs.records(specs)
+    return {**summarise(records, *(numbers or ("loss", "old_loss"))), "trainable": records[0]["trainable"]}
+
+
+def best_rate(runs: Runs, method: str, corpus: str, **changes: Any) -> float:
+    """The learning rate with the lowest validation loss, at the first seed."""
+    rates = {
+        **dict.fromkeys(("prompt", "prefix"), runs.scale.high_rates),
+        **dict.fromkeys(("houlsby", "pfeiffer", "bitfit"), runs.scale.middle_rates),
+    }.get(method, runs.scale.learning_rates)
+    sweep = [runs.spec(method=method, corpus=corpus, lr=lr, **{"keep": True, **changes}) for lr in rates]
+    return min(runs.records(sweep), key=lambda record: record["loss"])["spec"]["lr"]
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON beside its place and rename it."""
+    text = json.dumps(content, indent=1) + "\n"
+    return write_beside(path, lambda file: file.write(text.encode()))
