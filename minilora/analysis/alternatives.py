@@ -230,12 +230,12 @@ def _sized(method: str, size: str, n: int) -> dict[str, Any]:
 
 
 def _shortened(runs: Runs, corpus: str, virtual: int) -> tuple[int, float]:
-    """The text that fits beside so many virtual tokens, and the base model's loss on windows of that length."""
+    """The text that fits beside so many virtual tokens, and the base model's loss where it sees no more than that."""
     model = load_model("base")
-    length = model.config.block_size - virtual
-    tokens, targets = runs.corpus(corpus).validation_windows(length, runs.scale.windows)
+    size = model.config.block_size
+    tokens, targets = (rows[:, virtual:] for rows in runs.corpus(corpus).validation_windows(size, runs.scale.windows))
     with no_grad():
-        return length, model.loss(tokens, targets).item()
+        return size - virtual, model.loss(tokens, targets).item()
 
 
 # --- few bits --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,9 @@ class Engine:
 PYTORCH = Engine()  # the reckoning of Korthikanti et al.
 FLASH = Engine(scores=False, outputs=True)
 # gelu keeps x and tanh u; its derivative writes five arrays
-MINILORA = Engine(activation=2, outputs=True, workspace=5, shared=True)
+MINILORA = Engine(
+    activation=1, outputs=True, workspace=5, shared=True
+)  # gelu keeps x; its derivative writes five arrays
 ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
 
 

