@@ -365,6 +365,8 @@ def count(args: argparse.Namespace) -> int:
         "--output", None, "the folder for the records (default figures/data; with --quick runs/quick)", metavar="DIR"
     ),
     option("--cache", "runs/study", "where finished runs are kept; delete it to train anew", metavar="DIR"),
+    option("--table", False, "train nothing: print the table of all methods from the records there are",
+           action="store_true"),
     option("--force", False, "make records anew that are there already", action="store_true"),
     example="minilora study ranks --quick",
 )  # fmt: skip
@@ -378,12 +380,18 @@ def study(args: argparse.Namespace) -> int:
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
     """
     from .analysis import runs, studies
+    from .analysis.method_table import methods_table
 
     names = list(studies.STUDIES) if args.name == "all" else [args.name]
     if names[0] not in studies.STUDIES:
         raise ValueError(f"no study {args.name!r}{did_you_mean(args.name, [*studies.STUDIES, 'all'])}")
     scale = runs.QUICK if args.quick else runs.FULL
     folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
+    if args.table:
+        if args.name != "methods":
+            raise ValueError(f"study {args.name} --table: the table is of the study methods")
+        print(methods_table(studies.load_records("methods", folder)))
+        return 0
     require_writable(folder)
     for name in names:
         if args.name == "all" and not args.force and (folder / f"{name}.json").exists():

@@ -425,3 +425,9 @@ def test_study_all_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert main(["study", "all", "--quick"]) == 0
     assert done == ["ranks", "rates"]
     assert "ranks.json; --force makes it anew" in capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_printed_from_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "`minilora study methods` makes them" in the_error(capsys, "study", "methods", "--table")
+    assert "the table is of the study methods" in the_error(capsys, "study", "ranks", "--table")

@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..nn.storage import write_beside
-from . import account_figures, choice_figures, diagrams, learning_figures, rank_figures
+from . import account_figures, alternative_figures, choice_figures, diagrams, learning_figures, rank_figures
 from .figures import save
 from .studies import load_records
 
@@ -41,12 +41,18 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "scaling": (("rates",), choice_figures.scaling),
     "starts": (("starts",), choice_figures.starts),
     "data": (("data",), learning_figures.data),
+    "alternatives": (("methods",), alternative_figures.alternatives),
+    "sizes": (("sizes",), alternative_figures.sizes),
+    "bits": (("bits",), alternative_figures.bits),
+    "tasks": (("tasks",), alternative_figures.tasks),
+    "latency": (("latency",), alternative_figures.latency),
     "parameters": ((), account_figures.parameter_counts),
     "memory": ((), account_figures.memory),
 }
 
-OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces")  # studies whose figures show one text
-CORPUS = "unicode-names"  # the text they show where none is named
+# Studies whose figures show one text, and the text they show where none is named.
+OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes")
+CORPUS = "unicode-names"
 
 CAPTIONS: dict[str, str] = {
     "lora-layer": "A LoRA layer: blue with a solid edge is trained, grey with a dashed edge is frozen.",
@@ -113,6 +119,29 @@ CAPTIONS: dict[str, str] = {
     "data": (
         "Validation loss against the amount of training text, for LoRA of rank 1, of rank 8 and full fine-tuning; "
         "error bars are the spread over seeds."
+    ),
+    "alternatives": (
+        "Validation loss of every method at its own best learning rate; error bars are the spread over seeds. Blue "
+        "circles: LoRA and its variants; red squares: weights of the base itself; green diamonds: bottleneck adapters; "
+        "purple triangles: virtual tokens."
+    ),
+    "sizes": (
+        "Validation loss against the number of trained parameters (Hu et al. 2021, figure 2), each method at the best "
+        "learning rate of its middle size; error bars are the spread over seeds."
+    ),
+    "bits": (
+        "Loss on the old text, which the base model was trained on, with its linear layers held in few bits: before "
+        "(squares) and after (circles) LoRA of rank 8 is trained on them, and with that merged and quantised again "
+        "(diamonds). Bits a weight count the scales, too; numbers with an arrow are above the picture."
+    ),
+    "tasks": (
+        "Loss in nats per character on three texts after each of three stages: left one model fine-tuned on one text "
+        "after the other, right the base model with an adapter for each text, switched for it."
+    ),
+    "latency": (
+        "Time of a generated token after a cached text and of a forward pass over the text, as ratios to the base "
+        "model's in the same run (Hu et al. 2021, table 1): medians over turns. Bold on colour: 1 is outside "
+        "the middle half of the turns' ratios."
     ),
     "parameters": (
         "Trained parameters, computed from the architectures: full fine-tuning; bottleneck adapters of width 64 "

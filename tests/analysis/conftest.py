@@ -17,14 +17,25 @@ def mean(value, spread=0.01, number="loss"):
     return {number: value, f"{number}_spread": spread, "seeds": 3}
 
 
+METHODS = {  # loss, loss on the old text, trained parameters
+    "lora": (1.5, 1.4, 1000), "full": (1.2, 2.0, 10_000), "last-blocks": (1.4, 1.9, 2500), "bitfit": (2.2, 1.25, 80),
+    "prompt": (2.7, 1.3, 40), "prefix": (2.4, 1.3, 160), "prefix-mlp": (2.45, 1.3, 900), "houlsby": (1.9, 1.3, 170),
+    "pfeiffer": (1.95, 1.3, 170), "lora-all": (1.7, 1.3, 180), "lora-qv": (2.1, 1.3, 160), "rslora": (2.05, 1.3, 160),
+    "lora+": (2.0, 1.3, 160), "pissa": (2.08, 1.3, 160), "dora": (2.09, 1.3, 170), "qlora": (2.12, 1.3, 160),
+}  # fmt: skip
+LASTING = ("prompt", "prefix", "prefix-mlp", "houlsby", "pfeiffer")  # what cannot be merged
+
+
 def methods():
     rows = []
     for corpus in CORPORA:
-        for method, loss, old, trained in (("lora", 1.5, 1.4, 1000), ("full", 1.2, 2.0, 10_000)):
+        for method, (loss, old, trained) in METHODS.items():
             curve = {"step": [0, 5, 10], "loss": [[3.0, 2.0, loss + s] for s in (-0.01, 0, 0.01)]}
             sizes = {"step_seconds": trained / 1e4, "memory_bytes": trained * 16.0, "stored_bytes": trained * 4.0}
             row = {"corpus": corpus, "method": method, "trainable": trained, "lr": 0.01, "curve": curve, "before": 3.0}
             row |= {"old_before": 1.2, **mean(loss), **mean(old, number="old_loss"), **sizes}
+            row |= {"step_ratio": trained / 10_000, "mergeable": method not in LASTING}
+            row |= {"token_ratio": 1.25 if method in LASTING else 1.0}
             rows.append(row | {"memory_bytes_spread": 0.0, "stored_bytes_spread": 0.0})
     return rows
 
@@ -106,9 +117,77 @@ def data():
     ]
 
 
+def sizes():
+    """LoRA keeps improving, adapters level off, prefixes turn worse, prompts do not clearly change."""
+    losses = {
+        "LoRA": (2.0, 1.6, 1.4),
+        "adapters": (2.0, 1.5, 1.5),
+        "prefix": (2.4, 2.2, 2.5),
+        "prompt": (2.7, 2.7, 2.7),
+    }
+    rows = []
+    for method, many in losses.items():
+        for size, loss in zip((1, 8, 64), many, strict=True):
+            virtual = size if method in ("prefix", "prompt") else 0
+            row = {"method": method, "size": size, "trainable": 1000 * size, "context": 128 - virtual}
+            rows.append({**row, "base_loss": 3 + virtual / 256, **mean(loss)})
+    return rows
+
+
+def few_bits():
+    losses = {  # bits, loss as held, after QLoRA, merged and held so again
+        "float32": (32.0, 1.09, 1.08, 1.08), "int8": (8.5, 1.09, 1.08, 1.08),
+        "nf4, blocks of 16": (6.0, 1.1, 1.08, 1.1), "nf4": (4.5, 1.11, 1.08, 1.12),
+        "nf4, double": (4.127, 1.11, 1.085, 1.12), "int4, double": (4.127, 1.14, 1.09, 1.15),
+        "int3": (3.127, 1.6, 1.13, 1.5), "int2": (2.127, 3.5, 1.6, 3.2),
+    }  # fmt: skip
+    rows = []
+    for base, (width, before, loss, again) in losses.items():
+        row = {"base": base, "bits": width, "loss_before": before, **mean(loss, 0.001), "bytes": 100_000 * width}
+        rows.append({**row, **mean(loss, 0.001, "merged_loss"), **mean(again, 0.001, "again_loss")})
+    return rows
+
+
+TEXTS = ("my-docs", "my-code", "my-names")
+
+
+def tasks():
+    """In sequence the loss on a text falls to 1.5 at its stage, and is a nat higher with each stage after that."""
+    rows = []
+    for kind in ("sequential", "adapters"):
+        for i, stage in enumerate(("base", *TEXTS)):
+            for j, text in enumerate(TEXTS, start=1):
+                since = 0 if kind == "adapters" else max(i - j, 0)
+                loss = 3.0 if i < j else 1.5 + since
+                rows.append({"kind": kind, "stage": stage, "text": text, "switch_seconds": 3e-4, **mean(loss)})
+    return rows
+
+
+def latency():
+    ratios = {
+        "base": 1.0,
+        "lora": 1.4,
+        "lora merged": 1.01,
+        "houlsby": 1.3,
+        "pfeiffer": 1.2,
+        "prefix": 1.04,
+        "prompt": 0.9,
+    }
+    shapes = [("base", n, length) for n, length in ((1, 16), (1, 96), (8, 96), (32, 96))]
+    shapes += [("gpt2", n, length) for n, length in ((1, 16), (1, 96), (4, 96))]
+    return [
+        {"model": model, "task": task, "batch": n, "length": length, "method": method}
+        | {"seconds": 0.001, "ratio": ratio, "ratio_spread": 0.0 if method == "base" else 0.05}
+        for model, n, length in shapes
+        for task in ("forward", "token")
+        for method, ratio in ratios.items()
+    ]
+
+
 ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
+    "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
 }  # fmt: skip
 
 
