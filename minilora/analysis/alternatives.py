@@ -117,10 +117,11 @@ def in_turns(calls: Mapping[str, Callable[[], object]], reference: str, repeats:
     middle half of those ratios.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    rng = np.random.default_rng(0)
     for _ in range(repeats + 1):
-        for name, call in calls.items():
+        for name in rng.permutation(list(calls)):  # so that nobody always finds the same neighbour's data in the caches
             start = time.perf_counter()
-            call()
+            calls[name]()
             times[name].append(time.perf_counter() - start)
     taken = {name: np.array(many[1:]) for name, many in times.items()}  # the first turn warms up
     summary = {}
@@ -187,7 +188,7 @@ def study_latency(runs: Runs) -> list[dict[str, Any]]:
             if name.endswith(" merged"):
                 merge_adapter(model)
         for batch, length in many:
-            repeats = 5 if quick or size == "gpt2" else 40
+            repeats = 5 if quick else 15 if size == "gpt2" else 60
             for task, maker in (("forward", _forward_call), ("token", _token_calls)):
                 calls = {name: maker(model, batch, length) for name, model in models.items()}
                 for name, numbers in in_turns(calls, "base", repeats).items():
