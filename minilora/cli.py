@@ -29,6 +29,7 @@ import minilora as ml
 from .adapters.adapter import METHODS, active_adapter, base_parameters
 from .adapters.qlora import QuantizedLinear
 from .adapters.quantization import LEVELS
+from .autograd.backend import BACKENDS
 from .autograd.examples import EXAMPLES
 from .autograd.gradcheck import TOLERANCE
 from .autograd.ops import PRIMITIVES
@@ -144,6 +145,8 @@ def require_writable(folder: Path) -> None:
 SOME = "a number above 0"
 FRACTION = number(0, 0.999, "a number from 0 to 0.999")
 RATE = number(1e-12, 1e6, SOME)
+BACKEND = option("--backend", "numpy", "where to compute: numpy, or cupy on an NVIDIA GPU",
+                 type=lambda text: one_of(*BACKENDS)(text), metavar="NAME")  # fmt: skip
 SEED = option("--seed", 0, "of every random choice; the same seed gives the same bits", type=whole(0), metavar="N")
 MODEL = option("--model", "base", "a model file, or 'base' for the one that comes with minilora", metavar="FILE")
 CHECKPOINT = option(
@@ -168,6 +171,7 @@ BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="
     option("--output", "figures", "the folder for the pictures", metavar="DIR"),
     option("--steps", 200, "training steps, of LoRA and of all weights each", type=whole(1), metavar="N"),
     SEED,
+    BACKEND,
     example="minilora demo --output figures",
 )
 def demo(args: argparse.Namespace) -> int:
@@ -196,6 +200,7 @@ def demo(args: argparse.Namespace) -> int:
     option("--output", "runs/base.npz", "the model file", type=output_file, metavar="FILE"),
     CHECKPOINT,
     RESUME,
+    BACKEND,
     example="minilora pretrain --corpus python-docs --output runs/base.npz",
 )
 def pretrain(args: argparse.Namespace) -> int:
@@ -258,6 +263,7 @@ def pretrain(args: argparse.Namespace) -> int:
            type=output_file, metavar="FILE"),
     CHECKPOINT,
     RESUME,
+    BACKEND,
     example="minilora finetune --corpus unicode-names --rank 8 --output runs/names.npz",
 )  # fmt: skip
 def finetune(args: argparse.Namespace) -> int:
@@ -297,6 +303,7 @@ def finetune(args: argparse.Namespace) -> int:
     option("--top-k", None, "sample among the k likeliest characters only", type=whole(1), metavar="K"),
     option("--samples", 1, "texts to write", type=whole(1), metavar="N"),
     SEED,
+    BACKEND,
     example="minilora generate --prompt 'The class ' --tokens 200 --temperature 0.7",
 )  # fmt: skip
 def generate(args: argparse.Namespace) -> int:
@@ -406,24 +413,53 @@ def study(args: argparse.Namespace) -> int:
 
 @command(
     option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", metavar="NAMES"),
-    option("--repeats", 15, "timed steps of each kind", type=whole(1), metavar="N"),
+    option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
+           "training steps", metavar="NAMES"),
+    option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
+           metavar="NAMES"),
+    option("--repeats", 15, "turns", type=whole(1), metavar="N"),
+    option("--batch", None, "texts a training step, in place of the size's own", type=whole(1), metavar="N"),
+    option("--backend", "numpy", "numpy, or cupy for the training steps on a GPU (batch 64 at medium, 8 at gpt2)",
+           type=one_of("numpy", "cupy"), metavar="NAME"),
+    option("--profile", False, "where the time of a step goes, too", action="store_true"),
+    option("--demo", False, "minilora demo beside its training in PyTorch, too; this takes minutes",
+           action="store_true"),
     option("--json", False, "print JSON in place of the table", action="store_true"),
-    example="minilora bench --sizes tiny,gpt2",
-)
+    option("--output", None, "write the JSON to a file, such as figures/data/bench.json", type=output_file,
+           metavar="FILE"),
+    option("--figure", None, "draw the training steps' ratios: FILE.png and FILE.svg", type=output_file,
+           metavar="FILE"),
+    example="minilora bench --sizes tiny,small --peers torch --profile",
+)  # fmt: skip
 def bench(args: argparse.Namespace) -> int:
-    """Time a training step, beside PyTorch's where it is installed.
+    """Time training steps and more, beside PyTorch's, JAX's and HIPS autograd's.
 
-    LoRA and all weights, the same shapes, data and threads, taking turns: only the ratios mean anything.
+    The same shapes, data and threads, taking turns: only the ratios mean anything. All peers at all sizes take many
+    minutes; Ctrl-C ends it with what has been measured.
     """
     from .analysis import bench as benchmark
+    from .analysis import bench_report
 
-    sizes = names_in(args.sizes)
-    for name in sizes:
-        if name not in benchmark.SIZES:
-            raise ValueError(f"no size {name!r}{did_you_mean(name, list(benchmark.SIZES))}")
-    records = [benchmark.bench(size, method, args.repeats) for size in sizes for method in benchmark.METHODS]
-    print(json.dumps(records) if args.json else benchmark.table(records))
-    return 0
+    chosen: dict[str, tuple[str, ...]] = {}
+    for what, known in (("sizes", benchmark.SIZES), ("parts", benchmark.PARTS), ("peers", benchmark.PEERS)):
+        chosen[what] = names_in(getattr(args, what))
+        for name in chosen[what]:
+            if name not in known:
+                raise ValueError(f"--{what}: no {name!r}{did_you_mean(name, list(known))}")
+    if args.figure and not {"lora", "full"} & set(chosen["parts"]):
+        raise ValueError("--figure shows training steps: --parts must have lora or full")
+    record = benchmark.bench(
+        **chosen, turns=args.repeats, backend=args.backend, batch=args.batch, with_profile=args.profile,
+        with_demo=args.demo, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(json.dumps(record) if args.json else bench_report.table(record))
+    if args.output:
+        bench_report.save(record, args.output)
+    if args.figure:
+        from .analysis import bench_figure, figures
+
+        figures.save(bench_figure.ratios(record), re.sub(r"\.(png|svg)$", "", str(args.figure)))
+    return 130 if record.get("interrupted") else 0
 
 
 @command(
@@ -485,6 +521,7 @@ def gradcheck(args: argparse.Namespace) -> int:
     option("--adapter", "runs/adapter.npz", "the adapter file, from finetune", metavar="FILE"),
     QUANTIZE,
     option("--output", "runs/merged.npz", "the model file to write", type=output_file, metavar="FILE"),
+    BACKEND,
     example="minilora merge --adapter runs/adapter.npz --output runs/merged.npz",
 )
 def merge(args: argparse.Namespace) -> int:
@@ -599,7 +636,8 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def resume(args: argparse.Namespace) -> ml.Run:
     """The run in a checkpoint. Raises ValueError when the command line asks for other settings than it holds."""
-    fixed = [flag for flag, told in args.command.options if flag not in ("--resume", "--checkpoint", "--output")]
+    free = ("--resume", "--checkpoint", "--output", "--backend")
+    fixed = [flag for flag, told in args.command.options if flag not in free]
     given = [flag for flag in fixed if getattr(args, _dest(flag)) != _default(args.command, flag)]
     if given and set(given) != {"--model"}:
         raise ValueError(f"{' and '.join(given)} cannot change when a run goes on: the checkpoint holds them")
@@ -767,7 +805,7 @@ def warnings_as_lines() -> Iterator[None]:
 def reason(error: Exception) -> str:
     """What an error says to a person."""
     if isinstance(error, MemoryError):
-        return f"not enough memory: {error or 'smaller sizes need less'}"
+        return f"not enough memory ({error or 'none left'}): a smaller model, --batch or --context needs less"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
@@ -782,7 +820,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.command is None:
                 build_parser().print_help()
                 return 0
-            code = args.command.run(args)
+            with ml.use_backend(args.backend) if BACKEND in args.command.options else contextlib.nullcontext():
+                code = args.command.run(args)
             sys.stdout.flush()
             return code
     except SystemExit as done:  # --help and --version
@@ -797,4 +836,9 @@ def main(argv: list[str] | None = None) -> int:
         if "--traceback" in argv:
             raise
         say_error(f"error: {reason(error)}")
+        return 2
+    except RuntimeError as error:  # CUDA's, whose types cannot be named where CuPy is not installed
+        if "--traceback" in argv or not type(error).__module__.startswith("cupy"):
+            raise
+        say_error(f"error: the GPU failed: {type(error).__name__}: {error}")
         return 2

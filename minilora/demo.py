@@ -188,7 +188,7 @@ def train_all_weights(story: Story) -> None:
     model = ml.load_model("base")
     train(story, "all weights", model, LEARNING_RATE["full"])
     story.deltas["all weights"] = {
-        name: module.weight.numpy() - story.before[f"{name}.weight"]
+        name: module.weight.data - story.before[f"{name}.weight"]
         for name, module in model.named_modules()
         if isinstance(module, Linear)
     }
@@ -238,12 +238,10 @@ def draw(story: Story, output: Path) -> list[Path]:
     curves = {name: run.validation for name, run in story.runs.items()}
     trained = {name: run.model.count(trainable=True) for name, run in story.runs.items()}
     spectra = {name: [singular_values(d) for d in deltas.values()] for name, deltas in story.deltas.items()}
-    layer = lora_layers(story.runs["LoRA"].model)[SHOWN]
+    layer, before = lora_layers(story.runs["LoRA"].model)[SHOWN], ml.to_numpy(story.before[f"{SHOWN}.weight"])
     pictures = {
         "loss": figures.loss_curves(curves, story.base_loss, trained),
         "singular_values": figures.spectra(spectra),
-        "lora_matrix": figures.matrices(
-            story.before[f"{SHOWN}.weight"], layer.lora_B.numpy(), layer.lora_A.numpy(), layer.config.scale, SHOWN
-        ),
+        "lora_matrix": figures.matrices(before, layer.lora_B.numpy(), layer.lora_A.numpy(), layer.config.scale, SHOWN),
     }
     return [path for name, picture in pictures.items() for path in figures.save(picture, output / name)]

@@ -110,8 +110,9 @@ class Quantized:
             levels = levels[np.minimum(np.arange(16), len(levels) - 1)]  # int4 has no 16th level
             levels = (levels[:, None] + 1j * levels).reshape(256)
         table, values = xp.asarray(levels), xp.empty(len(self.codes), levels.dtype)
-        for start in range(0, len(values), PIECE):
-            values[start : start + PIECE] = table[self.codes[start : start + PIECE]]
+        piece = PIECE if xp is np else max(len(values), 1)
+        for start in range(0, len(values), piece):
+            values[start : start + piece] = table[self.codes[start : start + piece]]
         values = values.view("float32")[: self.size]
         scales, whole = self._scales(), self.size // self.block
         full = values[: whole * self.block].reshape(whole, self.block)  # a view: all blocks but a shorter last one

@@ -1,160 +1,192 @@
-"""How fast is a training step? Ours and PyTorch's on the same shapes, data and threads, taking turns in one run.
+"""How fast is it? Training steps, generation, memory, primitives and imports, beside the peers that are installed.
 
-A laptop's clock and neighbours change from minute to minute, so only ratios taken in turns mean anything: a record
-holds medians, and the median and the quartiles of the ratio of neighbouring steps.
+    record = bench(["tiny", "small"])       the measurements, as JSON holds them
+    print(bench_report.table(record))       what `minilora bench` prints
+
+All sides compute the same thing, on the same shapes, data and threads, and take turns in one run (`turns.py`): only
+their ratios mean anything. Each part has a file: who takes a training step `bench_peers`, the peers `bench_torch` and
+`bench_arrays`; then `bench_scalars`, `bench_generation`, `bench_processes`, `bench_profile`; what was asked of each
+number `bench_rows`; table and figure `bench_report` and `bench_figure`.
 """
 
-import time
-from collections.abc import Callable
+import gc
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..adapters.lora import LoRAConfig, add_lora, lora_layers
-from ..nn.gpt import GPT, GPTConfig
-from ..training.loop import train_step
-from ..training.optim import AdamW
+from ..autograd.backend import use_backend
 from ..training.parallel import cores
-from .counting import operations
+from .bench_generation import generation_rows
+from .bench_peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
+from .bench_processes import demo_rows, import_rows, memory_rows
+from .bench_profile import profile
+from .bench_rows import OWN_FULL, PRODUCTS, TRAINING, Row, row
+from .bench_scalars import scalar_rows
+from .runs import FORMAT
+from .turns import LeftOut, ratio, take_turns
 
-SIZES = {  # vocabulary, context, width, heads, layers, batch
-    "tiny": (65, 64, 64, 4, 2, 16),
-    "small": (256, 128, 128, 4, 4, 16),
-    "medium": (512, 128, 256, 8, 4, 16),
-    "gpt2": (50257, 128, 768, 12, 12, 1),
-}
-METHODS = ("lora", "full")
-RANK, TARGETS = 8, ("q_proj", "v_proj")  # the paper's choice of matrices
-LEARNING_RATE = 1e-3
-WARM_UP = 3  # steps that are not timed
+PARTS = ("import", "scalars", "generation", "memory", "lora", "full")
+GENERATION_SIZES = ("tiny", "small")
+GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
+PRODUCT, GPU_PRODUCT = 2048, 8192  # rows and columns of the large product
+Job = tuple[str, Callable[[], list[Row]]]  # its name, and what measures it
 
 
-def bench(size: str, method: str, repeats: int = 15) -> dict[str, Any]:
-    """Time training steps (forward, backward, AdamW) of one size, by LoRA or in full, beside PyTorch's eager mode.
+def step_rows(workload: Workload, peers: Sequence[str], turns: int, backend: str = "numpy") -> list[Row]:
+    """A training step beside the peers', the matrix-product limit and, for LoRA, our own full fine-tuning.
 
-    -> {"size", "method", "threads", "step_seconds", "limit_ratio", "peer", "peer_seconds", "ratio", "ratio_quartiles",
-    "loss_difference"}. limit_ratio: the step over its floating-point operations at this machine's rate on a large
-    matrix product, measured in the same run. loss_difference: the largest relative difference of the two losses over
-    all steps, which shows that both sides compute the same thing. Without PyTorch the last five are None.
-    Raises ValueError for an unknown size or method.
+    The limit is the step's floating-point operations at the rate that a large product reaches in the same turn.
+    Raises ArithmeticError where a peer's losses differ from ours by more than 1e-4.
     """
-    if size not in SIZES or method not in METHODS:
-        raise ValueError(f"bench: got {size!r} and {method!r}; there are {', '.join(SIZES)} and {', '.join(METHODS)}")
-    v, t, c, h, n, b = SIZES[size]
-    model = GPT(GPTConfig(v, t, n, h, c))
-    if method == "lora":
-        add_lora(model, LoRAConfig(RANK, target_modules=TARGETS))
-    rng = np.random.default_rng(0)
-    tokens, targets = rng.integers(0, v, (2, b, t))
-    peer = torch_step(model, tokens, targets)  # first: it copies the weights
-    optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
-    ours = lambda: train_step(model, optimizer, tokens, targets)
-    pairs, losses = [], []
-    for _ in range(WARM_UP + repeats):
-        (seconds, loss), (peer_seconds, peer_loss) = _timed(ours), _timed(peer)
-        pairs.append((seconds, peer_seconds))
-        losses.append((loss, peer_loss))
-    mine, theirs = np.array(pairs[WARM_UP:]).T
-    needed = operations(model.config, method, batch=b, length=t, rank=RANK, target_modules=TARGETS)["training"]
-    record: dict[str, Any] = {
-        "size": size,
-        "method": method,
-        "threads": cores(),
-        "step_seconds": float(np.median(mine)),
-    }
-    record["limit_ratio"] = float(np.median(mine)) * product_rate() / needed
-    record |= dict.fromkeys(("peer", "peer_seconds", "ratio", "ratio_quartiles", "loss_difference"))
-    if peer is not None:
-        a, z = np.array(losses).T
-        record |= {
-            "peer": "PyTorch eager",
-            "peer_seconds": float(np.median(theirs)),
-            "ratio": float(np.median(mine / theirs)),
-            "ratio_quartiles": [float(q) for q in np.quantile(mine / theirs, (0.25, 0.75))],
-            "loss_difference": float(np.max(np.abs(a - z) / np.abs(z))),
-        }
+    on_gpu = backend == "cupy"
+    others, left_out = peer_steps(workload, peers, "cuda" if on_gpu else "cpu")
+    ours = our_step(workload)
+    differences = compare_losses(ours, others)
+    n = GPU_PRODUCT if on_gpu else PRODUCT
+    contenders = [ours, *others, matrix_product(n)]
+    if workload.method == "lora":
+        contenders.append(our_step(replace(workload, method="full"), OWN_FULL))
+    times = take_turns(contenders, turns)
+    times[PRODUCTS] *= workload.operations() / (2 * n**3)
+    facts = {"batch": workload.data[0].shape[0], "operations": workload.operations(), "left_out": left_out}
+    return [
+        row(TRAINING[workload.method], workload.size, name, "s", ratio(times["minilora"], theirs), on_gpu,
+            {**facts, "loss_difference": differences.get(name)})
+        for name, theirs in times.items() if name != "minilora"
+    ]  # fmt: skip
+
+
+def bench(
+    sizes: Sequence[str] = ("tiny", "small", "medium"),
+    parts: Sequence[str] = PARTS,
+    peers: Sequence[str] = tuple(PEERS),
+    turns: int = 15,
+    backend: str = "numpy",
+    batch: int | None = None,
+    with_profile: bool = False,
+    with_demo: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measure: -> {"format", "study", "machine", "rows", "left_out": {what: why}, "profile"}; see `bench_rows.Row`.
+
+    Ctrl-C ends it with what has been measured so far. Raises ValueError for an unknown size, part, peer or backend, and
+    ArithmeticError where a peer does not compute what we compute.
+    """
+    for what, chosen, known in (("size", sizes, SIZES), ("part", parts, PARTS), ("peer", peers, PEERS)):
+        if wrong := [name for name in chosen if name not in known]:
+            raise ValueError(f"bench: no {what} {wrong[0]!r}; there are {', '.join(known)}")
+    if turns < 1:
+        raise ValueError(f"bench: turns = {turns}, expected 1 or more")
+    if backend != "numpy" and with_demo:
+        raise ValueError(f"bench: the demo is measured on 'numpy', not on {backend!r}")
+    if backend == "cupy":
+        os.environ["CUPY_TF32"] = "0"  # float32 products; CuPy reads this when it is imported
+    record: dict[str, Any] = {"format": FORMAT, "study": "bench", "rows": [], "left_out": {}, "profile": []}
+    with use_backend(backend):
+        record["machine"] = machine(backend)
+        loads = [
+            Workload(size, method, batch or (GPU_BATCH.get(size) if backend == "cupy" else None))
+            for method in METHODS if method in parts for size in sizes
+        ]  # fmt: skip
+        able = [name for name in peers if backend == "numpy" or name in ON_GPU]
+        jobs = other_jobs(sizes, parts, peers, turns, batch) if backend == "numpy" else []
+        jobs += [(f"{TRAINING[w.method]} at {w.size}", partial(step_rows, w, able, turns, backend)) for w in loads]
+        if with_profile:
+            jobs += [(f"profile at {w.size}", partial(profile_into, record, w)) for w in loads]
+        if with_demo:
+            jobs.append(("demo", partial(demo_rows, min(3, turns))))
+        measure(record, jobs, progress)
     return record
 
 
-def _timed(step: Callable[[], float] | None) -> tuple[float, float]:
-    start = time.perf_counter()
-    loss = step() if step else 0.0
-    return time.perf_counter() - start, loss
+def other_jobs(
+    sizes: Sequence[str], parts: Sequence[str], peers: Sequence[str], turns: int, batch: int | None
+) -> list[Job]:
+    """What is measured beside training steps, on a processor: fresh processes first, while this one is still small."""
+    jobs: list[Job] = []
+    if "import" in parts:
+        jobs.append(("import", partial(import_rows, turns)))
+    if "memory" in parts and "torch" in peers:
+        jobs += [(f"memory at {size}", partial(memory_rows, size, min(5, turns), batch)) for size in sizes]
+    if "scalars" in parts and "autograd" in peers:
+        jobs.append(("scalars", partial(scalar_rows, turns)))
+    if "generation" in parts and "torch" in peers:
+        able = [size for size in sizes if size in GENERATION_SIZES]
+        jobs += [(f"generation at {size}", partial(generation_rows, size, turns)) for size in able]
+    return jobs
 
 
-def product_rate(n: int = 2048, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large float32 matrix product here: 2 n^3 over the shortest time."""
-    a = np.random.default_rng(0).random((n, n), dtype=np.float32)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        _ = a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+def profile_into(record: dict[str, Any], workload: Workload) -> list[Row]:
+    """Profile a step into the record; a profile has no rows of its own."""
+    record["profile"].append(profile(workload))
+    return []
 
 
-def torch_step(model: GPT, tokens: np.ndarray, targets: np.ndarray) -> Callable[[], float] | None:
-    """The same training step in PyTorch's eager mode, from copies of the model's parameters; None without PyTorch."""
+def measure(record: dict[str, Any], jobs: Sequence[Job], progress: bool) -> None:
+    """Run the jobs, one after the other, into the record."""
+    from tqdm import tqdm  # here, as everywhere: imported only when there is a bar to show
+
+    bar = tqdm(jobs, disable=not progress, unit="part", ncols=79, leave=False)
+    name = "everything"
     try:
-        import torch
-        from torch.nn import functional as F
-    except ImportError:
-        return None
-    torch.set_num_threads(cores())
-    p = {name: torch.tensor(q.numpy(), requires_grad=q.requires_grad) for name, q in model.named_parameters()}
-    scale = {name: layer.config.scale for name, layer in lora_layers(model).items()}
-    config = model.config
-    optimizer = torch.optim.AdamW([q for q in p.values() if q.requires_grad], LEARNING_RATE)
-    x, y = torch.tensor(tokens), torch.tensor(targets)
-
-    def linear(h: Any, name: str) -> Any:
-        out = F.linear(h, p[f"{name}.weight"], p[f"{name}.bias"])
-        if name in scale:
-            out = out + scale[name] * F.linear(F.linear(h, p[f"{name}.lora_A"]), p[f"{name}.lora_B"])
-        return out
-
-    def norm(h: Any, name: str) -> Any:
-        return F.layer_norm(h, h.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
-
-    def loss() -> Any:
-        b, t = x.shape
-        h = p["wte.weight"][x] + p["wpe.weight"][:t]  # (B, T, C)
-        for i in range(config.n_layer):
-            block, z = f"blocks.{i}", norm(h, f"blocks.{i}.ln_1")
-            q, k, v = (
-                linear(z, f"{block}.attn.{kind}_proj").view(b, t, config.n_head, -1).transpose(1, 2) for kind in "qkv"
-            )  # (B, H, T, D)
-            a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, -1)  # (B, T, C)
-            h = h + linear(a, f"{block}.attn.o_proj")
-            up = F.gelu(linear(norm(h, f"{block}.ln_2"), f"{block}.mlp.up_proj"), approximate="tanh")  # (B, T, 4C)
-            h = h + linear(up, f"{block}.mlp.down_proj")
-        logits = F.linear(norm(h, "ln_f"), p["wte.weight"])  # (B, T, V)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
-
-    def step() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        optimizer.step()
-        return value.item()
-
-    return step
+        for name, job in bar:
+            bar.set_description(name)
+            try:
+                rows = [r.record() for r in job()]
+            except LeftOut as reason:
+                record["left_out"][name] = str(reason)
+                continue
+            for r in rows:
+                record["left_out"] |= (r["details"] or {}).pop("left_out", {})
+            record["rows"] += rows
+            gc.collect()  # the models of this job, before the next ones are built
+    except KeyboardInterrupt:
+        record["left_out"][f"{name}, and what comes after it"] = "interrupted"
+        record["interrupted"] = True
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """The records as text of 80 columns."""
-    titles = ("size", "method", "ours", "PyTorch", "ratio", "quartiles", "/ limit")
-    lines = ["{:<8}{:<8}{:>11}{:>11}{:>9}{:>15}{:>10}".format(*titles)]
-    for r in records:
-        line = f"{r['size']:<8}{r['method']:<8}{1e3 * r['step_seconds']:>8.1f} ms"
-        if r["peer"]:
-            low, high = r["ratio_quartiles"]
-            line += f"{1e3 * r['peer_seconds']:>8.1f} ms{r['ratio']:>9.2f}{f'{low:.2f} - {high:.2f}':>15}"
-        else:
-            line += f"{'-':>11}{'-':>9}{'-':>15}"
-        lines.append(f"{line}{r['limit_ratio']:>10.2f}")
-    lines += ["", "ratio: our step over PyTorch's, medians of steps taking turns. / limit: our step", "over its"]
-    lines[-1] += " floating-point operations at the rate of a large matrix product."
-    if not all(r["peer"] for r in records):
-        lines.append("PyTorch is not installed: pip install 'minilora[peers]' puts it beside.")
-    return "\n".join(lines)
+def machine(backend: str = "numpy") -> dict[str, Any]:
+    """What the numbers were measured on: processor or GPU, threads, and the versions of everything that takes part."""
+    names = ("minilora", "numpy", "torch", "jax", "autograd", *(("cupy-cuda12x",) if backend == "cupy" else ()))
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, index]
+    facts = {
+        "processor": processor(),
+        "cores": cores(),
+        "threads": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "blas": f"{blas['name']} {blas['version']}",
+        "backend": backend,
+        "versions": versions,
+    }
+    if backend == "cupy":
+        import cupy
+
+        facts["gpu"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return facts
+
+
+def processor() -> str:
+    """The processor's model, as the system tells it."""
+    try:
+        if sys.platform == "darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, subprocess.CalledProcessError):
+        return platform.processor() or platform.machine()

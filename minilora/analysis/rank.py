@@ -1,6 +1,7 @@
 """How low is the rank of Delta W? Spectra, ranks, subspaces and truncations of trained matrices.
 
-Every function takes plain arrays (or Tensors), computes in float64 and changes nothing it was given. A matrix is
+Every function takes plain arrays (or Tensors), brings them to NumPy from wherever they are, computes in float64, at
+which most GPUs are slow, and changes nothing it was given. A matrix is
 M = U diag(s) V^T with s_1 >= s_2 >= ... >= 0: the columns of U (m, k) are its left singular vectors, the rows of
 V^T (k, n) its right ones, k = min(m, n). Every function raises ValueError for a matrix that is empty, not
 two-dimensional or not finite, and for a rank that the matrix does not have.

@@ -1,8 +1,10 @@
 """Where arrays live: in the processor's memory with NumPy, or on a GPU with CuPy.
 
-The rest of the package never says `np.` to data; it asks `array_module(x)` which library made x.
+The rest of the package never says `np.` to data; it asks `array_module(x)` which library made x. Arrays cross in two
+places: `new_array` and that library's `asarray` bring data to a GPU, `to_numpy` brings it back.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +12,74 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray: the two share one interface
 
+
+def _cupy() -> ModuleType:
+    """CuPy, once it has computed something. Raises ValueError, with the way out, where it cannot."""
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        if error.name == "cupy":
+            fix = "pip install 'minilora[gpu]'"
+            raise ValueError(f"use_backend: CuPy is not installed; on a machine with an NVIDIA GPU: {fix}") from None
+        raise ValueError(f"use_backend: CuPy is installed but incomplete ({_first_line(error)})") from None
+    except Exception as error:  # CuPy raises its own type here, which cannot be named where it cannot be imported
+        if "NoDevice" not in str(error):
+            why = f"no usable NVIDIA driver ({_first_line(error)})"
+            raise ValueError(f"use_backend: CuPy finds {why}; stay on 'numpy'") from None
+        count = 0
+    if count == 0:
+        raise ValueError("use_backend: CuPy finds no NVIDIA GPU on this machine; stay on 'numpy'")
+    if cupy.ndarray not in _modules:
+        _try_out(cupy)
+    return cupy
+
+
+def _try_out(cupy: Any) -> None:
+    """CuPy loads its compiler and BLAS when they are first needed: here, so that what is missing is said at once."""
+    try:
+        one = cupy.ones((1, 1))
+        (one @ one + one).item()
+    except MemoryError:
+        raise  # the GPU is there, and full
+    except Exception as error:
+        why, fix = _first_line(error), "pip install 'minilora[gpu]' brings CUDA's libraries"
+        raise ValueError(f"use_backend: CuPy finds a GPU but cannot compute on it ({why}); {fix}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip(" =")), type(error).__name__)
+
+
+BACKENDS: dict[str, Callable[[], ModuleType]] = {"numpy": lambda: np, "cupy": _cupy}  # name -> its module, or why not
+
 _modules: dict[type, ModuleType] = {np.ndarray: np}  # array type -> the module whose functions take it
 _current: ModuleType = np  # the module that makes new arrays
+
+
+class use_backend:
+    """Choose where new arrays are made: `use_backend("cupy")` from now on, or `with use_backend("cupy"):` for a block.
+
+    Models, tensors and adapters made or loaded from then on are there, and what is computed from them; what was made
+    before stays where it is. Raises ValueError for an unknown name, and says what is missing when "cupy" finds no
+    library, no driver or no GPU.
+    """
+
+    def __init__(self, name: str):
+        global _current
+        if name not in BACKENDS:
+            raise ValueError(f"use_backend: got {name!r}, expected {' or '.join(map(repr, BACKENDS))}")
+        self.previous, module = _current, BACKENDS[name]()
+        _modules[module.ndarray] = module
+        _current = module
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _current
+        _current = self.previous
 
 
 def array_module(*arrays: Any) -> ModuleType:
@@ -23,8 +91,21 @@ def array_module(*arrays: Any) -> ModuleType:
 
 
 def new_array(data: Any, dtype: Any = None) -> Array:
-    """An array on the current backend, sharing memory with `data` where that is possible."""
-    return data if type(data) in _modules and dtype is None else _current.asarray(data, dtype=dtype)
+    """An array on the current backend, sharing memory with `data` where that is possible.
+
+    An array of a GPU stays there, whatever the current backend: only `to_numpy` brings one back.
+    """
+    xp = _modules.get(type(data), np)
+    if xp is np:
+        xp = _current
+    return data if dtype is None and type(data) is xp.ndarray else xp.asarray(data, dtype=dtype)
+
+
+def as_computed(output: Any) -> Array:
+    """What a primitive computed, as an array, where it was computed. NumPy makes a number of its own of a full sum."""
+    if type(output) in _modules:
+        return output
+    return np.asarray(output) if isinstance(output, np.generic) else new_array(output)
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -33,41 +114,16 @@ def to_numpy(array: Any) -> np.ndarray:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
-class use_backend:
-    """Choose where new arrays are made: `use_backend("cupy")` from now on, or `with use_backend("cupy"):` for a block.
-
-    Raises ValueError for an unknown name, and says what is missing when "cupy" finds no library or no GPU.
-    """
-
-    def __init__(self, name: str):
-        global _current
-        self.previous = _current
-        _current = _find_module(name)
-
-    def __enter__(self) -> "use_backend":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        global _current
-        _current = self.previous
-
-
-def _find_module(name: str) -> ModuleType:
-    if name == "numpy":
-        return np
-    if name != "cupy":
-        raise ValueError(f"use_backend: got {name!r}, expected 'numpy' or 'cupy'")
-    try:
-        import cupy
-
-        count = cupy.cuda.runtime.getDeviceCount()
-    except ImportError:
-        raise ValueError(
-            "use_backend: CuPy is not installed; on a machine with an NVIDIA GPU: pip install 'minilora[gpu]'"
-        ) from None
-    except Exception as error:  # CuPy raises its own type here, which cannot be named where it cannot be imported
-        raise ValueError(f"use_backend: CuPy finds no usable NVIDIA driver ({error}); stay on 'numpy'") from None
-    if count == 0:
-        raise ValueError("use_backend: CuPy finds no NVIDIA GPU on this machine; stay on 'numpy'")
-    _modules[cupy.ndarray] = cupy
-    return cupy
+def mixed(values: Any) -> str:
+    """What to say where arrays of two backends meet, which no operation takes; "" where they are all of one."""
+    of: dict[str, tuple] = {}  # a backend -> the shape of the first of its arrays
+    for value in values:
+        if type(value) in _modules:
+            of.setdefault(_modules[type(value)].__name__, value.shape)
+    if len(of) < 2:
+        return ""
+    both = " meets ".join(f"{name} {shape}" for name, shape in of.items())
+    return (
+        f"an array of {both}: all that a computation uses belongs on one backend; make or load the model and the data "
+        "inside one `with ml.use_backend(...):` block, or bring an array back with ml.to_numpy"
+    )

@@ -134,17 +134,21 @@ def softmax(x, axis=-1):
 
 def _softmax(x, axis):
     xp = array_module(x)
-    e = x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf)  # the largest exponent is 0: no overflow
+    e = x - _largest(x, axis)  # the largest exponent is 0: no overflow
     xp.exp(e, out=e)
     e /= e.sum(axis=axis, keepdims=True)
     return e
+
+
+def _largest(x, axis):
+    return x.real.max(axis=axis, keepdims=True) if x.size else 0  # no entries have no maximum, and need none
 
 
 @register
 def log_softmax(x, axis=-1):
     """y_i = x_i - log sum_j e^(x_j).   dx = g - softmax(x) sum_j g_j"""
     xp = array_module(x)
-    shifted = x - x.real.max(axis=axis, keepdims=True, initial=-xp.inf)
+    shifted = x - _largest(x, axis)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
     return y, (lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True),)
 
@@ -156,14 +160,14 @@ def cross_entropy(logits, targets):
     d/dlogits = (softmax(logits) - onehot(targets)) / number of rows.
     """
     xp, shape = array_module(logits), logits.shape
-    targets = xp.asarray(targets)
+    targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
     check_tokens("cross_entropy", targets, shape[-1], "targets")
     if targets.size == 0:
         raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean")
     z = logits.reshape(-1, shape[-1])  # (N, V)
-    n, row, column = len(z), xp.arange(len(z)), targets.reshape(-1)
+    n, row, column = len(z), xp.arange(len(z)), xp.asarray(targets).reshape(-1)
     z = z - z.real.max(axis=1, keepdims=True)
     picked = z[row, column]  # (N,)
     p = xp.exp(z, out=z)
@@ -179,7 +183,7 @@ def cross_entropy(logits, targets):
 
 
 def check_tokens(name, tokens, vocab_size, what="tokens"):
-    """Raise unless `tokens` are integers in [0, vocab_size)."""
+    """Raise unless `tokens` are integers in [0, vocab_size). Asked where they are: a GPU has to be waited for."""
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"{name}: {what} have dtype {tokens.dtype}, expected integers")
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
@@ -193,10 +197,11 @@ def embedding(weight, tokens):
     dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
     """
     xp, shape, dtype = array_module(weight), weight.shape, weight.dtype
-    tokens = xp.asarray(tokens)
+    tokens = array_module(tokens).asarray(tokens)
     if len(shape) != 2:
         raise ValueError(f"embedding: the table has shape {shape}, expected (V, C)")
     check_tokens("embedding", tokens, shape[0])
+    tokens = xp.asarray(tokens)
 
     def vjp(g):
         dw = xp.zeros(shape, dtype=dtype)

@@ -93,7 +93,8 @@ def relu(x):
 @register
 def where(condition, a, b):
     """a where the condition holds, b elsewhere."""
-    xp = array_module(condition, a, b)
+    xp = array_module(a, b, condition)
+    condition = xp.asarray(condition)
     return xp.where(condition, a, b), (None, lambda g: xp.where(condition, g, 0), lambda g: xp.where(condition, 0, g))
 
 
@@ -189,6 +190,8 @@ def index(x, key):
     key = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
     xp, shape, dtype = array_module(x), x.shape, x.dtype
     once = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in key)
+    if not once:  # numbers of entries go where x is
+        key = tuple(xp.asarray(part) if hasattr(part, "dtype") else part for part in key)
 
     def vjp(g):
         dx = xp.zeros(shape, dtype=dtype)

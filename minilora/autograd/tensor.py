@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module, new_array, to_numpy
+from .backend import Array, array_module, as_computed, mixed, new_array, to_numpy
 
 PRIMITIVES: dict[str, Callable[..., "Tensor"]] = {}  # name -> primitive: the complete list
 
@@ -89,7 +89,7 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
             output, vjps = function(*values, **kwargs)
         except (ValueError, IndexError, TypeError) as error:
             raise _named(error, name, args) from None
-        result = Tensor(output)
+        result = _around(as_computed(output))
         if not _recording.paused:
             nodes = [a.node if isinstance(a, Tensor) else None for a in args]
             if any(node is not None for node in nodes):
@@ -99,6 +99,13 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
         return result
 
     return call
+
+
+def _around(data: Array) -> "Tensor":
+    """A tensor that holds this array, where it is; `Tensor(data)` would bring it to the current backend."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data, tensor.grad, tensor.node = data, None, None
+    return tensor
 
 
 def register(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
@@ -111,6 +118,8 @@ def _named(error: Exception, name: str, args: Sequence) -> Exception:
     """The same error with the primitive's name, and the shapes and options that came."""
     if str(error).startswith(f"{name}:"):
         return error
+    if isinstance(error, TypeError) and (words := mixed(map(_data, args))):
+        return TypeError(f"{name}: {words}")
     shapes = ", ".join(str(a.shape) if hasattr(a, "shape") else reprlib.repr(a) for a in args)
     kind = type(error) if type(error) in (TypeError, IndexError) else ValueError  # NumPy's AxisError, for one
     return kind(f"{name}: got ({shapes}): {error}")
@@ -181,10 +190,18 @@ def _pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: b
             continue
         g = cotangents[node] if node in targets else cotangents.pop(node)
         for source, cotangent in _apply(node, g, leads_to_target):
-            cotangents[source] = cotangents[source] + cotangent if source in cotangents else cotangent
+            cotangents[source] = _added(cotangent, cotangents[source], g) if source in cotangents else cotangent
         if not retain_graph and node.leaf is None:
             node.vjps, node.inputs = None, ()
     return cotangents
+
+
+def _added(fresh: Array, earlier: Array, g: Array) -> Array:
+    """Their sum, written over the cotangent just made, unless it is g itself, which others hold, or a view of it."""
+    if fresh is g or fresh.base is not None:
+        return fresh + earlier
+    fresh += earlier
+    return fresh
 
 
 def _apply(node: Node, g: Array, wanted: set) -> Iterator[tuple[Node, Array]]:
@@ -230,9 +247,10 @@ def _owned(gradients: list, inputs: Sequence["Tensor"], seed: Array) -> list:
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: an array, a number, nested lists, or another Tensor (its data is shared). With requires_grad=True it is a
-    leaf: `backward()` on anything computed from it adds to its `.grad`. Arithmetic, indexing and the methods below are
-    NumPy's, on either side of an array or a number. Comparisons give plain boolean arrays.
+    data: an array, a number, nested lists, or another Tensor (its data is shared). The current backend holds it, or the
+    GPU that it is on. With requires_grad=True it is a leaf: `backward()` on anything computed from it adds to its
+    `.grad`. Arithmetic, indexing and the methods below are NumPy's, on either side of an array or a number.
+    Comparisons give plain boolean arrays.
     Raises TypeError when a gradient is asked of integers, or when the data is no numbers.
     """
 
@@ -243,7 +261,7 @@ class Tensor:
     node: Node | None
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        self.data = new_array(data.data if isinstance(data, Tensor) else data)
+        self.data = data.data if isinstance(data, Tensor) else new_array(data)
         if self.data.dtype.kind in "OUSV":
             raise TypeError(f"Tensor: got data of dtype {self.data.dtype}, expected numbers")
         self.grad = None
@@ -289,13 +307,13 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """The same data, cut off from the tape."""
-        return Tensor(self.data)
+        return Tensor(self)
 
     def __reduce__(self) -> tuple:  # copy, deepcopy and pickle give a leaf; weak references survive none of them
         return Tensor, (self.data, self.node is not None and self.node.leaf is not None)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
+        return np.array(self.data, dtype=dtype, copy=copy)  # refused by CuPy: .numpy() says that data crosses
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """np.exp(x) and array + x are the primitives of those names; comparisons give plain boolean arrays."""

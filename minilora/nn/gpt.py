@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import ops
-from ..autograd.backend import Array, new_array, to_numpy
+from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.fused import dropout_mask
 from ..autograd.tensor import Tensor, no_grad
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
@@ -159,7 +159,7 @@ class GPT(Module):
         Raises ValueError when T (plus what is cached) exceeds block_size or a token is out of range, TypeError for
         tokens that are not integers.
         """
-        tokens = _tokens(tokens)
+        tokens = as_tokens(tokens)
         if tokens.ndim != 2 or not tokens.shape[1]:
             raise ValueError(f"GPT: tokens have shape {tokens.shape}, expected (B, T); for one sequence: tokens[None]")
         if self.front is not None and (cache is None or not cache.length):
@@ -183,7 +183,7 @@ class GPT(Module):
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
         """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
-        return ops.cross_entropy(self(tokens, rng), _tokens(targets))
+        return ops.cross_entropy(self(tokens, rng), as_tokens(targets))
 
     def generate(
         self,
@@ -207,7 +207,7 @@ class GPT(Module):
         if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
             raise ValueError(f"generate: max_new_tokens = {max_new_tokens!r}, expected an integer of 0 or more")
         rng = np.random.default_rng(rng)
-        prompt = to_numpy(_tokens(tokens))
+        prompt = to_numpy(as_tokens(tokens))
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
@@ -237,5 +237,7 @@ def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.ra
     return (cumulative < rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)
 
 
-def _tokens(tokens: Any) -> Array:
-    return new_array(tokens.data if isinstance(tokens, Tensor) else tokens)
+def as_tokens(tokens: Any) -> Array:
+    """Tokens as an array, where they are: they are checked there, and go to the GPU with the first look-up."""
+    tokens = tokens.data if isinstance(tokens, Tensor) else tokens
+    return array_module(tokens).asarray(tokens)

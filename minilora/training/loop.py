@@ -14,6 +14,7 @@ import numpy as np
 from ..adapters.lora_plus import lora_plus
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import grad, no_grad
+from ..nn.gpt import as_tokens
 from .checkpoint import save_checkpoint
 from .corpus import Corpus
 from .memory import keep_freed_memory
@@ -50,11 +51,10 @@ def loss_and_gradients(
     """
     if rng is None and any(getattr(m, "dropout", 0) for _, m in model.named_modules()):
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
-    on_processor = array_module(parameters[0].data) is np
-    tokens, targets = np.asarray(tokens), np.asarray(targets)
+    tokens, targets = as_tokens(tokens), as_tokens(targets)
     if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
-    pieces = min(len(tokens), cores() if on_processor else 1)
+    pieces = min(len(tokens), cores() if array_module(parameters[0].data) is np else 1)  # a GPU is one large core
     bounds = [len(tokens) * i // pieces for i in range(pieces + 1)]
     seeds = [None] * pieces if rng is None else rng.integers(2**63, size=pieces)
 
@@ -103,7 +103,9 @@ def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
         with no_grad():
             return model.loss(tokens[rows], targets[rows]).item() * len(tokens[rows])
 
-    return sum(in_parallel(piece, [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)])) / len(tokens)
+    starts = [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)]
+    on_processor = array_module(model.parameters()[0].data) is np
+    return sum(in_parallel(piece, starts) if on_processor else [piece(*start) for start in starts]) / len(tokens)
 
 
 @dataclass

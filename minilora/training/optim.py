@@ -77,7 +77,8 @@ class Optimizer:
                 state = (arrays[i] for arrays in self.state.values())
                 rate = self.lr * self.ratios[i]
                 pieces += [(rate, self.ages[i], *piece) for piece in _pieces(p.data, g, *state)]
-        lots = 1 if sum(p.size for p in self.parameters) <= PIECE else min(LOTS, len(pieces))
+        small = sum(p.size for p in self.parameters) <= PIECE
+        lots = 1 if small or array_module(self.parameters[0].data) is not np else min(LOTS, len(pieces))
         in_parallel(self._update_all, [tuple(pieces[i::lots]) for i in range(lots)])
 
     def _update_all(self, *lot: tuple) -> None:

@@ -204,16 +204,16 @@ def test_the_context_is_what_the_virtual_tokens_leave(config):
 
 
 @every_kind
-def test_training_and_evaluation_cut_windows_that_fit(config):
+def test_training_cuts_windows_that_fit_and_evaluation_scores_the_ends_of_whole_ones(config):
     model = adapted(config, "float32")
     text = np.random.default_rng(0).integers(0, 11, 200)
     corpus = Corpus("drawn", text, text[:50])
     settings = Settings(steps=2, batch_size=2, evaluate_every=2)
     run = ml.train(Run(model, corpus, settings), progress=False)
     assert run.step == 2 and np.isfinite(run.validation["loss"]).all()
-    windows = corpus.validation_windows(6)
-    assert windows[0].shape == (8, 6)
-    assert ml.evaluate(model, corpus) == pytest.approx(model.loss(*windows).item(), rel=1e-5)
+    tokens, targets = (rows[:, 3:] for rows in corpus.validation_windows(9))  # as the base model's, less what is taken
+    assert tokens.shape == (5, 6)
+    assert ml.evaluate(model, corpus) == pytest.approx(model.loss(tokens, targets).item(), rel=1e-5)
 
 
 @every_kind

@@ -12,7 +12,7 @@ from minilora.adapters.serving import rows_use
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8)
 TOKENS = np.random.default_rng(0).integers(0, 11, (5, 6))
 ROWS = ["docs", "code", None, "pissa", "docs"]
-BARS = {"float32": 1e-6, "float64": 1e-12}
+BARS = {"float32": 5e-6, "float64": 1e-12}  # products and sums are rounded in another order in a larger batch
 
 
 def served(dtype="float64", bias=True):

@@ -1,0 +1,68 @@
+"""One thing that was measured, beside another, and the bar it has to reach: a row of the benchmark."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LORA, FULL = "LoRA step", "full fine-tuning step"
+TRAINING = {"lora": LORA, "full": FULL}
+MEMORY = "peak memory of a LoRA step"
+GENERATION = "generation with cache, tokens a second of one sequence"
+SCALARS = "overhead of a primitive on a scalar, forward and backward"
+IMPORT = "import minilora, beyond NumPy"
+DEMO = "minilora demo, whole process"
+EAGER, HIPS = "PyTorch eager", "HIPS autograd"
+PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
+EVERY = ("tiny", "small", "medium", "gpt2")
+
+# (what, size, against): the most that the ratio, or our own seconds where there is nothing beside, may be on two cores.
+BARS: dict[tuple[str, str, str], float] = {
+    **{(LORA, size, EAGER): 1.0 for size in EVERY},
+    **{(LORA, size, PRODUCTS): 1.6 for size in ("medium", "gpt2")},
+    **{(LORA, size, OWN_FULL): 0.75 for size in ("small", "medium")},
+    **{(FULL, size, EAGER): 1.1 for size in EVERY},
+    **{(MEMORY, size, EAGER): 1.0 for size in EVERY},
+    **{(GENERATION, size, EAGER): 1.0 for size in ("tiny", "small")},
+    (SCALARS, ALL_CHAINS, HIPS): 0.5,
+    (IMPORT, "", ITSELF): 0.1,
+    (DEMO, "", EAGER): 1.1,
+    (DEMO, "", ITSELF): 60.0,
+}
+GPU_BARS: dict[tuple[str, str, str], float] = {(LORA, size, EAGER): 1.5 for size in ("medium", "gpt2")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured at which size, against what: medians, and the ratio in turns with its quartiles.
+
+    unit: "s", "bytes" or "s/token". theirs, ratio and quartiles are None where there is nothing beside. bar: the most
+    that the ratio (or ours, in seconds, where nothing is beside) should be, or None. details: what else is known.
+    """
+
+    what: str
+    size: str
+    against: str
+    unit: str
+    ours: float
+    theirs: float | None = None
+    ratio: float | None = None
+    quartiles: list[float] | None = None
+    turns: int = 1
+    bar: float | None = None
+    details: Mapping[str, Any] | None = None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is reached; None where there is none."""
+        return None if self.bar is None else (self.ours if self.ratio is None else self.ratio) <= self.bar
+
+    def record(self) -> dict[str, Any]:
+        """The row as JSON holds it."""
+        return {**asdict(self), "reached": self.reached}
+
+
+def row(what: str, size: str, against: str, unit: str, numbers: Mapping[str, Any], on_gpu: bool = False,
+        details: Mapping[str, Any] | None = None) -> Row:  # fmt: skip
+    """A row with its bar, from what `turns.ratio` gives, or {"ours": ...} alone."""
+    bar = (GPU_BARS if on_gpu else BARS).get((what, size, against))
+    return Row(what, size, against, unit, **numbers, bar=bar, details=details)

@@ -1,0 +1,73 @@
+"""How two programs are timed fairly: in turns, and only their ratio within a turn is believed.
+
+A laptop's clock and its neighbours change from minute to minute, so times of different minutes say little about each
+other. Contenders take turns, each turn begins with another one, and what is told is the median and the quartiles of the
+ratio over the turns.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK = 0.05  # seconds: a quick step is repeated until a turn lasts so long
+
+
+def nothing() -> None:
+    """What there is to wait for on a processor."""
+
+
+class LeftOut(Exception):
+    """A contender that cannot take part on this machine, and why, in one line."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program that takes turns: step() does its work once and returns its loss, finish() waits until it is done.
+
+    On a GPU a step returns while the device still computes; on a processor there is nothing to wait for.
+    """
+
+    name: str
+    step: Callable[[], Any]
+    finish: Callable[[], Any] = nothing
+
+
+def seconds(contender: Contender, steps: int) -> float:
+    """Seconds a step, over so many steps in a row.
+
+    One step before them is not timed: it brings the data back into the caches, and lets the threads of the contender
+    before, which go on looking for work for some milliseconds, fall asleep.
+    """
+    contender.step()
+    contender.finish()
+    start = time.perf_counter()
+    for _ in range(steps):
+        contender.step()
+    contender.finish()
+    return (time.perf_counter() - start) / steps
+
+
+def take_turns(contenders: Sequence[Contender], turns: int) -> dict[str, np.ndarray]:
+    """{name: seconds a step, one number a turn}. Each turn begins with another contender."""
+    steps = {c.name: max(1, round(BLOCK / max(seconds(c, 1), 1e-9))) for c in contenders}
+    times = {c.name: np.empty(turns) for c in contenders}
+    for turn in range(turns):
+        first = turn % len(contenders)
+        for c in [*contenders[first:], *contenders[:first]]:
+            times[c.name][turn] = seconds(c, steps[c.name])
+    return times
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """{"ours", "theirs", "ratio", "quartiles", "turns"}: medians, and the ratio of the two in the same turn."""
+    low, middle, high = (float(q) for q in np.quantile(ours / theirs, (0.25, 0.5, 0.75)))
+    return {
+        "ours": float(np.median(ours)),
+        "theirs": float(np.median(theirs)),
+        "ratio": middle,
+        "quartiles": [low, high],
+        "turns": len(ours),
+    }
