@@ -387,7 +387,7 @@ def study(args: argparse.Namespace) -> int:
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
     """
     from .analysis import runs, studies
-    from .analysis.method_table import methods_table
+    from .analysis.method_table import FOOT, methods_table
 
     names = list(studies.STUDIES) if args.name == "all" else [args.name]
     if names[0] not in studies.STUDIES:
@@ -397,7 +397,7 @@ def study(args: argparse.Namespace) -> int:
     if args.table:
         if args.name != "methods":
             raise ValueError(f"study {args.name} --table: the table is of the study methods")
-        print(methods_table(studies.load_records("methods", folder)))
+        print(f"{methods_table(studies.load_records('methods', folder))}\n\n{FOOT}")
         return 0
     require_writable(folder)
     for name in names:

@@ -8,6 +8,11 @@ HEAD = (
     "  merges"
 )
 
+FOOT = """trained: parameters. forgot: how much the loss on the old text rose. MiB: memory
+of training. step: time over full's. bytes: stored for a task. token: time over
+the base's, merged where a method merges; qlora merges q and v, and unpacks the
+rest for each token."""
+
 
 def methods_table(records: Records) -> str:
     """A table for each text, 80 columns wide, of the records of the study `methods`.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minilora.analysis.method_table import HEAD, methods_table
+from minilora.analysis.method_table import FOOT, HEAD, methods_table
 
 
 def test_each_method_has_a_line_for_each_text(records):
@@ -38,3 +38,7 @@ def test_records_of_another_study_or_an_older_one_are_refused(records):
         methods_table(records("ranks"))
     with pytest.raises(ValueError, match="row 0 of the records of 'methods' has no 'step_ratio'; make them anew"):
         methods_table(records("methods", lambda row: row.pop("step_ratio")))
+
+
+def test_the_words_under_it_fit_a_terminal():
+    assert max(map(len, FOOT.splitlines())) <= 80
