@@ -382,7 +382,7 @@ def study(args: argparse.Namespace) -> int:
 
     The studies: methods (LoRA, all weights, every alternative), matrices, ranks, rates (learning rates), starts
     (initialisation), data (how much text), spectra, truncation and subspaces (where the update lives), sizes (how
-    each method scales), bits (quantised bases and QLoRA), tasks (one after the other) and latency.
+    each method scales), bits (quantised bases and QLoRA), tasks (one after the other), latency and memory.
 
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
     """

@@ -16,7 +16,9 @@ from ..autograd.tensor import no_grad
 from ..nn.gpt import GPT, Cache, GPTConfig
 from ..nn.layers import Linear
 from ..nn.storage import load_model
-from ..training.loop import Run, evaluate, train
+from ..training.loop import Run, evaluate, train, train_step
+from ..training.optim import AdamW
+from .counting import count
 from .runs import (
     OLD_TEXT,
     SCALE,
@@ -26,11 +28,12 @@ from .runs import (
     best_rate,
     measure_steps,
     over_seeds,
+    peak_bytes,
     prepare,
     settings,
     summarise,
     weight_bytes,
-)  # fmt: skip
+)
 
 NF4 = {"kind": "nf4", "block": 64, "double": True}
 QV: dict[str, Any] = {"targets": ("q_proj", "v_proj")}
@@ -196,6 +199,41 @@ def study_latency(runs: Runs) -> list[dict[str, Any]]:
                     rows.append({**shape, "method": name, **numbers})
             runs.bar.update()
     return rows
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+GPT2 = GPTConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+
+
+def study_memory(runs: Runs) -> list[dict[str, Any]]:
+    """Memory of a training step with AdamW, measured, beside its parts by formula: LoRA against full fine-tuning."""
+    sizes = {"base": (load_model("base").config, 8), "gpt2": (GPT2, 1)}  # a text of 128 tokens in a batch
+    if len(runs.scale.seeds) < 2:
+        del sizes["gpt2"]  # which takes more than 2 GiB
+    rows = []
+    for size, (config, batch) in sizes.items():
+        full = 0.0
+        for method in ("full", "lora-qv", "lora"):
+            spec = Spec(**COMPARED[method])
+            memory = step_memory(GPT(config), spec, batch, 128)
+            full = full or memory
+            options = {} if method == "full" else {"rank": spec.rank, "target_modules": spec.targets}
+            parts = count(config, spec.method, batch=batch, length=128, **options).training_memory_bytes
+            row = {"model": size, "method": method, "batch": batch, "length": 128, "memory_bytes": memory}
+            rows.append({**row, "share_of_full": memory / full, **parts})
+            runs.bar.update()
+    return rows
+
+
+def step_memory(model: Any, spec: Spec, batch: int, length: int) -> float:
+    """Bytes of weights and optimiser state, and the most that a training step allocates beside them."""
+    prepare(model, spec)
+    optimizer = AdamW(model.named_parameters())
+    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(batch, length))
+    train_step(model, optimizer, tokens, tokens)  # the first step makes the moments
+    moments = sum(array.nbytes for arrays in optimizer.state.values() for array in arrays)
+    return weight_bytes(model) + moments + peak_bytes(lambda: train_step(model, optimizer, tokens, tokens))
 
 
 # --- how each scales -------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
             start = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - start)
-    peaks = {name: [_peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
+    peaks = {name: [peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
     taken = {name: np.array(many[2:]) for name, many in times.items()}  # the first two warm up
     return {
         name: {
@@ -266,7 +266,8 @@ def weight_bytes(model: Any) -> int:
     return sum(p.data.nbytes for p in model.parameters()) + sum(array.nbytes for array in buffers)
 
 
-def _peak_bytes(step: Callable[[], float]) -> int:
+def peak_bytes(step: Callable[[], float]) -> int:
+    """The most that is allocated at one time during a step, beside what was there before."""
     tracemalloc.start()
     step()
     peak = tracemalloc.get_traced_memory()[1]

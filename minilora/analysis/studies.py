@@ -201,6 +201,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "bits": alternatives.study_bits,
     "tasks": alternatives.study_tasks,
     "latency": alternatives.study_latency,
+    "memory": alternatives.study_memory,
 }
 
 
