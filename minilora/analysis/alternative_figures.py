@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .drawing import LOOKS, LOSS, THIRD, corner, fit, heading, line, name_astray, note, panels, state
-from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, lecture_style, new_figure
+from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, lecture_style, new_figure
 from .findings import Records, Row, best_of, clearly, each, joined, listed, ordered, rows_of, seeds_note, where
 
 # --- all methods -----------------------------------------------------------------------------------------------------
@@ -295,6 +295,7 @@ def _forgot(rows: Sequence[Row], kind: str) -> str:
 
 SLOWER = LinearSegmentedColormap.from_list("slower", [BLUE, "white", ORANGE])
 CALLS = {"token": "one token", "forward": "forward"}
+MIB = 2**20
 MODELS = {"base": "the shipped model", "gpt2": "GPT-2 small's shape"}
 
 
@@ -360,3 +361,38 @@ def _noise(rows: Sequence[Row]) -> str:
         f"Merged LoRA is within noise of the base model in {same} of {len(merged)} cases; "
         f"the middle half of the turns lies within {spread:.2f} of the median there."
     )
+
+
+PARTS = (("weights", GREY, ""), ("gradients", ORANGE, "//"), ("optimizer_state", VERMILLION, "xx"),
+         ("activations", SKY, ".."))  # fmt: skip
+
+
+def step_memory(records: Records) -> Figure:
+    """Memory of a training step: its parts by formula as bars, what was measured as a mark, a panel for each model."""
+    rows = rows_of(records, "memory", "model", "method", "memory_bytes", "share_of_full", *(name for name, *_ in PARTS))
+    models = each(rows, "model")
+    with lecture_style():
+        figure, all_axes = panels(len(models))
+        for axes, model in zip(all_axes, models, strict=True):
+            found = where(rows, model=model)
+            for place, row in enumerate(found):
+                bottom = 0.0
+                for name, colour, hatch in PARTS:
+                    height = row[name] / MIB
+                    axes.bar(place, height, 0.62, bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+                    bottom += height
+                measured = row["memory_bytes"] / MIB
+                axes.plot(place, measured, "D", color="black", markersize=9)
+                words = f"{measured:,.0f}" if place == 0 else f"{row['share_of_full']:.2f}"
+                note(axes, words, (place, max(measured, bottom)), (0, 8), ha="center", fontweight="bold")
+            axes.set_xticks(range(len(found)), [row["method"] for row in found])
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
+            heading(axes, MODELS.get(model, model))
+        all_axes[0].set_ylabel("memory (MiB)")
+        lines = [("◆ measured", "black"), *((f"■ {name.replace('_', ' ')}", colour) for name, colour, _ in PARTS[::-1])]
+        corner(all_axes[-1], [(words.replace("optimizer", "optimiser"), colour) for words, colour in lines])
+        shares = [where(rows, model=model, method="lora-qv")[0]["share_of_full"] for model in models]
+        sentence = (
+            f"LoRA on q and v trains in {listed([f'{share:.2f}' for share in shares])} of full fine-tuning's memory"
+        )
+        return state(figure, sentence, "Bars: parts by formula. Over LoRA's: what was measured, as a share of full's.")

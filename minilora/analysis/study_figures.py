@@ -46,6 +46,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "bits": (("bits",), alternative_figures.bits),
     "tasks": (("tasks",), alternative_figures.tasks),
     "latency": (("latency",), alternative_figures.latency),
+    "step-memory": (("memory",), alternative_figures.step_memory),
     "parameters": ((), account_figures.parameter_counts),
     "memory": ((), account_figures.memory),
 }
@@ -142,6 +143,10 @@ CAPTIONS: dict[str, str] = {
         "Time of a generated token after a cached text and of a forward pass over the text, as ratios to the base "
         "model's in the same run (Hu et al. 2021, table 1): medians over turns. Bold on colour: 1 is outside "
         "the middle half of the turns' ratios."
+    ),
+    "step-memory": (
+        "Memory of a training step with AdamW on texts of 128 tokens, eight of them on the shipped model and one at "
+        "GPT-2 small's shape: LoRA of rank 8 on q and v, and on all matrices, beside full fine-tuning."
     ),
     "parameters": (
         "Trained parameters, computed from the architectures: full fine-tuning; bottleneck adapters of width 64 "

@@ -184,10 +184,23 @@ def latency():
     ]
 
 
+def memory():
+    parts = {"weights": 2**20, "gradients": 2**20, "optimizer_state": 2**21, "activations": 2**22}
+    rows = []
+    for model, shares in (("base", (1.0, 0.7, 0.9)), ("gpt2", (1.0, 0.25, 0.3))):
+        for method, share in zip(("full", "lora-qv", "lora"), shares, strict=True):
+            scaled = {name: share * size for name, size in parts.items()}
+            rows.append(
+                {"model": model, "method": method, "memory_bytes": 2**23 * share, "share_of_full": share, **scaled}
+            )
+    return rows
+
+
 ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
     "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
+    "memory": memory,
 }  # fmt: skip
 
 

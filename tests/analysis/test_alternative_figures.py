@@ -157,3 +157,11 @@ def test_ratios_are_in_colour_where_they_are_not_noise(figure_of):
         assert shown.shape == (6, 4)
         assert np.allclose(shown, np.array([[lora, 1, 1.3, 1.2, 1, 0.9]]).T)  # 1.01 and 1.04 are within 0.05 of 1
     assert words_of(figure).count("1.04") == 14 and words_of(figure).count("1.50") == 7
+
+
+def test_step_memory_tells_the_shares_and_stacks_the_parts(figure_of, title):
+    assert title("step-memory") == "LoRA on q and v trains in 0.70 and 0.25 of full fine-tuning's memory"
+    base = figure_of("step-memory").axes[0]
+    heights = [bar.get_height() for bar in base.patches]
+    assert heights[:4] == [1, 1, 2, 4] and [bar.get_y() for bar in base.patches[:4]] == [0, 1, 2, 4]
+    assert [float(mark.get_ydata()[0]) for mark in base.lines] == pytest.approx([8, 5.6, 7.2])
