@@ -307,16 +307,17 @@ def base_parameters(model: Any) -> dict[str, Tensor]:
 
 def adapter_parameters(model: Any) -> dict[str, Tensor]:
     """{name: tensor} that the active adapter brings."""
-    adapter = active_adapter(model, "adapter_parameters")
-    return _own(adapter, {id(p) for p in base_parameters(model).values()})
+    return _own(model, active_adapter(model, "adapter_parameters"))
 
 
 def stored_parameters(model: Any) -> dict[str, Tensor]:
     """{name: tensor} that a file of the active adapter holds: without what only training needs."""
-    return _own(active_adapter(model, "save_adapter").folded(), {id(p) for p in base_parameters(model).values()})
+    return _own(model, active_adapter(model, "stored_parameters").folded())
 
 
-def _own(adapter: Adapter, base: set[int]) -> dict[str, Tensor]:
+def _own(model: Any, adapter: Adapter) -> dict[str, Tensor]:
+    """{name: tensor} of the adapter's modules that is not the base's."""
+    base = {id(p) for p in base_parameters(model).values()}
     named = (pair for path, module in adapter.modules.items() for pair in module.named_parameters(path))
     return {name: p for name, p in named if id(p) not in base}
 
@@ -353,7 +354,8 @@ def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
 
 def save_adapter(model: Any, path: str | Path) -> Path:
     """Write the active adapter alone: its parameters, its configuration and the fingerprint of its base model."""
-    own, adapter = stored_parameters(model), active_adapter(model).folded()
+    adapter = active_adapter(model, "save_adapter").folded()
+    own = _own(model, adapter)
     if not own:
         raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
     header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
@@ -369,13 +371,13 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     _refuse_merged(model, "load_adapter")
     arrays, header = load_arrays(path, "adapter")
     with blaming(path):
-        if header["base"] != fingerprint(model):
+        if header["base"] != (ours := fingerprint(model)):
             raise ValueError(
                 f"the adapter was trained on another base model "
-                f"(fingerprint {header['base'][:12]}, this model has {fingerprint(model)[:12]})"
+                f"(fingerprint {header['base'][:12]}, this model has {ours[:12]})"
             )
         adapter = _build("load_adapter", model, from_recipe(header["methods"]), 0)
-        _fill(_own(adapter, {id(p) for p in base_parameters(model).values()}), arrays)
+        _fill(_own(model, adapter), arrays)
     return _attach(model, name, adapter)
 
 

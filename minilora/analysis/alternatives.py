@@ -34,6 +34,7 @@ from .runs import (
     summarise,
     weight_bytes,
 )
+from .turns import in_turns
 
 NF4 = {"kind": "nf4", "block": 64, "double": True}
 QV: dict[str, Any] = {"targets": ("q_proj", "v_proj")}
@@ -69,7 +70,7 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
         old = evaluate(load_model("base"), runs.corpus(OLD_TEXT), runs.scale.windows)
         for name, changes in COMPARED.items():
             changes = {"method": "lora", "keep": name in ("lora", "full"), **changes}
-            lr = best_rate(runs, changes["method"], corpus, **_without(changes, "method"))
+            lr = best_rate(runs, corpus=corpus, **changes)
             records = runs.records(runs.spec(corpus=corpus, lr=lr, seed=seed, **changes) for seed in runs.scale.seeds)
             curves = [record["curve"] for record in records]
             row = {"corpus": corpus, "method": name, "lr": lr, "trainable": records[0]["trainable"], "old_before": old}
@@ -77,10 +78,6 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
             row["curve"] = {"step": curves[0]["step"], "loss": [curve["loss"] for curve in curves]}
             rows.append(row)
     return rows
-
-
-def _without(changes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in changes.items() if key != name}
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -111,31 +108,6 @@ def can_merge(model: Any) -> bool:
     """Whether what is trained can be folded into the base's weights, or is those weights."""
     adapters = getattr(model, "adapters", {})
     return not any(module.cannot_merge for adapter in adapters.values() for module in adapter.modules.values())
-
-
-def in_turns(calls: Mapping[str, Callable[[], object]], reference: str, repeats: int) -> dict[str, dict[str, float]]:
-    """{name: {"seconds", "ratio", "ratio_spread"}} of calls that take turns.
-
-    The median time; the median of the ratios to the reference's time in the same turn, and half the range of the
-    middle half of those ratios.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rng = np.random.default_rng(0)
-    for _ in range(repeats + 1):
-        for name in rng.permutation(list(calls)):  # so that nobody always finds the same neighbour's data in the caches
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
-    taken = {name: np.array(many[1:]) for name, many in times.items()}  # the first turn warms up
-    summary = {}
-    for name, many in taken.items():
-        low, middle, high = np.quantile(many / taken[reference], [0.25, 0.5, 0.75])
-        summary[name] = {
-            "seconds": float(np.median(many)),
-            "ratio": float(middle),
-            "ratio_spread": float(high - low) / 2,
-        }
-    return summary
 
 
 def _forward_call(model: Any, batch: int, length: int) -> Callable[[], object]:
@@ -219,10 +191,9 @@ def study_memory(runs: Runs) -> list[dict[str, Any]]:
             spec = Spec(**COMPARED[method])
             memory = step_memory(GPT(config), spec, batch, 128)
             full = full or memory
-            options = {} if method == "full" else {"rank": spec.rank, "target_modules": spec.targets}
-            parts = count(config, spec.method, batch=batch, length=128, **options).training_memory_bytes
+            counted = count(config, spec.method, spec.rank, spec.targets, batch=batch, length=128)
             row = {"model": size, "method": method, "batch": batch, "length": 128, "memory_bytes": memory}
-            rows.append({**row, "share_of_full": memory / full, **parts})
+            rows.append({**row, "share_of_full": memory / full, **counted.training_memory_bytes})
             runs.bar.update()
     return rows
 

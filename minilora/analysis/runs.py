@@ -7,7 +7,6 @@ per character on held-out text, times in seconds, sizes in bytes.
 
 import hashlib
 import json
-import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from ..adapters.qlora import quantize_model
 from ..nn.storage import load_model, save_model, write_beside
 from ..training.corpus import Corpus, load_corpus
 from ..training.loop import Run, Settings, evaluate, train, train_step
+from .turns import in_turns
 
 FORMAT = 1  # of the records; a file with another number was made by another version
 OLD_TEXT = "python-docs"  # what the base model was pretrained on: its loss afterwards is what was forgotten
@@ -234,25 +234,19 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
     """
     steps: dict[str, Callable[[], float]] = {}
     held: dict[str, int] = {}
-    times: dict[str, list[float]] = {}
     for name, spec in specs.items():
         model = base_model(spec)
         prepare(model, spec)
         run = Run(model, runs.corpus(spec.corpus), settings(spec, runs.scale))
-        steps[name], times[name] = _probe(run), []
+        steps[name] = _probe(run)
         moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
         held[name] = weight_bytes(model) + moments
-    for _ in range(repeats + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
+    timed = in_turns(steps, "full", repeats)
     peaks = {name: [peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
-    taken = {name: np.array(many[2:]) for name, many in times.items()}  # the first two warm up
     return {
         name: {
-            "step_seconds": float(np.median(taken[name])),
-            "step_ratio": float(np.median(taken[name] / taken["full"])),
+            "step_seconds": timed[name]["seconds"],
+            "step_ratio": timed[name]["ratio"],
             "memory_bytes": held[name] + float(np.median(peaks[name])),
             "memory_bytes_spread": float(np.ptp(peaks[name])) / 2,
         }
@@ -262,8 +256,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
 
 def weight_bytes(model: Any) -> int:
     """Bytes of a model's parameters, and of the codes and scales of those held in few bits."""
-    buffers = (array for _, module in model.named_modules() for array in module.buffers().values())
-    return sum(p.data.nbytes for p in model.parameters()) + sum(array.nbytes for array in buffers)
+    return sum(p.data.nbytes for p in model.parameters()) + sum(array.nbytes for _, array in model.named_buffers())
 
 
 def peak_bytes(step: Callable[[], float]) -> int:

@@ -6,7 +6,7 @@ ratio over the turns.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,3 +71,28 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
         "quartiles": [low, high],
         "turns": len(ours),
     }
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], reference: str, repeats: int) -> dict[str, dict[str, float]]:
+    """{name: {"seconds", "ratio", "ratio_spread"}} of calls that take turns, one call a turn and none beside the clock.
+
+    The median time; the median of the ratios to the reference's time in the same turn, and half the range of the
+    middle half of those ratios.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    rng = np.random.default_rng(0)
+    for _ in range(repeats + 1):
+        for name in rng.permutation(list(calls)):  # so that nobody always finds the same neighbour's data in the caches
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+    taken = {name: np.array(many[1:]) for name, many in times.items()}  # the first turn warms up
+    summary = {}
+    for name, many in taken.items():
+        low, middle, high = np.quantile(many / taken[reference], [0.25, 0.5, 0.75])
+        summary[name] = {
+            "seconds": float(np.median(many)),
+            "ratio": float(middle),
+            "ratio_spread": float(high - low) / 2,
+        }
+    return summary

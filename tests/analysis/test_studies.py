@@ -11,6 +11,7 @@ from minilora.analysis import alternatives, runs
 from minilora.analysis.methods import plan
 from minilora.analysis.runs import QUICK, Runs, Spec, base_model, prepare
 from minilora.analysis.studies import STUDIES, load_records, run_study
+from minilora.analysis.turns import in_turns
 from minilora.training import loop
 
 TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
@@ -144,7 +145,7 @@ def test_what_a_compared_method_trains_is_what_count_says(name):
 def test_calls_take_turns_and_ratios_are_to_the_reference():
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in ("base", "other")}
-    summary = alternatives.in_turns(calls, "base", repeats=3)
+    summary = in_turns(calls, "base", repeats=3)
     turns = [set(order[i : i + 2]) for i in range(0, 8, 2)]
     assert len(order) == 8 and turns == [{"base", "other"}] * 4
     assert summary["base"]["ratio"] == 1 and summary["base"]["ratio_spread"] == 0
