@@ -14,6 +14,7 @@ of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing 
 
 from dataclasses import dataclass, field
 
+from ..autograd.fused import QUERIES
 from .architectures import parameters, size
 from .methods import Plan
 
@@ -27,7 +28,8 @@ class Engine:
     whether attention keeps its output beside the copy that the next matrix reads. workspace: arrays as wide as the MLP
     that are in use at one time, at the peak, while the backward pass goes through the last block. shared: whether a
     prompt goes through the blocks once for the whole batch, up to the keys and values that the text sees (it never sees
-    the text, so they are the same in every row), or in front of every text and through the head, as in PEFT.
+    the text, so they are the same in every row), or in front of every text and through the head, as in PEFT. queries:
+    how many of a text attention takes at a time, without the weights that are zero for all of them; 0 is all.
     """
 
     activation: float = 1
@@ -35,14 +37,13 @@ class Engine:
     outputs: bool = False
     workspace: float = 0
     shared: bool = False
+    queries: int = 0
 
 
 PYTORCH = Engine()  # the reckoning of Korthikanti et al.
 FLASH = Engine(scores=False, outputs=True)
-# gelu keeps x and tanh u; its derivative writes five arrays
-MINILORA = Engine(
-    activation=1, outputs=True, workspace=5, shared=True
-)  # gelu keeps x; its derivative writes five arrays
+# gelu keeps x; its derivative writes three arrays
+MINILORA = Engine(outputs=True, workspace=3, shared=True, queries=QUERIES)
 ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
 
 
@@ -144,7 +145,8 @@ class Walk:
             self.operations.append(Operation(f"{block}.relative", extra, 2 * extra * self.live))
         self._keep(f"{block}.q", n * a.heads * a.dim, self.live)
         self._keep(f"{block}.kv", 2 * (self.batch * keys + alone) * a.key_value_heads * a.dim, self.live)
-        self._keep(f"{block}.scores", scores, self.live and self.engine.scores)
+        kept = scores - a.heads * self.batch * _left_out(self.length, self.engine.queries)
+        self._keep(f"{block}.scores", kept, self.live and self.engine.scores)
         self._keep(f"{block}.sums", n * a.heads, self.live and not self.engine.scores)
         self._keep(f"{block}.o", n * a.heads * a.dim, self.live and self.engine.outputs)
         self.live = self._linear(f"{block}.attn.o_proj", a.matrices["attn.o_proj"], f"{block}.attn.out")
@@ -194,6 +196,12 @@ class Walk:
             self.operations.append(Operation("pooler", products, products * (self.live + trained)))
         if a.head != "none":
             self._linear("wte" if a.head == "tied" else "head", (a.vocab_size, a.width), "ln_f.out")
+
+
+def _left_out(length: int, queries: int) -> int:
+    """Attention weights of one text, zero by causality, that blocks of so many queries never compute."""
+    starts = range(0, length, queries or length)
+    return sum(min(queries, length - start) * max(0, length - start - queries) for start in starts)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

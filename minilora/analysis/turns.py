@@ -1,8 +1,8 @@
 """How two programs are timed fairly: in turns, and only their ratio within a turn is believed.
 
 A laptop's clock and its neighbours change from minute to minute, so times of different minutes say little about each
-other. Contenders take turns, each turn begins with another one, and what is told is the median and the quartiles of the
-ratio over the turns.
+other. Contenders take turns, in another order each turn, so that nobody always comes after the same one; what is told
+is the median and the quartiles of the ratio over the turns.
 """
 
 import time
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 BLOCK = 0.05  # seconds: a quick step is repeated until a turn lasts so long
+SETTLE = 0.1  # seconds of steps before those that are timed
 
 
 def nothing() -> None:
@@ -38,11 +39,15 @@ class Contender:
 def seconds(contender: Contender, steps: int) -> float:
     """Seconds a step, over so many steps in a row.
 
-    One step before them is not timed: it brings the data back into the caches, and lets the threads of the contender
-    before, which go on looking for work for some milliseconds, fall asleep.
+    The steps of the first SETTLE seconds are not timed: they bring the data back into the caches, and let the threads
+    of the contender before, which go on looking for work for a while, fall asleep.
     """
-    contender.step()
-    contender.finish()
+    settled = time.perf_counter() + SETTLE
+    while True:
+        contender.step()
+        contender.finish()
+        if time.perf_counter() >= settled:
+            break
     start = time.perf_counter()
     for _ in range(steps):
         contender.step()
@@ -51,12 +56,13 @@ def seconds(contender: Contender, steps: int) -> float:
 
 
 def take_turns(contenders: Sequence[Contender], turns: int) -> dict[str, np.ndarray]:
-    """{name: seconds a step, one number a turn}. Each turn begins with another contender."""
+    """{name: seconds a step, one number a turn}."""
+    order = np.random.default_rng(0)
     steps = {c.name: max(1, round(BLOCK / max(seconds(c, 1), 1e-9))) for c in contenders}
     times = {c.name: np.empty(turns) for c in contenders}
     for turn in range(turns):
-        first = turn % len(contenders)
-        for c in [*contenders[first:], *contenders[:first]]:
+        for i in order.permutation(len(contenders)):
+            c = contenders[i]
             times[c.name][turn] = seconds(c, steps[c.name])
     return times
 

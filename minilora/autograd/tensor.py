@@ -15,6 +15,7 @@ only reference to the layer's input: a frozen layer stores no activation. That i
 import functools
 import inspect
 import itertools
+import operator
 import reprlib
 import threading
 import weakref
@@ -28,6 +29,7 @@ from .backend import Array, array_module, as_computed, mixed, new_array, to_nump
 PRIMITIVES: dict[str, Callable[..., "Tensor"]] = {}  # name -> primitive: the complete list
 
 _creation_order = itertools.count()  # an input's node is always older than its output's
+_order = operator.attrgetter("order")
 
 
 class Node:
@@ -91,11 +93,11 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
             raise _named(error, name, args) from None
         result = _around(as_computed(output))
         if not _recording.paused:
-            nodes = [a.node if isinstance(a, Tensor) else None for a in args]
-            if any(node is not None for node in nodes):
-                if not callable(vjps):
-                    vjps = tuple(None if node is None else vjp for node, vjp in zip(nodes, vjps, strict=False))
-                result.node = Node(name, tuple(nodes), vjps, result.data)
+            nodes = tuple([a.node if isinstance(a, Tensor) else None for a in args])
+            if any(nodes):
+                if None in nodes and not callable(vjps):
+                    vjps = tuple([node and vjp for node, vjp in zip(nodes, vjps, strict=False)])
+                result.node = Node(name, nodes, vjps, result.data)
         return result
 
     return call
@@ -135,10 +137,11 @@ def _tape(output: Node) -> list[Node]:
                 f"backward: the tape was already freed at {node.name!r} by an earlier backward pass; "
                 "run the forward pass again, or pass retain_graph=True to the first one"
             )
-        fresh = [n for n in node.inputs if n is not None and n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return sorted(seen, key=lambda node: -node.order)
+        for source in node.inputs:
+            if source is not None and source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return sorted(seen, key=_order, reverse=True)
 
 
 def _seed(output: "Tensor", cotangent: Any) -> Array:
@@ -181,7 +184,7 @@ def _pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: b
     """Send cotangents from the newest node to the oldest, through the nodes that lead to a target."""
     leads_to_target = set(targets)
     for node in reversed(tape):
-        if any(n in leads_to_target for n in node.inputs):
+        if not leads_to_target.isdisjoint(node.inputs):
             leads_to_target.add(node)
     tape.reverse()
     while tape:

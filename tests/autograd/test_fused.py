@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import minilora as ml
 from minilora import ops
+from minilora.autograd import fused
 
 # ---- pointwise
 
@@ -336,6 +337,24 @@ def test_attention(drawn):
     qkv, options = drawn
     check_same(lambda *a: ops.attention(*a, **options), lambda *a: attention_composed(*a, **options), qkv)
     check_gradients(lambda *a: ops.attention(*a, **options), qkv)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("t, s, queries", [(5, 5, 2), (5, 7, 2), (4, 4, 2), (3, 5, 1)])
+def test_attention_in_several_blocks_of_queries(t, s, queries, dropout, monkeypatch):
+    monkeypatch.setattr(fused, "QUERIES", queries)
+    rng = np.random.default_rng(0)
+    qkv = [rng.standard_normal(shape) for shape in [(2, 3, t, 2), (3, s, 2), (2, 1, s, 4)]]
+    keep = (rng.random((2, 3, t, s)) < 0.7) / 0.7 if dropout else None
+    check_same(lambda *a: ops.attention(*a, keep), lambda *a: attention_composed(*a, keep), qkv)
+    check_gradients(lambda *a: ops.attention(*a, keep), qkv)
+
+
+def test_several_blocks_leave_heads_side_by_side_in_memory():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2 * fused.QUERIES + 1, 3, 8)).transpose(0, 1, 3, 2, 4)
+    o, vjp = fused.attention.__wrapped__(q, k, v)
+    assert o.strides == q.strides and vjp(o)[0].strides == q.strides
+    np.testing.assert_allclose(o, fused.attend(q, k, v)[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("t, s", [(1, 1), (1, 5), (3, 5), (5, 5)])
