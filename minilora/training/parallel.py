@@ -21,7 +21,7 @@ def _pool() -> Any:
     # imported at the first step, so that `import minilora` stays quick
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(cores(), thread_name_prefix="minilora")
+    return ThreadPoolExecutor(max(cores() - 1, 1), thread_name_prefix="minilora")
 
 
 @functools.cache
@@ -32,8 +32,25 @@ def _blas() -> Any:
 
 
 def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
-    """[function(*piece) for piece in pieces], on as many threads as there are cores; results in the same order."""
+    """[function(*piece) for piece in pieces], on as many threads as there are cores; results in the same order.
+
+    The calling thread is one of them, so that with two cores only one has to be woken.
+    """
     if len(pieces) == 1 or cores() == 1:
         return [function(*piece) for piece in pieces]
+    left, results = iter(enumerate(pieces)), {}
+
+    def work() -> None:
+        for i, piece in left:
+            results[i] = function(*piece)
+
     with _blas().limit(limits=1, user_api="blas"):
-        return list(_pool().map(lambda piece: function(*piece), pieces))
+        others = [_pool().submit(work) for _ in range(min(cores(), len(pieces)) - 1)]
+        try:
+            work()
+        finally:
+            list(left)  # after an error, or Ctrl-C, nobody begins another piece
+            errors = [other.exception() for other in others]  # waits for them
+    for error in filter(None, errors):
+        raise error
+    return [results[i] for i in range(len(pieces))]
