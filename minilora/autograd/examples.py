@@ -72,6 +72,8 @@ EXAMPLES: dict[str, Example] = {
     "linear": Example(lambda f, x, w, b: f(x, w, b), ((2, 3, 4), (5, 4), (5,))),
     "linear_on_demand": Example(lambda f, x, b: f(x, WEIGHT.astype, b), ((2, 3, 4), (5,))),
     "lora_linear": Example(lambda f, x, w, b, A, B: f(x, w, b, A, B, 0.5), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
+    "split_heads": Example(lambda f, x: f(x, 2), ((2, 3, 4),)),
+    "join_heads": Example(lambda f, x: f(x), ((2, 2, 3, 4),)),
     "attention": Example(lambda f, q, k, v: f(q, k, v), ((2, 3, 4), (2, 3, 4), (2, 3, 4))),
     "cross_entropy": Example(lambda f, x: f(x, TOKENS), ((2, 3, 5),)),
     "dropout": Example(lambda f, x: f(x, 0.4, np.random.default_rng(1)), ((3, 4),)),

@@ -22,7 +22,9 @@ __all__ = [
     "linear_on_demand",
     "log_softmax",
     "lora_linear",
+    "join_heads",
     "rms_norm",
+    "split_heads",
     "silu",
     "softmax",
 ]
@@ -314,6 +316,26 @@ def rms_norm(x, weight, eps=1e-6):
         return k * (m - n * (_dot(m, n) / c))
 
     return n * weight, (dx, lambda g: g * n)
+
+
+@register
+def split_heads(x, heads):
+    """Each head gets its own slice of the width.   x: (B, T, C) -> (B, H, T, C / H), a view;   dx = join_heads(g)"""
+    if x.ndim != 3 or x.shape[2] % heads:
+        raise ValueError(
+            f"split_heads: x {x.shape} does not split into {heads} heads: expected (B, T, C), H dividing C"
+        )
+    b, t, c = x.shape
+    return x.reshape(b, t, heads, c // heads).swapaxes(1, 2), (lambda g: g.swapaxes(1, 2).reshape(b, t, c),)
+
+
+@register
+def join_heads(x):
+    """The heads' slices side by side again.   x: (B, H, T, D) -> (B, T, H D);   dx = split_heads(g)"""
+    if x.ndim != 4:
+        raise ValueError(f"join_heads: x {x.shape}, expected (B, H, T, D)")
+    b, h, t, d = x.shape
+    return x.swapaxes(1, 2).reshape(b, t, h * d), (lambda g: g.reshape(b, t, h, d).swapaxes(1, 2),)
 
 
 QUERIES = 64  # that causal attention takes at a time, leaving out the keys that none of them sees

@@ -81,20 +81,18 @@ class Attention(Module):
 
     def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
         """x: (B, T, C) -> (B, T, C)"""
-        b, t, c = x.shape
         q, k, v = (self.heads(proj(x, rng)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(block, k, v)  # (B, H, S, D)
         keep = None
         if rng is not None and self.dropout:
-            keep = dropout_mask(x.data, (b, self.n_head, t, k.shape[2]), self.dropout, rng)
+            keep = dropout_mask(x.data, (*q.shape[:3], k.shape[2]), self.dropout, rng)
         y = ops.attention(q, k, v, keep)  # (B, H, T, D)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(b, t, c), rng)  # (B, T, C)
+        return self.o_proj(ops.join_heads(y), rng)  # (B, T, C)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, H, T, D): each head gets its own slice of the width."""
-        b, t, c = x.shape
-        return x.reshape(b, t, self.n_head, c // self.n_head).transpose(0, 2, 1, 3)
+        return ops.split_heads(x, self.n_head)
 
 
 class MLP(Module):

@@ -309,6 +309,25 @@ def test_eps_is_inside_the_root(eps):
 # ---- attention
 
 
+@given(st.integers(1, 3), st.data())
+def test_heads_are_split_and_joined(heads, data):
+    b, t, d = (data.draw(st.integers(0, 3)) for _ in range(3))
+    x = data.draw(array((b, t, heads * d)))
+    split = lambda x: ops.transpose(ops.reshape(x, (b, t, heads, d)), (0, 2, 1, 3))
+    join = lambda x: ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (b, t, heads * d))
+    check_same(lambda x: ops.split_heads(x, heads), split, [x])
+    check_same(ops.join_heads, join, [split(x).data])
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match=r"split_heads: x \(1, 2, 10\) does not split into 3 heads"):
+        ops.split_heads(np.zeros((1, 2, 10)), 3)
+    with pytest.raises(ValueError, match=r"split_heads: x \(2, 10\) .* expected \(B, T, C\)"):
+        ops.split_heads(np.zeros((2, 10)), 5)
+    with pytest.raises(ValueError, match=r"join_heads: x \(2, 10\), expected \(B, H, T, D\)"):
+        ops.join_heads(np.zeros((2, 10)))
+
+
 def attention_composed(q, k, v, keep=None, causal=True):
     t, s, d = q.shape[-2], k.shape[-2], q.shape[-1]
     k_rows = ops.transpose(k, (*range(k.ndim - 2), k.ndim - 1, k.ndim - 2))
