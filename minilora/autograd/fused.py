@@ -393,10 +393,12 @@ def attend(q, k, v, keep=None, causal=True):
     e = k @ (q * scale).swapaxes(-1, -2)  # (..., S, T)
     if causal and t > 1:
         own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        own += xp.where(xp.tri(t, dtype=bool).T, 0, -xp.inf).astype(e.real.dtype)
+        later = xp.tri(t, t, -1, dtype=bool)  # below the diagonal the key is later than the query
+        own += xp.where(later, -xp.inf, 0).astype(e.real.dtype)
     e -= _largest(e, -2)
     xp.exp(e, out=e)
-    f = 1 / e.sum(axis=-2)[..., None]  # (..., T, 1)
+    sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_sum`
+    f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
     kept = e if keep is None else e * keep.swapaxes(-1, -2)  # (..., S, T)
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
     o *= f
