@@ -4,6 +4,7 @@ Each equals a composition of the elementary primitives in `ops.py` (a test prove
 saves time, memory, or digits. As there, g is the cotangent of the output. Indices: i runs over the normalised axis.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -117,9 +118,10 @@ def _dot(a, b):
     return array_module(a).einsum("...c,...c->...", a, b)[..., None]
 
 
-def _sum(x):
-    """The sum over the last axis, kept, as a product with ones: BLAS adds short rows several times faster than NumPy"""
-    return x @ array_module(x).ones((x.shape[-1], 1), dtype=x.dtype)
+def _mean(x):
+    """The mean over the last axis, kept, as a matrix product: BLAS adds up short rows several times faster than NumPy"""
+    c = x.shape[-1]
+    return x @ array_module(x).full((c, 1), 1 / c, dtype=x.dtype)
 
 
 def _fitting(name, x, weight, bias):
@@ -277,7 +279,7 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     _fitting_rows("layer_norm", x, weight, bias)
     xp = array_module(x)
     c = x.shape[-1]
-    n = x - _sum(x) / c
+    n = x - _mean(x)
     k = 1 / xp.sqrt(_dot(n, n) / c + eps)  # (..., 1)
     n *= k
     y = n * weight if bias is None else _plus(n * weight, bias)
@@ -285,7 +287,7 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     def dx(g):
         m = g * weight
         along = _dot(m, n) / c  # mean(m n)
-        m -= _sum(m) / c
+        m -= _mean(m)
         m -= n * along
         m *= k
         return m
@@ -390,14 +392,14 @@ def attend(q, k, v, keep=None, causal=True):
     """
     xp, t = array_module(q), q.shape[-2]
     scale = 1 / math.sqrt(q.shape[-1])
-    e = k @ (q * scale).swapaxes(-1, -2)  # (..., S, T)
+    q = q * scale  # of no further use as it was: kept in its place
+    e = k @ q.swapaxes(-1, -2)  # (..., S, T)
     if causal and t > 1:
         own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        later = xp.tri(t, t, -1, dtype=bool)  # below the diagonal the key is later than the query
-        own += xp.where(later, -xp.inf, 0).astype(e.real.dtype)
+        own += _unseen(xp, t, e.real.dtype)
     e -= _largest(e, -2)
     xp.exp(e, out=e)
-    sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_sum`
+    sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
     f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
     kept = e if keep is None else e * keep.swapaxes(-1, -2)  # (..., S, T)
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
@@ -410,9 +412,15 @@ def attend(q, k, v, keep=None, causal=True):
             ds *= keep.swapaxes(-1, -2)
         ds -= _dot(g, o).swapaxes(-1, -2)
         ds *= e
-        return ds.swapaxes(-1, -2) @ (k * scale), ds @ (q * scale), kept @ g
+        return ds.swapaxes(-1, -2) @ (k * scale), ds @ q, kept @ g
 
     return o, vjp
+
+
+@functools.lru_cache(maxsize=8)
+def _unseen(xp, t, dtype):
+    """-inf where a key (down) is later than a query (across), else 0: (T, T)"""
+    return xp.where(xp.tri(t, t, -1, dtype=bool), -xp.inf, 0).astype(dtype)
 
 
 def _stacked(parts, like):
