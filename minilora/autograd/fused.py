@@ -119,7 +119,7 @@ def _dot(a, b):
 
 
 def _mean(x):
-    """The mean over the last axis, kept, as a matrix product: BLAS adds up short rows several times faster than NumPy"""
+    """The mean over the last axis, kept, as a product: BLAS adds short rows several times faster than NumPy"""
     c = x.shape[-1]
     return x @ array_module(x).full((c, 1), 1 / c, dtype=x.dtype)
 
