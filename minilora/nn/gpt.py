@@ -15,6 +15,7 @@ from ..autograd import ops
 from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.fused import dropout_mask
 from ..autograd.tensor import Tensor, no_grad
+from .decode import Decoder
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
 from .module import Module
 
@@ -209,16 +210,26 @@ class GPT(Module):
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
-        cache, front = Cache(), self.config.block_size - self.context
+        one_more: Any = None  # what reads one more token of each text
         with no_grad():
             for _ in range(max_new_tokens):
-                window = text[:, -self.context :]
-                if not use_cache or cache.length + 1 != front + window.shape[1] or not cache.length:
-                    cache = Cache()  # the first step, or positions that have moved
-                fresh = window[:, max(cache.length - front, 0) :]
-                logits = self(fresh, cache=cache).data[:, -1]  # (B, V)
+                if one_more is None or text.shape[1] > self.context:  # the first step, or positions that have moved
+                    cache = Cache()
+                    logits = self(text[:, -self.context :], cache=cache).data[:, -1]  # (B, V)
+                    one_more = self._reader(cache) if use_cache and text.shape[1] < self.context else None
+                else:
+                    logits = one_more(text[:, -1])  # (B, V)
                 text = np.concatenate([text, sample(to_numpy(logits), temperature, top_k, rng)[:, None]], axis=1)
         return text if prompt.ndim > 1 else text[0]
+
+    def _reader(self, cache: Cache) -> Any:
+        """What maps tokens (B,) to logits (B, V) after what is cached: a Decoder where layers are plain or merged."""
+        plain = (GPT, Block, Attention, MLP, LayerNorm, Linear, Embedding)
+        layers = [m for name, m in self.named_modules() if not name.startswith("front")]
+        simple = all(type(m) in plain or getattr(m, "unmerged", None) for m in layers)  # merged: W is in m.weight
+        if simple and array_module(self.wte.weight.data) is np:
+            return Decoder(self, cache)
+        return lambda tokens: self(tokens[:, None], cache=cache).data[:, -1]
 
 
 def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ from minilora.adapters.adapter import adapter_parameters, add_adapter, merge_ada
 from minilora.adapters.prefix import PrefixConfig
 from minilora.adapters.prompt import PromptConfig
 from minilora.analysis import counting
+from minilora.nn.decode import Decoder
 from minilora.nn.gpt import Cache
 from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
@@ -234,6 +235,8 @@ def test_the_cache_reads_each_token_once(config, monkeypatch):
     model, read = adapted(config), []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda x, *rest: read.append(x.shape[1]) or hidden(x, *rest))
+    one_more = Decoder.__call__
+    monkeypatch.setattr(Decoder, "__call__", lambda self, tokens: read.append(len(tokens)) or one_more(self, tokens))
     model.generate(TOKENS[0, :2], 5)
     assert read == ([3] if isinstance(config, PromptConfig) else []) + [2, 1, 1, 1, 1]
 

@@ -1,0 +1,78 @@
+"""One token at a time: `gpt.py`'s forward pass for the next position of a text, on plain arrays.
+
+A token is so little work that most of the time goes to calling functions. So nothing is recorded here, q, k and v come
+out of one product, and keys and values are written into arrays that were made long enough at the start.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..autograd import ops
+from ..autograd.backend import Array, array_module
+from .layers import LayerNorm, Linear
+
+gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> y, vjps
+
+
+class Decoder:
+    """logits = decoder(tokens): what the model says after one more token a text.   (B,) integers -> (B, V)
+
+    model: a GPT of plain or merged linear layers (`fits`); cache: what the model has read, at least one position.
+    """
+
+    def __init__(self, model: Any, cache: Any):
+        config = model.config
+        self.model, self.length, self.heads = model, cache.length, config.n_head
+        self.mean = np.full((config.n_embd, 1), 1 / config.n_embd, model.wte.weight.dtype)  # x @ mean: of each row
+        self.blocks = []
+        for i, block in enumerate(model.blocks):
+            memory = []
+            for seen in cache.pairs[i]:  # (B, H, S, D)
+                b, h, s, d = seen.shape
+                memory.append(np.empty((b, h, config.block_size, d), seen.dtype))
+                memory[-1][:, :, :s] = seen.data
+            qkv = [block.attn.q_proj, block.attn.k_proj, block.attn.v_proj]
+            weight = np.concatenate([m.weight.data for m in qkv])  # (3C, C)
+            bias = np.concatenate([m.bias.data for m in qkv]) if config.bias else None
+            self.blocks.append((block, weight, bias, *memory))
+
+    def __call__(self, tokens: Array) -> Array:
+        """(B,) -> (B, V)"""
+        model, t = self.model, self.length
+        x = model.wte.weight.data[tokens] + model.wpe.weight.data[t]  # (B, C)
+        for block, weight, bias, keys, values in self.blocks:
+            n = self.norm(x, block.ln_1)
+            qkv = n @ weight.T if bias is None else n @ weight.T + bias  # (B, 3C)
+            q, k, v = qkv.reshape(len(x), 3, self.heads, -1).swapaxes(0, 1)  # (B, H, D)
+            keys[:, :, t], values[:, :, t] = k, v
+            a = self.attend(q, keys[:, :, : t + 1], values[:, :, : t + 1])  # (B, C)
+            x = x + linear(a, block.attn.o_proj)
+            up = linear(self.norm(x, block.ln_2), block.mlp.up_proj)  # (B, 4C)
+            x += linear(gelu(up)[0], block.mlp.down_proj)
+        self.length += 1
+        return self.norm(x, model.ln_f) @ model.wte.weight.data.T  # (B, V)
+
+    def norm(self, x: Array, ln: LayerNorm) -> Array:
+        """w (x - mean) / sqrt(var + 1e-5) + b   (B, C) -> (B, C)"""
+        n = x - x @ self.mean
+        n /= np.sqrt((n * n) @ self.mean + 1e-5)
+        n *= ln.weight.data
+        return n if ln.bias is None else n + ln.bias.data
+
+    @staticmethod
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        """softmax(q k^T / sqrt(D)) v for one query a head   (B, H, D), (B, H, S, D), (B, H, S, D) -> (B, H D)"""
+        b, h, d = q.shape
+        e = (k @ (q[..., None] * (1 / math.sqrt(d))))[..., 0]  # (B, H, S)
+        e -= e.max(axis=-1, keepdims=True)
+        np.exp(e, out=e)
+        e /= e.sum(axis=-1, keepdims=True)
+        return (e[:, :, None] @ v).reshape(b, h * d)
+
+
+def linear(x: Array, layer: Linear) -> Array:
+    """x W^T + b"""
+    y = x @ layer.weight.data.T
+    return y if layer.bias is None else y + layer.bias.data

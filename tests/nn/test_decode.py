@@ -1,0 +1,62 @@
+"""The decoder of single tokens computes what the model computes, and stands in only where it does."""
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.autograd.tensor import no_grad
+from minilora.nn.decode import Decoder
+from minilora.nn.gpt import Cache
+
+TOKENS = np.random.default_rng(0).integers(0, 11, (3, 9))
+
+
+def trained(bias: bool = True) -> ml.GPT:
+    """A float64 model with no parameter at zero or one."""
+    model = ml.GPT(ml.GPTConfig(11, 9, n_layer=2, n_head=2, n_embd=8, bias=bias)).astype("float64")
+    rng = np.random.default_rng(1)
+    for p in model.parameters():
+        p.data += rng.normal(0, 0.3, p.shape)
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_position_has_the_model_s_logits(bias):
+    model, cache = trained(bias), Cache()
+    with no_grad():
+        model(TOKENS[:, :2], cache=cache)
+        decoder, whole = Decoder(model, cache), model(TOKENS).data  # (B, T, V)
+    for t in range(2, 9):
+        np.testing.assert_allclose(decoder(TOKENS[:, t]), whole[:, t], rtol=1e-12, atol=1e-12)
+    assert decoder.length == 9 and cache.length == 2  # the model's cache stays what it was
+
+
+def lora(merged: bool) -> ml.GPT:
+    model = ml.add_lora(trained(), ml.LoRAConfig(rank=2, target_modules="*"))
+    for p in model.parameters(trainable=True):
+        p.data = p.data + 0.5
+    if merged:
+        ml.merge_adapter(model)
+    return model
+
+
+MODELS = {
+    "plain": (trained, True),
+    "merged LoRA": (lambda: lora(merged=True), True),
+    "LoRA": (lambda: lora(merged=False), False),
+    "prefix": (lambda: ml.add_adapter(trained(), ml.PrefixConfig(2)), True),
+    "bottleneck": (lambda: ml.add_adapter(trained(), ml.PfeifferConfig(2)), False),
+    "quantised": (lambda: ml.quantize_model(trained(), block=4), False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_who_decodes_and_that_the_text_is_the_same_without_a_cache(name):
+    make, decoded = MODELS[name]
+    model, cache = make(), Cache()
+    with no_grad():
+        model(TOKENS[:, :2], cache=cache)
+    assert isinstance(model._reader(cache), Decoder) == decoded
+    texts = [model.generate(TOKENS[:, :2], 12, temperature=0, use_cache=use) for use in (True, False)]
+    np.testing.assert_array_equal(*texts)
+    assert len(np.unique(texts[0][:, 2:])) > 2  # no text of one token over and over
