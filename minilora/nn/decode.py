@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import ops
-from ..autograd.backend import Array, array_module
+from ..autograd.backend import Array
 from .layers import LayerNorm, Linear
 
 gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> y, vjps
