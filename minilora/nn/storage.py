@@ -3,9 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +16,14 @@ from .gpt import GPT, GPTConfig
 HEADER = "header"  # the name of the JSON text among the arrays
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
 
-DAMAGE = (  # what NumPy, zipfile and JSON raise where a file is not what it should be
-    ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
-)  # fmt: skip
-
 
 def write_beside(path: str | Path, write: Callable[[Any], object]) -> Path:
     """Call `write(file)` on a new file beside `path`, then rename it: the old file, or the whole new one, never half.
 
     Raises OSError when the folder cannot be written to.
     """
+    import tempfile  # here, and zipfile below, so that `import minilora` stays quick
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
@@ -63,13 +58,19 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
 
     Raises FileNotFoundError, or ValueError for a file that is truncated, holds pickled objects, or is of another kind.
     """
+    import zipfile
+    import zlib
+
+    damage = (  # what NumPy, zipfile and JSON raise where a file is not what it should be
+        ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
+    )  # fmt: skip
     if Path(path).is_file() and not zipfile.is_zipfile(path):  # NumPy would take it for pickled objects
         raise ValueError(f"{path} is no complete minilora file: it is no .npz archive, or its end is missing")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = dict(json.loads(str(arrays.pop(HEADER))))
-    except DAMAGE as error:
+    except damage as error:
         if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
             raise
         raise ValueError(f"{path} is no complete minilora file: {error}") from None

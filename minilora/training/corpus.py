@@ -4,7 +4,6 @@
 the names of Unicode characters. They differ in vocabulary, grammar and layout, which is what adaptation needs.
 """
 
-import difflib
 import re
 import sysconfig
 import unicodedata
@@ -103,6 +102,8 @@ def _split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: Path) -> str:
     if not path.is_file():
+        import difflib  # here: only a typo needs it
+
         close = difflib.get_close_matches(path.name, BUILT_IN, 1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(BUILT_IN)}, or a text file's path"
         raise FileNotFoundError(f"no corpus and no file {str(path)!r}{hint}")
