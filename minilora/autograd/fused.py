@@ -375,7 +375,7 @@ def attention(q, k, v, keep=None, causal=True):
         for (_, seen), dk_part, dv_part in zip(blocks[:-1], dks, dvs, strict=False):
             dk[..., seen, :] += dk_part
             dv[..., seen, :] += dv_part
-        return _stacked(dqs, q), dk, dv
+        return _stacked(dqs, g), dk, dv
 
     return _stacked(parts, q), vjp
 
