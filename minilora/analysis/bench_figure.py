@@ -55,7 +55,7 @@ def _bar(axes: Axes, r: Mapping[str, Any], place: int) -> None:
     axes.errorbar(ratio, place, xerr=reach, color="black", capsize=3, elinewidth=1.5)
     side = 1 if ratio >= 1 else -1
     how: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 14}
-    note(axes, f"{ratio:.2g}" if ratio < 0.995 else f"{ratio:.3g}", (max(ratio, high) if side > 0 else min(ratio, low),
+    note(axes, f"{ratio:.2f}", (max(ratio, high) if side > 0 else min(ratio, low),
          place), (6 * side, 0), **how)  # fmt: skip
 
 

@@ -39,6 +39,19 @@ def test_an_exception_reaches_the_caller(pieces):
     assert in_parallel(lambda i: i, [(1,), (2,)]) == [1, 2]  # and the pool works on
 
 
+def test_after_an_error_nobody_begins_another_piece():
+    begun = []
+
+    def fail(i):
+        begun.append(i)
+        time.sleep(0.02)
+        raise KeyError(i)
+
+    with pytest.raises(KeyError):
+        in_parallel(fail, [(i,) for i in range(100)])
+    assert len(begun) <= cores()
+
+
 def test_blas_threads_are_restored():
     before = blas_threads()
     assert before
