@@ -228,7 +228,7 @@ def gelu(x):
 
     With t = tanh u:  dy/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx = (1 + t)/2 (1 + (1 - t) x du/dx),
     and since u = a x + b x^3,  x du/dx = a x + 3 b x^3 = 3 u - 2 a x.
-    Only x is kept; u is computed again. Each array is written over once it is used: half the time of the formula.
+    Only x is kept; u is computed again. Arrays are written over once used: two thirds of the formula's time.
     """
 
     xp = array_module(x)
@@ -388,8 +388,8 @@ def attend(q, k, v, keep=None, causal=True):
         dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D),
     where rowsum(dP P)_i = sum_j sum_d g_id v_jd P_ij = sum_d g_id O_id: a sum over D instead of S numbers.
     Written as P = f E, where E = exp(S - the largest of each row) and f = 1 / rowsum(E), f scales O and g, whose rows
-    are short, instead of P. Scores stand transposed, keys down and queries across: NumPy takes maxima and sums over
-    columns several times faster than over rows.
+    are short, instead of P. Scores stand transposed, keys down and queries across: NumPy takes a maximum over
+    columns twice as fast as one over rows.
     """
     xp, t = array_module(q), q.shape[-2]
     scale = 1 / math.sqrt(q.shape[-1])
