@@ -420,7 +420,7 @@ def study(args: argparse.Namespace) -> int:
     option("--repeats", 15, "turns", type=whole(1), metavar="N"),
     option("--batch", None, "texts a training step, in place of the size's own", type=whole(1), metavar="N"),
     option("--backend", "numpy", "numpy, or cupy for the training steps on a GPU (batch 64 at medium, 8 at gpt2)",
-           type=one_of("numpy", "cupy"), metavar="NAME"),
+           type=one_of(*BACKENDS), metavar="NAME"),
     option("--profile", False, "where the time of a step goes, too", action="store_true"),
     option("--demo", False, "minilora demo beside its training in PyTorch, too; this takes minutes",
            action="store_true"),

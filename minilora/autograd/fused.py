@@ -18,16 +18,16 @@ __all__ = [
     "dropout",
     "embedding",
     "gelu",
+    "join_heads",
     "layer_norm",
     "linear",
     "linear_on_demand",
     "log_softmax",
     "lora_linear",
-    "join_heads",
     "rms_norm",
-    "split_heads",
     "silu",
     "softmax",
+    "split_heads",
 ]
 
 GELU_SCALE = math.sqrt(2 / math.pi)
@@ -139,16 +139,11 @@ def _fitting(name, x, weight, bias):
 @register
 def softmax(x, axis=-1):
     """y_i = e^(x_i) / sum_j e^(x_j).   dy_i/dx_j = y_i (delta_ij - y_j), so dx = y (g - sum_j g_j y_j)"""
-    y = _softmax(x, axis)
-    return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
-
-
-def _softmax(x, axis):
     xp = array_module(x)
-    e = x - _largest(x, axis)  # the largest exponent is 0: no overflow
-    xp.exp(e, out=e)
-    e /= e.sum(axis=axis, keepdims=True)
-    return e
+    y = x - _largest(x, axis)  # the largest exponent is 0: no overflow
+    xp.exp(y, out=y)
+    y /= y.sum(axis=axis, keepdims=True)
+    return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
 
 
 def _largest(x, axis):

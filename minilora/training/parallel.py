@@ -50,7 +50,7 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
             work()
         finally:
             list(left)  # after an error, or Ctrl-C, nobody begins another piece
-            errors = [other.exception() for other in others]  # waits for them
+            errors = [other.exception() for other in others if not other.cancel()]  # waits for those that have begun
     for error in filter(None, errors):
         raise error
     return [results[i] for i in range(len(pieces))]

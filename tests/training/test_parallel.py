@@ -52,6 +52,16 @@ def test_after_an_error_nobody_begins_another_piece():
     assert len(begun) <= cores()
 
 
+def test_pieces_inside_pieces():
+    """Each waits for what has begun, not for threads that wait for it."""
+    inner = lambda i: in_parallel(lambda j: 10 * i + j, [(0,), (1,)])
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(in_parallel(inner, [(i,) for i in range(4)])), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert done == [[0, 1], [10, 11], [20, 21], [30, 31]]
+
+
 def test_blas_threads_are_restored():
     before = blas_threads()
     assert before
