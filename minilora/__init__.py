@@ -35,8 +35,9 @@ from .autograd.tensor import Tensor, grad, no_grad
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
 from .training.corpus import decode, encode, load_corpus
-from .training.loop import Run, Settings, evaluate, train, train_step
+from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
+from .training.run import Run, Settings
 
 merge_lora, unmerge_lora, remove_lora = (
     merge_adapter,

@@ -16,8 +16,9 @@ from ..autograd.tensor import no_grad
 from ..nn.gpt import GPT, Cache, GPTConfig
 from ..nn.layers import Linear
 from ..nn.storage import load_model
-from ..training.loop import Run, evaluate, train, train_step
+from ..training.loop import evaluate, train, train_step
 from ..training.optim import AdamW
+from ..training.run import Run
 from .counting import count
 from .runs import (
     OLD_TEXT,

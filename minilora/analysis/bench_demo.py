@@ -8,9 +8,10 @@ from ..adapters.lora import LoRAConfig, add_lora
 from ..nn.gpt import GPT
 from ..nn.storage import load_model
 from ..training.corpus import Corpus, load_corpus
-from ..training.loop import EVALUATION_BATCH, Settings
+from ..training.loop import EVALUATION_BATCH
 from ..training.optim import cosine_schedule
 from ..training.parallel import cores
+from ..training.run import Settings
 from .bench_torch import TorchGPT
 
 STEPS, RANK, RATES = 200, 8, {"LoRA": 1e-2, "all weights": 6e-3}  # those of demo.py, which a test compares

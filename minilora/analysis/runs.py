@@ -21,7 +21,8 @@ from ..adapters.lora import lora_layers
 from ..adapters.qlora import quantize_model
 from ..nn.storage import load_model, save_model, write_beside
 from ..training.corpus import Corpus, load_corpus
-from ..training.loop import Run, Settings, evaluate, train, train_step
+from ..training.loop import evaluate, train, train_step
+from ..training.run import Run, Settings
 from .turns import in_turns
 
 FORMAT = 1  # of the records; a file with another number was made by another version

@@ -8,10 +8,11 @@ from ..adapters.adapter import active_adapter, add_adapter, from_recipe, recipe
 from ..adapters.qlora import quantization, quantize_model
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import blaming, load_arrays, save_arrays
-from .corpus import load_corpus
+from .corpus import Corpus, load_corpus
+from .run import Run, Settings
 
 
-def save_checkpoint(run: Any, path: str | Path) -> Path:
+def save_checkpoint(run: Run, path: str | Path) -> Path:
     """Write a run: weights, optimiser, generator state, settings and curves."""
     optimizer = run.optimizer.state_dict()
     adapted = getattr(run.model, "active_adapter", None) is not None
@@ -35,13 +36,11 @@ def save_checkpoint(run: Any, path: str | Path) -> Path:
     return save_arrays(path, arrays | {f"optimizer.{name}": value for name, value in optimizer.items()}, header)
 
 
-def load_checkpoint(path: str | Path, corpus: Any = None) -> Any:
+def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
     """The run in a checkpoint, ready for `train`, which continues it as if it had never stopped.
 
     corpus: a Corpus, if not the one it was trained on. Raises ValueError when the file is damaged or does not fit.
     """
-    from .loop import Run, Settings
-
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
         model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])

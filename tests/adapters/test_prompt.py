@@ -18,8 +18,9 @@ from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
 from minilora.training.corpus import Corpus
-from minilora.training.loop import Run, Settings, loss_and_gradients
+from minilora.training.loop import loss_and_gradients
 from minilora.training.optim import cosine_schedule
+from minilora.training.run import Run, Settings
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=9, n_layer=2, n_head=2, n_embd=8)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 6))

@@ -263,12 +263,6 @@ def test_evaluation_drops_nothing_out_and_changes_nothing(make_model, corpus):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "checkpoint_every", "evaluation_windows"])
-def test_wrong_settings(name):
-    with pytest.raises(ValueError, match=f"Settings: {name} = 0, expected 1 or more"):
-        ml.Settings(**{name: 0})
-
-
 def test_a_corpus_too_short_is_refused_before_anything_happens(make_model, tmp_path):
     (tmp_path / "short.txt").write_text("a few words only " * 5)
     run = run_of(make_model(), ml.load_corpus(tmp_path / "short.txt"))
