@@ -5,7 +5,7 @@ import re
 import pytest
 
 from minilora import demo
-from minilora.cli import main
+from minilora.commands.main import main
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from minilora.adapters.combine import combine_adapters
 from minilora.analysis import rank
 from minilora.autograd import backend, fused, ops
 from minilora.autograd.examples import EXAMPLES
-from minilora.cli import main
+from minilora.commands.main import main
 from minilora.training import loop, optim
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.corpus import Corpus

@@ -15,7 +15,7 @@ import pytest
 from homework_grading import COURSE, Wrong
 
 from minilora import homework
-from minilora.cli import main
+from minilora.commands.main import main
 
 SETS = {"ps1": "gradients", "ps2": "lora"}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from minilora import cli, demo
+from minilora import demo
 from minilora.analysis import (
     bench,
     bench_demo,
@@ -24,7 +24,7 @@ from minilora.analysis import (
     turns,
 )
 from minilora.autograd import ops
-from minilora.cli import main
+from minilora.commands.main import COMMANDS, main
 from minilora.training import loop
 
 PACKAGES = ("torch", "jax", "autograd")
@@ -392,6 +392,6 @@ def test_a_figure_without_training_steps_is_refused_before_anything_is_measured(
 
 
 def test_the_commands_choices_are_all_there_is():
-    defaults = {flag: how["default"] for flag, how in cli.COMMANDS["bench"].options}
+    defaults = {flag: how["default"] for flag, how in COMMANDS["bench"].options}
     assert set(defaults["--parts"].split(",")) == set(bench.PARTS)
     assert set(defaults["--peers"].split(",")) == set(bench_peers.PEERS)

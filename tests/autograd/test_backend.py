@@ -10,7 +10,7 @@ from strict import StrictArray, strict
 import minilora as ml
 from minilora.autograd import backend
 from minilora.autograd.backend import array_module, new_array
-from minilora.cli import main
+from minilora.commands.main import main
 
 
 class CUDARuntimeError(RuntimeError):

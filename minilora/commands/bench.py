@@ -1,0 +1,60 @@
+"""`minilora bench`."""
+
+import argparse
+import json
+import re
+import sys
+
+from ..autograd.backend import BACKENDS
+from .options import command, did_you_mean, names_in, one_of, option, output_file, whole
+
+
+@command(
+    option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", metavar="NAMES"),
+    option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
+           "training steps", metavar="NAMES"),
+    option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
+           metavar="NAMES"),
+    option("--repeats", 15, "turns", type=whole(1), metavar="N"),
+    option("--batch", None, "texts a training step, in place of the size's own", type=whole(1), metavar="N"),
+    option("--backend", "numpy", "numpy, or cupy for the training steps on a GPU (batch 64 at medium, 8 at gpt2)",
+           type=one_of(*BACKENDS), metavar="NAME"),
+    option("--profile", False, "where the time of a step goes, too", action="store_true"),
+    option("--demo", False, "minilora demo beside its training in PyTorch, too; this takes minutes",
+           action="store_true"),
+    option("--json", False, "print JSON in place of the table", action="store_true"),
+    option("--output", None, "write the JSON to a file, such as figures/data/bench.json", type=output_file,
+           metavar="FILE"),
+    option("--figure", None, "draw the training steps' ratios: FILE.png and FILE.svg", type=output_file,
+           metavar="FILE"),
+    example="minilora bench --sizes tiny,small --peers torch --profile",
+)  # fmt: skip
+def bench(args: argparse.Namespace) -> int:
+    """Time training steps and more, beside PyTorch's, JAX's and HIPS autograd's.
+
+    The same shapes, data and threads, taking turns: only the ratios mean anything. All peers at all sizes take many
+    minutes; Ctrl-C ends it with what has been measured.
+    """
+    from ..analysis import bench as benchmark
+    from ..analysis import bench_report
+
+    chosen: dict[str, tuple[str, ...]] = {}
+    for what, known in (("sizes", benchmark.SIZES), ("parts", benchmark.PARTS), ("peers", benchmark.PEERS)):
+        chosen[what] = names_in(getattr(args, what))
+        for name in chosen[what]:
+            if name not in known:
+                raise ValueError(f"--{what}: no {name!r}{did_you_mean(name, list(known))}")
+    if args.figure and not {"lora", "full"} & set(chosen["parts"]):
+        raise ValueError("--figure shows training steps: --parts must have lora or full")
+    record = benchmark.bench(
+        **chosen, turns=args.repeats, backend=args.backend, batch=args.batch, with_profile=args.profile,
+        with_demo=args.demo, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(json.dumps(record) if args.json else bench_report.table(record))
+    if args.output:
+        bench_report.save(record, args.output)
+    if args.figure:
+        from ..analysis import bench_figure, figures
+
+        figures.save(bench_figure.ratios(record), re.sub(r"\.(png|svg)$", "", str(args.figure)))
+    return 130 if record.get("interrupted") else 0

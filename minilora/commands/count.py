@@ -1,0 +1,50 @@
+"""`minilora count`."""
+
+import argparse
+import json
+
+from .options import command, names_in, option, whole
+
+
+@command(
+    option("model", "base", "a model's name, such as gpt3-175b, or a Hugging Face config.json", nargs="?"),
+    option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
+           metavar="NAME"),
+    option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),
+    option("--targets", "q_proj,v_proj", "layers to adapt, by commas", metavar="NAMES"),
+    option("--bottleneck", 64, "the width of bottleneck adapters", type=whole(1), metavar="N"),
+    option("--adapter-norm", False, "bottleneck adapters have a layer norm of their own", action="store_true"),
+    option("--tokens", 20, "virtual tokens of prompt and prefix tuning", type=whole(1), metavar="N"),
+    option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
+    option("--batch", 1, "texts a training step", type=whole(1), metavar="N"),
+    option("--length", None, "tokens a text (default the context, at most 2,048)", type=whole(1), metavar="N"),
+    option("--bits", None, "a base weight: 32, 16, 8 or 4 (default 16; our own model 32)", type=whole(1), metavar="N"),
+    option("--optimizer", "adamw", "adamw, adamw-16bit or sgd", metavar="NAME"),
+    option("--engine", None, "what is kept for the backward pass: pytorch, flash or minilora", metavar="NAME"),
+    option("--compare", False, "all methods side by side", action="store_true"),
+    option("--paper", False, "the tables of the LoRA paper, by formula and as printed", action="store_true"),
+    option("--json", False, "print JSON in place of tables", action="store_true"),
+    example="minilora count gpt3-175b --method lora --rank 4 --targets q_proj,v_proj",
+)  # fmt: skip
+def count(args: argparse.Namespace) -> int:
+    """Count what a method costs: parameters, checkpoint, memory, operations.
+
+    From a model's architecture alone, exactly, for any model from our own to GPT-3.
+    """
+    from ..analysis import counting
+
+    targets = names_in(args.targets)
+    method = {} if args.compare else {"method": args.method}
+    elsewhere = ("command", "traceback", "model", "method", "targets", "compare", "paper", "json")
+    options = {name: value for name, value in vars(args).items() if name not in elsewhere}
+    options["target_modules"] = targets
+    if args.paper:
+        rows = {"rows": counting.paper_rows(), "savings": counting.savings()}
+        print(json.dumps(rows) if args.json else counting.paper_table())
+    elif args.json:
+        print(
+            json.dumps((counting.compare_records if args.compare else counting.count)(args.model, **method, **options))
+        )
+    else:
+        print((counting.compare if args.compare else counting.table)(args.model, **method, **options))
+    return 0

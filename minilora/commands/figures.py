@@ -1,0 +1,26 @@
+"""`minilora figures`."""
+
+import argparse
+from pathlib import Path
+
+from .options import command, option, require_writable
+
+
+@command(
+    option("names", None, "figures to draw (default all)", nargs="*", metavar="FIGURE"),
+    option("--data", "figures/data", "the folder with the records", metavar="DIR"),
+    option("--corpus", "unicode-names", "the text, in figures that show one", metavar="NAME"),
+    option("--output", "figures", "the folder for the pictures", metavar="DIR"),
+    example="minilora figures truncation rates",
+)
+def figures(args: argparse.Namespace) -> int:
+    """Draw the figures of the studies from their saved records.
+
+    Each is a PNG, an SVG and a caption that says what it shows. The same records give the same bytes.
+    """
+    from ..analysis import study_figures
+
+    require_writable(Path(args.output))
+    for path in study_figures.draw(args.names or None, args.data, args.output, args.corpus):
+        print(path)
+    return 0

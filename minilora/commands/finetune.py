@@ -1,0 +1,110 @@
+"""`minilora finetune`."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+import minilora as ml
+
+from ..adapters.adapter import METHODS, active_adapter
+from ..demo import LEARNING_RATE
+from ..training.corpus import BUILT_IN
+from .models import load_model
+from .options import (
+    BACKEND,
+    BATCH,
+    CHECKPOINT,
+    FRACTION,
+    MODEL,
+    QUANTIZE,
+    RATE,
+    RESUME,
+    SEED,
+    command,
+    names_in,
+    one_of,
+    option,
+    output_file,
+    whole,
+)
+from .runs import describe_run, resume, say_sample, train_or_save
+
+RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
+
+
+@command(
+    option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, or a text file", metavar="NAME"),
+    MODEL,
+    option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
+           "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
+    option("--rank", 8, "LoRA's and DoRA's r, the width of the thin matrices", type=whole(1), metavar="N"),
+    option("--alpha", 16.0, "LoRA's scale: the update counts alpha / r", type=RATE, metavar="X"),
+    option("--targets", "*", "layers to adapt, by commas, such as q_proj,v_proj; * is every linear layer",
+           metavar="NAMES"),
+    option("--lora-dropout", 0.0, "the share of LoRA's inputs dropped in training", type=FRACTION, metavar="P"),
+    option("--rslora", False, "scale by alpha / sqrt(r)", action="store_true"),
+    option("--bottleneck", 16, "the width of houlsby's and pfeiffer's adapters", type=whole(1), metavar="N"),
+    option("--virtual", 16, "virtual tokens of prompt and prefix", type=whole(1), metavar="N"),
+    option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
+    QUANTIZE,
+    option("--steps", 200, "training steps", type=whole(1), metavar="N"),
+    option("--lr", None, f"the highest learning rate (default {RATES['full']:g} for full and last-blocks, "
+           f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
+    BATCH,
+    SEED,
+    option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)",
+           type=output_file, metavar="FILE"),
+    CHECKPOINT,
+    RESUME,
+    BACKEND,
+    example="minilora finetune --corpus unicode-names --rank 8 --output runs/names.npz",
+)  # fmt: skip
+def finetune(args: argparse.Namespace) -> int:
+    """Adapt a trained model to a new text, by LoRA, an alternative to it, or in full.
+
+    The result is a small adapter file that goes with the base model; full training's is a whole new model file.
+    """
+    run = resume(args) if args.resume else new_finetune(args)
+    adapted = bool(getattr(run.model, "adapters", None))
+    output = args.output or output_file("runs/adapter.npz" if adapted else "runs/full.npz")
+    describe_run(run, active_adapter(run.model).kind if adapted else "all weights")
+    if not train_or_save(run, args, "finetune", output):
+        return 130
+    first, last = run.validation["loss"][0], run.validation["loss"][-1]
+    print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per character")
+    say_sample(run.model, run.settings.seed)
+    if adapted:
+        ml.save_adapter(run.model, output)
+    else:
+        ml.save_model(run.model, output, corpus=Path(run.corpus.name).name, steps=run.step)
+    print(f"saved             {output} ({output.stat().st_size:,} bytes)")
+    base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
+    base += f"--quantize {args.quantize} " if args.quantize else ""
+    flags = f"{base}--adapter" if adapted else "--model"
+    print(f"use it            minilora generate {flags} {shlex.quote(str(output))}")
+    return 0
+
+
+def new_finetune(args: argparse.Namespace) -> ml.Run:
+    """The base model, adapted or not, at the start of its training on a corpus."""
+    model = load_model(args.model, args.quantize)
+    if args.method != "full":
+        ml.add_adapter(model, METHODS[args.method](**method_options(args)), rng=args.seed)
+    elif args.quantize:
+        raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
+    corpus = ml.load_corpus(args.corpus).require(model.context)
+    lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
+    return ml.Run(model, corpus, ml.Settings(steps=args.steps, batch_size=args.batch, lr=lr, seed=args.seed))
+
+
+def method_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the configuration of the chosen method takes of the command line."""
+    if args.method in ("lora", "dora"):
+        low_rank = {"rank": args.rank, "alpha": args.alpha, "target_modules": names_in(args.targets)}
+        return {**low_rank, "dropout": args.lora_dropout, "rank_stabilized": args.rslora}
+    if args.method in ("houlsby", "pfeiffer"):
+        return {"bottleneck": args.bottleneck}
+    if args.method in ("prompt", "prefix"):
+        return {"tokens": args.virtual}
+    return {"blocks": args.blocks} if args.method == "last-blocks" else {}

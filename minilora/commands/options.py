@@ -1,0 +1,124 @@
+"""A command, its options, and the kinds of values that options take: each says what came and what was expected."""
+
+import argparse
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapters.quantization import LEVELS
+from ..autograd.backend import BACKENDS
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function, its options as (flag, arguments of argparse's add_argument), and a command line that uses it."""
+
+    run: Callable[[argparse.Namespace], int]
+    options: tuple[tuple[str, dict], ...]
+    example: str
+
+
+def command(*options: tuple[str, dict], example: str) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
+    """Make a function a command of its own name; its docstring is the help."""
+    return lambda run: Command(run, options, example)
+
+
+def option(flag: str, default: Any, help: str, **arguments: Any) -> tuple[str, dict]:
+    """One option; its default is told in its help."""
+    silent = default is None or default is False or default == ""
+    told = help if silent else f"{help} (default {default})"
+    return flag, {"default": default, "help": told, **arguments}
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """'; did you mean "x"?' with the closest known word, or the list of all."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def one_of(*known: str) -> Callable[[str], str]:
+    """An option that takes one of these words."""
+
+    def choice(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"got {text!r}{did_you_mean(text, known)}")
+        return text
+
+    return choice
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a list by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An option that takes a whole number."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number, {least} or more")
+
+    return parse
+
+
+def number(low: float, high: float, words: str) -> Callable[[str], float]:
+    """An option that takes a number from low to high; `words` describe it. NaN is outside."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {words}")
+
+    return parse
+
+
+def output_file(text: str) -> Path:
+    """An option that takes a file to write. Found unwritable here, it costs nothing; after the training, all of it."""
+    path = Path(text)
+    if path.is_dir():
+        raise IsADirectoryError(f"{text} is a folder, expected a file to write")
+    require_writable(path.parent)
+    return path
+
+
+def require_writable(folder: Path) -> None:
+    """Raises OSError, naming the folder, when a file cannot be written there; makes the folder where there is none."""
+    probe = folder / f".minilora-{os.getpid()}"
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"cannot write to {str(folder)!r}: it is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
+
+
+SOME = "a number above 0"
+FRACTION = number(0, 0.999, "a number from 0 to 0.999")
+RATE = number(1e-12, 1e6, SOME)
+BACKEND = option("--backend", "numpy", "where to compute: numpy, or cupy on an NVIDIA GPU",
+                 type=lambda text: one_of(*BACKENDS)(text), metavar="NAME")  # fmt: skip
+SEED = option("--seed", 0, "of every random choice; the same seed gives the same bits", type=whole(0), metavar="N")
+MODEL = option("--model", "base", "a model file, or 'base' for the one that comes with minilora", metavar="FILE")
+CHECKPOINT = option(
+    "--checkpoint", None, "where Ctrl-C and every 200th step save the run (default: beside the output)",
+    type=output_file, metavar="FILE",
+)  # fmt: skip
+RESUME = option(
+    "--resume", None, "go on with the run in a checkpoint, bit for bit; its settings are the checkpoint's",
+    metavar="FILE",
+)  # fmt: skip
+QUANTIZE = option(
+    "--quantize", None, "hold the base's linear layers in few bits: nf4, int4 or int8 (LoRA on them is QLoRA)",
+    type=one_of(*LEVELS), metavar="KIND",
+)  # fmt: skip
+BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="N")

@@ -1,0 +1,55 @@
+"""`minilora study`."""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from .options import command, did_you_mean, option, require_writable
+
+
+@command(
+    option("name", None, "one study, or all", metavar="STUDY"),
+    option("--quick", False, "every study in reduced form, in minutes", action="store_true"),
+    option(
+        "--output", None, "the folder for the records (default figures/data; with --quick runs/quick)", metavar="DIR"
+    ),
+    option("--cache", "runs/study", "where finished runs are kept; delete it to train anew", metavar="DIR"),
+    option("--table", False, "train nothing: print the table of all methods from the records there are",
+           action="store_true"),
+    option("--force", False, "make records anew that are there already", action="store_true"),
+    example="minilora study ranks --quick",
+)  # fmt: skip
+def study(args: argparse.Namespace) -> int:
+    """Put a question of the lecture to the base model, by training it many times.
+
+    The studies: methods (LoRA, all weights, every alternative), matrices, ranks, rates (learning rates), starts
+    (initialisation), data (how much text), spectra, truncation and subspaces (where the update lives), sizes (how
+    each method scales), bits (quantised bases and QLoRA), tasks (one after the other), latency and memory.
+
+    Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
+    """
+    from ..analysis import runs, studies
+    from ..analysis.method_table import FOOT, methods_table
+
+    names = list(studies.STUDIES) if args.name == "all" else [args.name]
+    if names[0] not in studies.STUDIES:
+        raise ValueError(f"no study {args.name!r}{did_you_mean(args.name, [*studies.STUDIES, 'all'])}")
+    scale = runs.QUICK if args.quick else runs.FULL
+    folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
+    if args.table:
+        if args.name != "methods":
+            raise ValueError(f"study {args.name} --table: the table is of the study methods")
+        print(f"{methods_table(studies.load_records('methods', folder))}\n\n{FOOT}")
+        return 0
+    require_writable(folder)
+    for name in names:
+        if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
+            print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)
+            continue  # an interrupted `all` goes on with the study it was in
+        started = time.perf_counter()
+        path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())
+        print(f"{name:<12}{time.perf_counter() - started:>6.0f} s   {path}", flush=True)
+    print(f"draw them    minilora figures --data {shlex.quote(str(folder))}")
+    return 0

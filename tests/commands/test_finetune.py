@@ -1,0 +1,87 @@
+"""`minilora finetune`: every method's file is one that the other commands take."""
+
+import numpy as np
+import pytest
+from lines import QUICK, SIZES, finetune, the_error
+
+import minilora as ml
+from minilora.commands.main import main
+
+
+def test_finetune_merge_generate(base, capsys):
+    assert finetune("--lr", "0.05", "--targets", "q_proj,up_proj", "--output", "adapter.npz") == 0
+    out = capsys.readouterr().out
+    adapted = ml.load_adapter(ml.load_model("base.npz"), "adapter.npz")
+    trained = adapted.count(trainable=True)
+    assert trained == 2 * (8 + 8) + 2 * (8 + 32)
+    assert f"lora: {trained} trained, base model {ml.load_model(base).count():,}" in out
+    assert "minilora generate --model base.npz --adapter adapter.npz" in out
+
+    assert main(["merge", "--model", "base.npz", "--adapter", "adapter.npz", "--output", "merged.npz"]) == 0
+    out = capsys.readouterr().out
+    printed = float(out.split("difference in outputs ")[1].split(",")[0])
+    tokens = np.arange(16)[None]
+    with ml.no_grad():
+        difference = np.abs(ml.load_model("merged.npz")(tokens).numpy() - adapted(tokens).numpy()).max()
+        from_base = np.abs(ml.load_model("base.npz")(tokens).numpy() - adapted(tokens).numpy()).max()
+    assert difference < 1e-6 < 1e-3 < from_base
+    assert 0 <= printed < 1e-6
+
+    choices = ["--prompt", "The ", "--tokens", "20", "--temperature", "0"]
+    texts = []
+    for source in (["--model", "merged.npz"], ["--model", "base.npz", "--adapter", "adapter.npz"]):
+        assert main(["generate", *source, *choices]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("The ")
+
+
+def test_finetune_all_weights_writes_a_model(base, capsys):
+    assert finetune("--method", "full", "--output", "full.npz") == 0
+    out = capsys.readouterr().out
+    assert "(100.0 %)" in out and "minilora generate --model full.npz" in out
+    assert not np.array_equal(ml.load_model("full.npz").wte.weight.data, ml.load_model(base).wte.weight.data)
+
+
+OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
+OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_finetune_by_every_method_writes_an_adapter_that_generate_takes(method, base, capsys):
+    assert finetune("--method", method, *OTHERS[method], "--output", "adapter.npz") == 0
+    out = capsys.readouterr().out
+    assert f"training          {method}: " in out and "minilora generate --model base.npz --adapter adapter.npz" in out
+    assert f"base model {ml.load_model(base).count():,}" in out
+    chosen = ["--model", "base.npz", "--adapter", "adapter.npz"]
+    assert main(["generate", *chosen, "--tokens", "5"]) == 0
+    if method in ("houlsby", "pfeiffer", "prompt", "prefix"):
+        assert "minilora: error: merge_adapter: " in the_error(capsys, "merge", *chosen)
+    else:
+        assert main(["merge", *chosen, "--output", "merged.npz"]) == 0
+
+
+def test_qlora_from_the_command_line(base, capsys):
+    assert finetune("--quantize", "nf4", "--output", "q.npz") == 0
+    out = capsys.readouterr().out
+    assert "minilora generate --model base.npz --quantize nf4 --adapter q.npz" in out
+    assert f"base model {ml.load_model(base).count():,}" in out
+    chosen = ["--model", "base.npz", "--adapter", "q.npz"]
+    assert main(["generate", *chosen, "--quantize", "nf4", "--tokens", "5"]) == 0
+    assert "trained on another base model" in the_error(capsys, "generate", *chosen)
+    assert main(["merge", *chosen, "--quantize", "nf4", "--output", "merged.npz"]) == 0
+    full = ["finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--quantize", "nf4"]
+    assert "quantised weights cannot be trained" in the_error(capsys, *full)
+
+
+def test_an_adapter_of_another_base_is_refused(base, capsys):
+    finetune("--output", "adapter.npz")
+    main(["pretrain", "--corpus", "text.txt", *SIZES, *QUICK, "--seed", "5", "--output", "other.npz"])
+    assert "another base model" in the_error(capsys, "merge", "--model", "other.npz", "--adapter", "adapter.npz")
+
+
+def test_a_diverging_loss_is_one_line(base, capsys):
+    line = the_error(
+        capsys, "finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--rank", "2",
+        "--lr", "1e6", "--steps", "60", "--batch", "2", "--output", "x.npz",
+    )  # fmt: skip
+    assert "training diverged at step" in line

@@ -1,0 +1,37 @@
+"""`minilora pretrain`: the model, its record, and the same bytes from the same seed."""
+
+import json
+
+import numpy as np
+import pytest
+from lines import QUICK, SIZES
+
+import minilora as ml
+from minilora.commands.main import main
+
+
+def test_pretrain_writes_a_model_and_its_record(base, capsys):
+    record = json.loads((base.parent / "base.json").read_text())
+    model, corpus = ml.load_model(base), ml.load_corpus("text.txt")
+    assert (record["steps"], record["seed"], record["corpus"]) == (4, 0, "text.txt")
+    assert record["validation_loss"] == pytest.approx(ml.evaluate(model, corpus), abs=1e-5)
+    assert record["training"]["step"] == [1, 2, 3, 4] and len(record["training"]["loss"]) == 4
+    assert record["config"]["n_embd"] == 8 and record["parameters"] == model.count()
+    assert record["versions"]["numpy"] == np.__version__
+    with np.load(base) as file:
+        assert file["wte.weight"].dtype == np.float16
+    assert sorted(p.name for p in base.parent.iterdir()) == ["base.json", "base.npz", "text.txt"]
+
+
+def test_pretrain_leaves_its_dropout_behind(here):
+    main(["pretrain", "--corpus", "text.txt", *SIZES, *QUICK, "--dropout", "0.2", "--output", "b.npz"])
+    assert json.loads((here / "b.json").read_text())["config"]["dropout"] == 0.2
+    assert ml.load_model("b.npz").config.dropout == 0
+
+
+def test_the_same_seed_gives_the_same_file(base):
+    first = base.read_bytes()
+    main(["pretrain", "--corpus", "text.txt", *SIZES, *QUICK, "--output", "base.npz"])
+    assert base.read_bytes() == first
+    main(["pretrain", "--corpus", "text.txt", *SIZES, *QUICK, "--seed", "1", "--output", "base.npz"])
+    assert base.read_bytes() != first

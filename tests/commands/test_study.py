@@ -1,0 +1,47 @@
+"""`minilora study`: what it computes is tested in tests/analysis."""
+
+from lines import the_error
+
+from minilora.commands.main import main
+
+
+def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
+    from minilora.analysis import studies
+    from minilora.analysis.runs import FULL
+    from minilora.analysis.runs import QUICK as QUICK_SCALE
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(studies.STUDIES, "ranks", lambda runs: [{"rank": 1, "steps": runs.scale.steps}])
+    assert main(["study", "ranks", "--quick"]) == 0
+    assert "minilora figures --data runs/quick" in capsys.readouterr().out
+    assert studies.load_records("ranks", "runs/quick")["rows"] == [{"rank": 1, "steps": QUICK_SCALE.steps}]
+    assert main(["study", "ranks", "--quick"]) == 2
+    assert "ranks.json is there already; --force makes it anew" in capsys.readouterr().err
+    assert main(["study", "ranks", "--quick", "--force"]) == 0
+    assert main(["study", "ranks"]) == 0  # the full one has a folder of its own
+    assert studies.load_records("ranks", "figures/data")["rows"][0]["steps"] == FULL.steps
+
+
+def test_study_all_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    from minilora.analysis import studies
+
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def stopped(runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        studies, "STUDIES", {"ranks": lambda runs: [{"n": done.append("ranks") or 1}], "rates": stopped}
+    )
+    assert main(["study", "all", "--quick"]) == 130
+    studies.STUDIES["rates"] = lambda runs: [{"n": done.append("rates") or 1}]
+    assert main(["study", "all", "--quick"]) == 0
+    assert done == ["ranks", "rates"]
+    assert "ranks.json; --force makes it anew" in capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_printed_from_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "`minilora study methods` makes them" in the_error(capsys, "study", "methods", "--table")
+    assert "the table is of the study methods" in the_error(capsys, "study", "ranks", "--table")
