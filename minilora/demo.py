@@ -233,15 +233,15 @@ def look_at_singular_values(story: Story) -> None:
 
 def draw(story: Story, output: Path) -> list[Path]:
     """The three figures, as PNG and SVG."""
-    from .analysis import figures
+    from .pictures import style, training
 
     curves = {name: run.validation for name, run in story.runs.items()}
     trained = {name: run.model.count(trainable=True) for name, run in story.runs.items()}
     spectra = {name: [singular_values(d) for d in deltas.values()] for name, deltas in story.deltas.items()}
     layer, before = lora_layers(story.runs["LoRA"].model)[SHOWN], ml.to_numpy(story.before[f"{SHOWN}.weight"])
     pictures = {
-        "loss": figures.loss_curves(curves, story.base_loss, trained),
-        "singular_values": figures.spectra(spectra),
-        "lora_matrix": figures.matrices(before, layer.lora_B.numpy(), layer.lora_A.numpy(), layer.config.scale, SHOWN),
+        "loss": training.loss_curves(curves, story.base_loss, trained),
+        "singular_values": training.spectra(spectra),
+        "lora_matrix": training.matrices(before, layer.lora_B.numpy(), layer.lora_A.numpy(), layer.config.scale, SHOWN),
     }
-    return [path for name, picture in pictures.items() for path in figures.save(picture, output / name)]
+    return [path for name, picture in pictures.items() for path in style.save(picture, output / name)]

@@ -15,7 +15,7 @@ of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing 
 from dataclasses import dataclass, field
 
 from ..autograd.fused import QUERIES
-from .architectures import parameters, size
+from ..nn.architectures import parameters, size
 from .methods import Plan
 
 

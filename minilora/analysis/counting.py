@@ -5,8 +5,8 @@
     by_matrix(...), by_layer(...)          where the parameters are
     count_model(model)                     the same numbers from walking a running model's parameters
 
-Architectures are in `architectures.py`, what each method trains in `methods.py`, memory and operations in `costs.py`,
-the paper's own tables in `paper.py`.
+Architectures are in `nn/architectures.py`, what each method trains in `methods.py`, memory and operations in
+`costs.py`, the paper's own tables in `paper.py`.
 
 >>> count("gpt3-175b", method="lora", rank=4)["trainable_parameters"]
 18874368
@@ -14,7 +14,16 @@ the paper's own tables in `paper.py`.
 
 from typing import Any
 
-from .architectures import FAMILIES, MODELS, Architecture, find, from_gpt_config, from_hugging_face, parameters, size
+from ..nn.architectures import (
+    FAMILIES,
+    MODELS,
+    Architecture,
+    find,
+    from_gpt_config,
+    from_hugging_face,
+    parameters,
+    size,
+)
 from .costs import ENGINES, OPTIMIZERS, Walk, activation_bytes, latency, training_memory, weight_bytes
 from .methods import METHODS, Options, Plan, describe, plan
 from .paper import paper_rows, paper_table, savings

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.lora import match_targets as match_targets
-from .architectures import Architecture, find, parameters, size, unknown
+from ..nn.architectures import Architecture, find, parameters, size, unknown
 
 Shapes = dict[str, tuple[int, ...]]
 

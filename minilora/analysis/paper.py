@@ -7,7 +7,7 @@ known about it.
 
 from typing import Any
 
-from .architectures import size
+from ..nn.architectures import size
 from .costs import training_memory
 from .methods import plan
 

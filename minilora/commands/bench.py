@@ -35,8 +35,7 @@ def bench(args: argparse.Namespace) -> int:
     The same shapes, data and threads, taking turns: only the ratios mean anything. All peers at all sizes take many
     minutes; Ctrl-C ends it with what has been measured.
     """
-    from ..analysis import bench as benchmark
-    from ..analysis import bench_report
+    from ..bench import benchmark, report
 
     chosen: dict[str, tuple[str, ...]] = {}
     for what, known in (("sizes", benchmark.SIZES), ("parts", benchmark.PARTS), ("peers", benchmark.PEERS)):
@@ -50,11 +49,12 @@ def bench(args: argparse.Namespace) -> int:
         **chosen, turns=args.repeats, backend=args.backend, batch=args.batch, with_profile=args.profile,
         with_demo=args.demo, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    print(json.dumps(record) if args.json else bench_report.table(record))
+    print(json.dumps(record) if args.json else report.table(record))
     if args.output:
-        bench_report.save(record, args.output)
+        report.save(record, args.output)
     if args.figure:
-        from ..analysis import bench_figure, figures
+        from ..bench import figure
+        from ..pictures import style
 
-        figures.save(bench_figure.ratios(record), re.sub(r"\.(png|svg)$", "", str(args.figure)))
+        style.save(figure.ratios(record), re.sub(r"\.(png|svg)$", "", str(args.figure)))
     return 130 if record.get("interrupted") else 0

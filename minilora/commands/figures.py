@@ -18,9 +18,9 @@ def figures(args: argparse.Namespace) -> int:
 
     Each is a PNG, an SVG and a caption that says what it shows. The same records give the same bytes.
     """
-    from ..analysis import study_figures
+    from ..pictures import figures as lecture
 
     require_writable(Path(args.output))
-    for path in study_figures.draw(args.names or None, args.data, args.output, args.corpus):
+    for path in lecture.draw(args.names or None, args.data, args.output, args.corpus):
         print(path)
     return 0

@@ -30,8 +30,8 @@ def study(args: argparse.Namespace) -> int:
 
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
     """
-    from ..analysis import runs, studies
-    from ..analysis.method_table import FOOT, methods_table
+    from ..pictures.method_table import FOOT, methods_table
+    from ..studies import runs, studies
 
     names = list(studies.STUDIES) if args.name == "all" else [args.name]
     if names[0] not in studies.STUDIES:

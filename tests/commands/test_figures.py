@@ -1,4 +1,4 @@
-"""`minilora figures`: what it draws is tested in tests/analysis."""
+"""`minilora figures`: what it draws is tested in tests/pictures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`minilora study`: what it computes is tested in tests/analysis."""
+"""`minilora study`: what it computes is tested in tests/studies."""
 
 from lines import the_error
 
@@ -6,9 +6,9 @@ from minilora.commands.main import main
 
 
 def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
-    from minilora.analysis import studies
-    from minilora.analysis.runs import FULL
-    from minilora.analysis.runs import QUICK as QUICK_SCALE
+    from minilora.studies import studies
+    from minilora.studies.runs import FULL
+    from minilora.studies.runs import QUICK as QUICK_SCALE
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(studies.STUDIES, "ranks", lambda runs: [{"rank": 1, "steps": runs.scale.steps}])
@@ -23,7 +23,7 @@ def test_study_runs_what_it_is_asked_and_refuses_to_overwrite(tmp_path, monkeypa
 
 
 def test_study_all_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
-    from minilora.analysis import studies
+    from minilora.studies import studies
 
     monkeypatch.chdir(tmp_path)
     done = []

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.analysis import bench, bench_demo, bench_generation, bench_peers, bench_processes, bench_scalars, turns
-from minilora.analysis.bench_torch import TorchGPT, compiled
+from minilora.bench import benchmark, demo, generation, peers, processes, scalars
+from minilora.bench.pytorch import TorchGPT, compiled
+from minilora.studies import turns
 from minilora.training.corpus import VOCABULARY, Corpus
 
 pytest.importorskip("torch", reason="needs the extra 'peers'")
@@ -14,22 +15,22 @@ pytest.importorskip("torch", reason="needs the extra 'peers'")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """Tiny is smaller still; PyTorch keeps to the one thread of these tests."""
-    monkeypatch.setitem(bench_peers.SIZES, "tiny", (19, 16, 32, 4, 2, 3))
-    monkeypatch.setattr("minilora.analysis.bench_torch.cores", lambda: 1)
-    monkeypatch.setattr(bench, "PRODUCT", 16)
+    monkeypatch.setitem(peers.SIZES, "tiny", (19, 16, 32, 4, 2, 3))
+    monkeypatch.setattr("minilora.bench.pytorch.cores", lambda: 1)
+    monkeypatch.setattr(benchmark, "PRODUCT", 16)
     monkeypatch.setattr(turns, "BLOCK", 0.0)
 
 
-@pytest.mark.parametrize("method", bench_peers.METHODS)
+@pytest.mark.parametrize("method", peers.METHODS)
 @pytest.mark.parametrize("name", ["torch", "jax", "autograd", pytest.param("torch-compiled", marks=pytest.mark.slow)])
 def test_a_peer_trains_as_we_do(name, method):
     pytest.importorskip(name.partition("-")[0], reason="needs the extra 'peers'")
-    workload = bench_peers.Workload("tiny", method)
-    steps, left_out = bench_peers.peer_steps(workload, [name])
+    workload = peers.Workload("tiny", method)
+    steps, left_out = peers.peer_steps(workload, [name])
     if left_out and name == "torch-compiled":
         pytest.skip(next(iter(left_out.values())))
-    ours = bench_peers.our_step(workload)
-    [difference] = bench_peers.compare_losses(ours, steps).values()
+    ours = peers.our_step(workload)
+    [difference] = peers.compare_losses(ours, steps).values()
     assert difference < 1e-5
     first = steps[0].step()
     for _ in range(20):
@@ -38,7 +39,7 @@ def test_a_peer_trains_as_we_do(name, method):
 
 
 def test_the_rows_of_a_step_with_its_peers():
-    rows = bench.step_rows(bench_peers.Workload("tiny", "lora"), ["torch"], turns=2)
+    rows = benchmark.step_rows(peers.Workload("tiny", "lora"), ["torch"], turns=2)
     assert {r.against for r in rows} == {"PyTorch eager", "matrix products", "our full step"}
     [eager] = [r for r in rows if r.against == "PyTorch eager"]
     assert eager.bar == 1.0 and eager.details["loss_difference"] < 1e-5 and eager.theirs > 0
@@ -54,7 +55,7 @@ def test_a_compiler_that_is_not_there_is_one_line(monkeypatch):
         return fail
 
     monkeypatch.setattr(torch, "compile", compile)
-    workload = bench_peers.Workload("tiny", "full")
+    workload = peers.Workload("tiny", "full")
     with pytest.raises(turns.LeftOut, match=r"^torch.compile failed: InvalidCxxCompiler: No working C\+\+ compiler"):
         compiled(workload.model(), *workload.data)
 
@@ -63,12 +64,12 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    _, left_out = bench_peers.peer_steps(bench_peers.Workload("tiny", "full"), ["torch"], "cuda")
+    _, left_out = peers.peer_steps(peers.Workload("tiny", "full"), ["torch"], "cuda")
     assert left_out == {"PyTorch eager": "this PyTorch finds no GPU"}
 
 
 def test_pytorchs_cache_changes_nothing():
-    workload = bench_peers.Workload("tiny", "lora")
+    workload = peers.Workload("tiny", "lora")
     model, tokens = workload.model(), workload.data[0][:1]
     peer, cache = TorchGPT(model), []
     with peer.torch.no_grad():
@@ -79,29 +80,29 @@ def test_pytorchs_cache_changes_nothing():
 
 
 def test_both_write_the_same_text():
-    [row] = bench_generation.generation_rows("tiny", turns=2)
+    [row] = generation.generation_rows("tiny", turns=2)
     assert row.unit == "s/token" and row.bar == 1.0 and row.ours > 0 < row.theirs
 
 
 def test_a_text_that_differs_is_no_comparison(monkeypatch):
     monkeypatch.setattr(TorchGPT, "generate", lambda self, tokens, count: np.zeros((1, count + 1), int))
     with pytest.raises(ArithmeticError, match="different texts"):
-        bench_generation.generation_rows("tiny", turns=1)
+        generation.generation_rows("tiny", turns=1)
 
 
 def test_the_derivatives_of_the_chains_agree(monkeypatch):
     pytest.importorskip("autograd", reason="needs the extra 'peers'")
-    monkeypatch.setattr(bench_scalars, "LENGTH", 7)
-    *chains, together = bench_scalars.scalar_rows(turns=2)
-    assert [r.size for r in chains] == list(bench_scalars.CHAINS)
+    monkeypatch.setattr(scalars, "LENGTH", 7)
+    *chains, together = scalars.scalar_rows(turns=2)
+    assert [r.size for r in chains] == list(scalars.CHAINS)
     assert together.bar == 0.5 and all(r.bar is None for r in chains)
     assert min(r.ours for r in chains) <= together.ours <= max(r.ours for r in chains)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not bench_processes.CLEAR.exists(), reason="only Linux tells the peak of one step")
+@pytest.mark.skipif(not processes.CLEAR.exists(), reason="only Linux tells the peak of one step")
 def test_memory_is_measured_in_processes_of_their_own():
-    [row] = bench_processes.memory_rows("tiny", 1)
+    [row] = processes.memory_rows("tiny", 1)
     assert row.unit == "bytes" and 2**20 < row.ours < 2**28 and 2**20 < row.theirs < 2**28
 
 
@@ -113,7 +114,7 @@ def test_the_demos_training_in_pytorch_ends_where_ours_does(lora):
         ml.add_lora(model, ml.LoRAConfig(4, target_modules=("*",)))
     settings = ml.Settings(12, 4, lr=1e-2, warmup=3, evaluate_every=5, max_norm=0.15)  # some steps are clipped
     corpus = Corpus("noise", text[:3000], text[3000:])
-    theirs = bench_demo.train(model, corpus, settings)
+    theirs = demo.train(model, corpus, settings)
     run = ml.train(ml.Run(model, corpus, settings), progress=False)
     assert theirs == pytest.approx(run.validation["loss"][-1], abs=6e-6)  # ours is told with five digits
     assert theirs != pytest.approx(run.validation["loss"][0], abs=1e-3)

@@ -1,0 +1,308 @@
+"""What a transformer is made of: an `Architecture` is a dozen numbers, and every parameter's shape follows from them.
+
+To add a model, add a line to `MODELS`, or read its Hugging Face `config.json` with `from_hugging_face`. Names are those
+of `minilora.GPT`, so that one of its state dicts and `parameters(architecture)` can be compared name by name.
+
+>>> size(parameters(find("gpt2")))
+124439808
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .gpt import GPTConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a transformer.
+
+    C = width, H = heads, D = head_dim (default C / H), K = kv_heads (default H; fewer share keys and values among
+    groups of heads: Ainslie et al. 2023), F = mlp_width, V = vocab_size. context: the longest sequence. positions: rows
+    of a learned position table (0 where positions are rotated or relative). gated: the MLP is W_down (act(W_gate x) *
+    W_up x), three matrices instead of two (Shazeer 2020). qkv_bias, o_bias, mlp_bias, norm_bias: which biases there
+    are; a norm without one is an RMSNorm or a bias-free LayerNorm. head: "tied" to the token embedding, "untied", or
+    "none" for an encoder that ends in hidden states. The rest are parts of encoders: token_types (rows of a segment
+    table), embedding_norm, pooler (a C x C layer on the first token), relative_positions (rows of DeBERTa's table, with
+    a norm), conv_kernel (the width of DeBERTa's convolution, with a norm). bits: what its weights usually come in.
+    """
+
+    name: str
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    context: int
+    positions: int = 0
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    gated: bool = False
+    qkv_bias: bool = True
+    o_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    head: str = "tied"
+    final_norm: bool = True
+    token_types: int = 0
+    embedding_norm: bool = False
+    pooler: bool = False
+    relative_positions: int = 0
+    conv_kernel: int = 0
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "context"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.name}: {name} = {value!r}, expected a positive integer")
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"{self.name}: width {self.width} is not divisible by {self.heads} heads; give head_dim")
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"{self.name}: {self.heads} heads do not divide into {self.kv_heads} key-value heads")
+        if self.head not in ("tied", "untied", "none"):
+            raise ValueError(f"{self.name}: head = {self.head!r}, expected 'tied', 'untied' or 'none'")
+
+    @property
+    def dim(self) -> int:
+        """D, the width of one head."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """K, how many heads of keys and values there are."""
+        return self.kv_heads or self.heads
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """{"attn.q_proj": (d_out, d_in), ...}: the matrices of one block, in the order of the forward pass."""
+        c, f = self.width, self.mlp_width
+        q, kv = self.heads * self.dim, self.key_value_heads * self.dim
+        attention = {"attn.q_proj": (q, c), "attn.k_proj": (kv, c), "attn.v_proj": (kv, c), "attn.o_proj": (c, q)}
+        gate = {"mlp.gate_proj": (f, c)} if self.gated else {}
+        return {**attention, **gate, "mlp.up_proj": (f, c), "mlp.down_proj": (c, f)}
+
+    def has_bias(self, matrix: str) -> bool:
+        """Whether a matrix of a block has a bias."""
+        if matrix.startswith("mlp"):
+            return self.mlp_bias
+        return self.o_bias if matrix == "attn.o_proj" else self.qkv_bias
+
+
+def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every parameter: their sizes add up to the model's exact count."""
+    a, c = architecture, architecture.width
+    norm = lambda name: {f"{name}.weight": (c,), **({f"{name}.bias": (c,)} if a.norm_bias else {})}
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (a.vocab_size, c)}
+    if a.positions:
+        shapes["wpe.weight"] = (a.positions, c)
+    if a.token_types:
+        shapes["token_types.weight"] = (a.token_types, c)
+    if a.embedding_norm:
+        shapes |= norm("ln_embedding")
+    for i in range(a.layers):
+        shapes |= norm(f"blocks.{i}.ln_1")
+        for matrix, (d_out, d_in) in a.matrices.items():
+            if matrix.startswith("mlp") and f"blocks.{i}.ln_2.weight" not in shapes:
+                shapes |= norm(f"blocks.{i}.ln_2")
+            shapes[f"blocks.{i}.{matrix}.weight"] = (d_out, d_in)
+            if a.has_bias(matrix):
+                shapes[f"blocks.{i}.{matrix}.bias"] = (d_out,)
+    if a.relative_positions:
+        shapes |= {"relative.weight": (a.relative_positions, c), **norm("ln_relative")}
+    if a.conv_kernel:
+        shapes |= {"conv.weight": (c, c, a.conv_kernel), "conv.bias": (c,), **norm("ln_conv")}
+    if a.final_norm:
+        shapes |= norm("ln_f")
+    if a.pooler:
+        shapes |= {"pooler.weight": (c, c), "pooler.bias": (c,)}
+    if a.head == "untied":
+        shapes["head.weight"] = (a.vocab_size, c)
+    return shapes
+
+
+def size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers arrays of these shapes hold together."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+# --- the models the lecture names ------------------------------------------------------------------------------------
+
+
+def _gpt(name: str, width: int, layers: int, heads: int, context: int = 1024) -> Architecture:
+    """GPT-2's and GPT-3's shape: Radford et al. 2019, table 2; Brown et al. 2020, table 2.1."""
+    return Architecture(name, 50257, width, layers, heads, 4 * width, context, positions=context)
+
+
+def _roberta(name: str, width: int, layers: int, heads: int) -> Architecture:
+    """Liu et al. 2019, "RoBERTa", in Hugging Face's RobertaModel: two rows of positions are reserved."""
+    encoder: dict[str, Any] = dict(head="none", final_norm=False, token_types=1, embedding_norm=True, pooler=True)
+    return Architecture(name, 50265, width, layers, heads, 4 * width, 512, positions=514, **encoder)
+
+
+def _llama(name: str, width: int, layers: int, heads: int, mlp_width: int, **other: Any) -> Architecture:
+    """Touvron et al. 2023, "Llama 2", and its relatives: rotary positions, RMSNorm, a gated MLP, no biases."""
+    plain = dict(qkv_bias=False, o_bias=False, mlp_bias=False, norm_bias=False, gated=True)
+    other = {"vocab_size": 32000, "context": 4096, "head": "untied", **plain, **other}
+    return Architecture(name, width=width, layers=layers, heads=heads, mlp_width=mlp_width, **other)
+
+
+def from_gpt_config(config: GPTConfig, name: str = "GPT") -> Architecture:
+    """The architecture of our own `minilora.GPT` with this configuration (float32)."""
+    c, b, context = config.n_embd, config.bias, config.block_size
+    biases: dict[str, Any] = dict(qkv_bias=b, o_bias=b, mlp_bias=b, norm_bias=b)
+    return Architecture(
+        name, config.vocab_size, c, config.n_layer, config.n_head, 4 * c, context, positions=context, bits=32, **biases
+    )
+
+
+_DEBERTA: dict[str, Any] = dict(
+    head="none", final_norm=False, embedding_norm=True, relative_positions=512, conv_kernel=3
+)  # He et al. 2021, "DeBERTa", in Hugging Face's DebertaV2Model; 256 buckets of distances to each side
+
+MODELS: dict[str, Architecture] = {
+    model.name: model
+    for model in (
+        from_gpt_config(GPTConfig(96, 128, 4, 4, 128), "base"),  # the model that comes with the package
+        _gpt("gpt2", 768, 12, 12),
+        _gpt("gpt2-medium", 1024, 24, 16),
+        _gpt("gpt2-large", 1280, 36, 20),
+        _gpt("gpt2-xl", 1600, 48, 25),
+        _gpt("gpt3-175b", 12288, 96, 96, context=2048),
+        _roberta("roberta-base", 768, 12, 12),
+        _roberta("roberta-large", 1024, 24, 16),
+        Architecture("deberta-v2-xxlarge", 128100, 1536, 48, 24, 6144, 512, **_DEBERTA),
+        _llama("llama-2-7b", 4096, 32, 32, 11008),
+        _llama("llama-2-13b", 5120, 40, 40, 13824),
+        _llama("llama-2-70b", 8192, 80, 64, 28672, kv_heads=8),
+        _llama("gemma-2b", 2048, 18, 8, 16384, kv_heads=1, head_dim=256, vocab_size=256000, context=8192, head="tied"),
+        _llama("gemma-7b", 3072, 28, 16, 24576, head_dim=256, vocab_size=256000, context=8192, head="tied"),
+        _llama("mistral-7b", 4096, 32, 32, 14336, kv_heads=8, context=32768),
+    )
+}
+
+
+def find(name: Any) -> Architecture:
+    """The architecture that a name, a GPTConfig, a model, or the path of a config.json means.
+
+    Raises ValueError for anything else, with the names there are and the closest one.
+    """
+    if isinstance(name, Architecture):
+        return name
+    if isinstance(name, GPTConfig):
+        return from_gpt_config(name)
+    if isinstance(getattr(name, "config", None), GPTConfig):
+        return from_gpt_config(name.config)
+    if isinstance(name, Mapping) or str(name).endswith(".json"):
+        return from_hugging_face(name)
+    if name not in MODELS:
+        raise ValueError(unknown("model", str(name), list(MODELS)) + "; or give the path of a Hugging Face config.json")
+    return MODELS[name]
+
+
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """The text of an error about a name that is not known: the closest name, then all of them."""
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {name!r}{hint}; there are {', '.join(known)}"
+
+
+# --- Hugging Face's config.json --------------------------------------------------------------------------------------
+
+FAMILIES = ("bert", "deberta-v2", "gemma", "gpt2", "llama", "mistral", "qwen2", "roberta")
+
+
+def from_hugging_face(config: Any, name: str | None = None) -> Architecture:
+    """The architecture that a Hugging Face `config.json` describes: a dictionary, or the path of the file.
+
+    Understands the `model_type`s in `FAMILIES`. Decoders are counted with their language-model head, encoders as the
+    bare model. Fields that a file leaves out have transformers' defaults.
+    Raises FileNotFoundError, or ValueError for a file that is no such configuration, or for another model_type.
+    """
+    if not isinstance(config, Mapping):
+        path = Path(config)
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a config.json: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} is not a config.json: it holds a {type(config).__name__}, expected an object")
+        name = name or path.parent.name or path.stem
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(unknown("model_type", str(family), list(FAMILIES)))
+    name = name or config.get("_name_or_path") or family
+    try:
+        read = {"gpt2": _read_gpt2, "bert": _read_bert, "roberta": _read_bert, "deberta-v2": _read_deberta}
+        return read.get(family, _read_llama)(name, config)
+    except KeyError as error:
+        raise ValueError(f"{name}: a {family} configuration needs {error.args[0]!r}, which is missing") from None
+
+
+def _read_gpt2(name: str, c: Mapping[str, Any]) -> Architecture:
+    sizes = (c["vocab_size"], c["n_embd"], c["n_layer"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"])
+    head = "tied" if c.get("tie_word_embeddings", True) else "untied"
+    return Architecture(name, *sizes, context=c["n_positions"], positions=c["n_positions"], head=head)
+
+
+def _sizes(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that every family but GPT-2 calls by the same names."""
+    return {
+        "vocab_size": c["vocab_size"],
+        "width": c["hidden_size"],
+        "layers": c["num_hidden_layers"],
+        "heads": c["num_attention_heads"],
+        "mlp_width": c["intermediate_size"],
+    }
+
+
+def _read_bert(name: str, c: Mapping[str, Any]) -> Architecture:
+    rows, types = c["max_position_embeddings"], c.get("type_vocab_size", 2)
+    reserved = 2 if c["model_type"] == "roberta" else 0  # RoBERTa's positions begin after the padding token's
+    parts: dict[str, Any] = dict(head="none", final_norm=False, token_types=types, embedding_norm=True, pooler=True)
+    return Architecture(name, **_sizes(c), context=rows - reserved, positions=rows, **parts)
+
+
+def _read_deberta(name: str, c: Mapping[str, Any]) -> Architecture:
+    if not c.get("relative_attention") or not c.get("share_att_key") or "layer_norm" not in c.get("norm_rel_ebd", ""):
+        raise ValueError(
+            f"{name}: only DeBERTa with relative_attention, share_att_key and norm_rel_ebd 'layer_norm' is known"
+        )
+    if c.get("embedding_size", c["hidden_size"]) != c["hidden_size"]:
+        raise ValueError(f"{name}: embedding_size = {c['embedding_size']} differs from hidden_size: not known")
+    context, buckets = c["max_position_embeddings"], c.get("position_buckets", -1)
+    return Architecture(
+        name,
+        **_sizes(c),
+        context=context,
+        positions=context if c.get("position_biased_input", True) else 0,
+        token_types=c.get("type_vocab_size", 0),
+        head="none",
+        final_norm=False,
+        embedding_norm=True,
+        relative_positions=2 * (buckets if buckets > 0 else context),
+        conv_kernel=c.get("conv_kernel_size", 0),
+    )
+
+
+def _read_llama(name: str, c: Mapping[str, Any]) -> Architecture:
+    family = c["model_type"]
+    bias = family == "qwen2" or c.get("attention_bias", False)  # Qwen2 always has them on q, k and v, never on o
+    return Architecture(
+        name,
+        **_sizes(c),
+        context=c["max_position_embeddings"],
+        kv_heads=c.get("num_key_value_heads") or c["num_attention_heads"],
+        head_dim=c.get("head_dim") or (256 if family == "gemma" else None),
+        gated=True,
+        qkv_bias=bias,
+        o_bias=bias and family != "qwen2",
+        mlp_bias=c.get("mlp_bias", False),
+        norm_bias=False,
+        head="tied" if c.get("tie_word_embeddings", family == "gemma") else "untied",
+    )

@@ -1,0 +1,211 @@
+"""The lecture's figures by name, each drawn from a study's records alone (`studies.load_records`), or from a formula.
+
+    draw()                              every figure, from figures/data into figures
+    draw(["ranks"], "my/data", "my")    one
+    draw(["rates"], corpus="python-code")    one that shows a single text, for another of the texts in its records
+    FIGURES                             {figure: (the studies it needs, the function that draws it)}
+
+The title of a figure is its conclusion, computed from the records. Two means over seeds are called different only where
+the ranges over the seeds do not overlap; else the title says that there is no clear difference. Error bars and bands
+reach from the least to the most over the seeds (half that distance to each side of the mean), or over the matrices
+where a caption says so. A figure carries its lesson as its label, and `caption` puts it behind what the figure shows.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..nn.storage import write_beside
+from ..studies.studies import load_records
+from . import accounts, alternatives, choices, diagrams, learning, ranks
+from .style import save
+
+FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "lora-layer": ((), diagrams.lora_layer),
+    "lora-tape": ((), diagrams.lora_tape),
+    "loss-curves": (("methods",), learning.loss_curves),
+    "forgetting": (("methods",), learning.forgetting),
+    "costs": (("methods",), learning.costs),
+    "spectra": (("spectra",), ranks.spectra),
+    "energy": (("spectra",), ranks.energy),
+    "truncation": (("truncation",), ranks.truncation),
+    "similarity": (("subspaces",), ranks.similarity),
+    "amplification": (("subspaces",), ranks.amplification),
+    "intruders": (("spectra",), ranks.intruders),
+    "matrices": (("matrices",), choices.matrices),
+    "ranks": (("ranks",), choices.rank_choice),
+    "rates": (("rates",), choices.rates),
+    "scaling": (("rates",), choices.scaling),
+    "starts": (("starts",), choices.starts),
+    "data": (("data",), learning.data),
+    "alternatives": (("methods",), alternatives.alternatives),
+    "sizes": (("sizes",), alternatives.sizes),
+    "bits": (("bits",), alternatives.bits),
+    "tasks": (("tasks",), alternatives.tasks),
+    "latency": (("latency",), alternatives.latency),
+    "step-memory": (("memory",), alternatives.step_memory),
+    "parameters": ((), accounts.parameter_counts),
+    "memory": ((), accounts.memory),
+}
+
+# Studies whose figures show one text, and the text they show where none is named.
+OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes")
+CORPUS = "unicode-names"
+
+CAPTIONS: dict[str, str] = {
+    "lora-layer": "A LoRA layer: blue with a solid edge is trained, grey with a dashed edge is frozen.",
+    "lora-tape": (
+        "The tape of a LoRA layer and of a frozen layer after it, recorded while drawing, beside the tape of the "
+        "same layers fully trained: each row is one vjp, and the arrays that it keeps for the backward pass."
+    ),
+    "loss-curves": (
+        "Validation loss on the new text while fine-tuning; lines are means over seeds, bands reach from the "
+        "least to the most."
+    ),
+    "forgetting": (
+        "Loss on the new text and on the old text (what the base model was trained on), before fine-tuning (star) "
+        "and after; error bars are the spread over seeds."
+    ),
+    "costs": (
+        "Seconds of a training step, memory of training and bytes to store for a task, as measured on this model."
+    ),
+    "spectra": (
+        "Singular values of every adapted matrix's change, each over the largest of its matrix: medians over "
+        "matrices and seeds, the bands hold the middle 80 %. Random: Gaussian matrices of the same shape and "
+        "norm."
+    ),
+    "energy": (
+        "The share of the squared Frobenius norm of the change that its best approximation of rank r holds: means "
+        "over matrices and seeds, the bands hold the middle 80 %."
+    ),
+    "truncation": (
+        "Validation loss when full fine-tuning's change is cut to its best approximation of rank r (0: left out), "
+        "and of LoRA trained at rank r; error bars are the spread over seeds."
+    ),
+    "similarity": (
+        "Subspace similarity (Hu et al. 2021, eq. 4), 1 where one subspace holds the other, 0 where they are "
+        "orthogonal, of the first i and the first j singular directions of A (right) and of B (left): between "
+        "LoRA of ranks 8 and 64, between two seeds at rank 64, and between rank 64 and a random matrix. Means "
+        "over matrices; the numbers are the first directions and the first eight."
+    ),
+    "amplification": (
+        "Left: how much of the frozen W lies in the first 4 singular directions of W itself, of LoRA's change and "
+        "of a random matrix (Hu et al. 2021, table 7). Right: how much larger the change is than W in the "
+        "change's directions."
+    ),
+    "intruders": (
+        "Intruder dimensions (Shuttleworth et al. 2024): singular vectors among the first ten of the tuned matrix "
+        "whose cosine with every singular vector of the base matrix is below one half."
+    ),
+    "matrices": (
+        "Validation loss after LoRA on different matrices, at one number of trained parameters; error bars are "
+        "the spread over seeds."
+    ),
+    "ranks": "Validation loss after LoRA on all matrices, against its rank; error bars are the spread over seeds.",
+    "rates": (
+        "Validation loss against the learning rate, for LoRA of rank 8 and full fine-tuning; a ring marks the best "
+        "rate; error bars are the spread over seeds."
+    ),
+    "scaling": (
+        "Validation loss against the learning rate for LoRA of ranks 2, 8 and 32, with the update scaled by alpha "
+        "/ r and by alpha / sqrt(r), which agree at r = 8."
+    ),
+    "starts": (
+        "Three ways to begin: left the loss at step 0 and after training, right the norms of the gradients of all "
+        "A and all B at step 0."
+    ),
+    "data": (
+        "Validation loss against the amount of training text, for LoRA of rank 1, of rank 8 and full fine-tuning; "
+        "error bars are the spread over seeds."
+    ),
+    "alternatives": (
+        "Validation loss of every method at its own best learning rate; error bars are the spread over seeds. Blue "
+        "circles: LoRA and its variants; red squares: weights of the base itself; green diamonds: bottleneck adapters; "
+        "purple triangles: virtual tokens."
+    ),
+    "sizes": (
+        "Validation loss against the number of trained parameters (Hu et al. 2021, figure 2), each method at the best "
+        "learning rate of its middle size; error bars are the spread over seeds."
+    ),
+    "bits": (
+        "Loss on the old text, which the base model was trained on, with its linear layers held in few bits: before "
+        "(squares) and after (circles) LoRA of rank 8 is trained on them, and with that merged and quantised again "
+        "(diamonds). Bits a weight count the scales, too; numbers with an arrow are above the picture."
+    ),
+    "tasks": (
+        "Loss in nats per character on three texts after each of three stages: left one model fine-tuned on one text "
+        "after the other, right the base model with an adapter for each text, switched for it."
+    ),
+    "latency": (
+        "Time of a generated token after a cached text and of a forward pass over the text, as ratios to the base "
+        "model's in the same run (Hu et al. 2021, table 1): medians over turns. Bold on colour: 1 is outside "
+        "the middle half of the turns' ratios."
+    ),
+    "step-memory": (
+        "Memory of a training step with AdamW on texts of 128 tokens, eight of them on the shipped model and one at "
+        "GPT-2 small's shape: LoRA of rank 8 on q and v, and on all matrices, beside full fine-tuning."
+    ),
+    "parameters": (
+        "Trained parameters, computed from the architectures: full fine-tuning; bottleneck adapters of width 64 "
+        "(Houlsby et al. 2019); LoRA of rank 4 on q and v; a prompt of 20 tokens (Lester et al. 2021)."
+    ),
+    "memory": (
+        "Memory of a training step by part, computed, in 10^9 bytes: full fine-tuning in 16-bit mixed precision, "
+        "and LoRA on a frozen base held in 16, 8 and 4 bits."
+    ),
+}
+
+
+def caption(name: str, figure: Figure) -> str:
+    """What a figure shows, and what these records say: the text to print under it."""
+    return f"{CAPTIONS[name]} {figure.get_label()}"
+
+
+def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORPUS) -> Figure:
+    """One figure from the records in a folder; of one text, where it shows only one.
+
+    Raises ValueError for a figure that does not exist and for records that do not fit; FileNotFoundError, naming the
+    study that makes them, for records that are not there.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"figures: no figure {name!r}; there are {', '.join(FIGURES)}")
+    studies, function = FIGURES[name]
+    figure = function(*(_on(corpus, study, load_records(study, data_folder)) for study in studies))
+    if any(study in OF_ONE_TEXT for study in studies):
+        figure.set_label(f"{figure.get_label()} The new text is {corpus}.")
+    return figure
+
+
+def _on(corpus: str, study: str, records: dict[str, Any]) -> dict[str, Any]:
+    """The records of one text, of a study whose figures show one. Records that name no text are of any."""
+    if study not in OF_ONE_TEXT:
+        return records
+    rows = [row for row in records["rows"] if row.get("corpus", corpus) == corpus]
+    if not rows:
+        there = ", ".join(dict.fromkeys(row["corpus"] for row in records["rows"]))
+        raise ValueError(f"figures: the records of {study} hold nothing of {corpus!r}; there are {there}")
+    return {**records, "rows": rows}
+
+
+def draw(
+    names: Iterable[str] | None = None,
+    data_folder: str | Path = "figures/data",
+    output_folder: str | Path = "figures",
+    corpus: str = CORPUS,
+) -> list[Path]:
+    """Draw figures (default: all) into a folder as NAME.png and NAME.svg, with NAME.txt, the caption: -> the paths.
+
+    The same records give the same bytes. Nothing is written unless all of them can be drawn. Raises as `make` does.
+    """
+    names = list(FIGURES) if names is None else [names] if isinstance(names, str) else list(names)
+    made = {name: make(name, data_folder, corpus) for name in names}
+    paths: list[Path] = []
+    for name, figure in made.items():
+        stem = Path(output_folder) / name
+        paths += save(figure, stem)
+        words = textwrap.fill(caption(name, figure), 100) + "\n"
+        paths.append(write_beside(f"{stem}.txt", lambda file, text=words: file.write(text.encode())))  # type: ignore[misc]
+    return paths

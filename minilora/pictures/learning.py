@@ -1,0 +1,201 @@
+"""LoRA against full fine-tuning, from the study's records: what each learns, what it forgets and what it costs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..studies.findings import (
+    Records,
+    Row,
+    clearly,
+    each,
+    joined,
+    listed,
+    lora_and_full,
+    ordered,
+    percent,
+    rows_of,
+    seeds_note,
+)
+from .drawing import (
+    LOOKS,
+    LOSS,
+    SHORT,
+    THIRD,
+    bar,
+    fit,
+    heading,
+    label_ends,
+    line,
+    name_astray,
+    note,
+    panels,
+    state,
+)
+from .style import lecture_style, written_ticks
+
+
+def loss_curves(methods: Records) -> Figure:
+    """Validation loss against training step, a panel for each text, a band for the seeds."""
+    rows = rows_of(methods, "methods", "corpus", "method", "trainable", "loss", "loss_spread", "curve")
+    corpora, findings = each(rows, "corpus"), {}
+    with lecture_style():
+        figure, all_axes = panels(len(corpora))
+        for axes, corpus in zip(all_axes, corpora, strict=True):
+            lora, full = lora_and_full(rows, corpus=corpus)
+            label_ends(axes, [_curve(axes, row) for row in (lora, full)])
+            axes.set(xlabel="training step", xlim=(0, full["curve"]["step"][-1]))
+            heading(axes, corpus)
+            findings[corpus] = _lower(lora, full)
+        all_axes[0].set_ylabel(LOSS)
+        share = percent(lora["trainable"] / full["trainable"])
+        lesson = "Each method has its own best learning rate, and equally many steps."
+        return state(figure, f"{joined(findings)}; LoRA trains {share} of the parameters{seeds_note(rows)}", lesson)
+
+
+def _curve(axes: Axes, row: Row) -> tuple[float, float, str, str]:
+    """Draw the mean over the seeds and their band: -> the label at its end, as `label_ends` takes it."""
+    steps, losses = np.array(row["curve"]["step"]), np.array(row["curve"]["loss"])  # (points,), (seeds, points)
+    look, mean = LOOKS[row["method"]], losses.mean(axis=0)  # (points,)
+    axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=look["color"], alpha=0.25, lw=0)
+    axes.plot(steps, mean, markersize=9, **look)
+    return steps[-1], mean[-1], f"{SHORT[row['method']]} {mean[-1]:.2f}", look["color"]
+
+
+def _lower(lora: Row, full: Row) -> str:
+    sign = clearly(lora, full)
+    if not sign:
+        return "no clear difference between LoRA and full fine-tuning"
+    return "LoRA ends below full fine-tuning" if sign < 0 else "full fine-tuning ends below LoRA"
+
+
+def forgetting(methods: Records) -> Figure:
+    """Loss on the old text against loss on the new: an arrow from the base model to each method."""
+    keys = ("before", "old_before", "loss", "loss_spread", "old_loss", "old_loss_spread")
+    rows = rows_of(methods, "methods", "corpus", "method", *keys)
+    corpora, findings = each(rows, "corpus"), {}
+    with lecture_style():
+        figure, all_axes = panels(len(corpora))
+        for axes, corpus in zip(all_axes, corpora, strict=True):
+            lora, full = lora_and_full(rows, corpus=corpus)
+            start = lora["before"], lora["old_before"]
+            axes.plot(*start, "*", color="black", markersize=18)
+            note(axes, "base", start, (0, -12), ha="center", va="top", fontsize=14)
+            lora_up = lora["old_loss"] >= full["old_loss"]
+            _arrow(axes, start, lora, lora_up)
+            _arrow(axes, start, full, not lora_up)
+            axes.margins(0.3, 0.38)
+            axes.set_xlabel("loss on the new text\n(nats per character)")
+            heading(axes, corpus)
+            findings[corpus] = _forgets(lora, full)
+        all_axes[0].set_ylabel("loss on the old text\n(nats per character)")
+        lesson = "Right to left is learning, upwards is forgetting; each method has its own best learning rate."
+        return state(figure, joined(findings) + seeds_note(rows), lesson)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], row: Row, up: bool) -> None:
+    """From the base model to where a method ends; its name and what it forgot stand above that end or below."""
+    look, end, spread = LOOKS[row["method"]], (row["loss"], row["old_loss"]), row["old_loss_spread"]
+    how = {"arrowstyle": "-|>", "color": look["color"], "lw": 2.5, "linestyle": look["linestyle"]}
+    axes.annotate("", end, start, arrowprops={**how, "shrinkA": 12, "shrinkB": 8, "mutation_scale": 22})
+    bars = {"xerr": row["loss_spread"], "yerr": spread, "capsize": 5, "elinewidth": 2}
+    axes.errorbar(*end, color=look["color"], marker=look["marker"], markersize=12, **bars)
+    words = f"{SHORT[row['method']]}\n{row['old_loss'] - row['old_before']:+.2f}"
+    style: dict[str, Any] = {"ha": "right", "color": look["color"], "fontweight": "bold", "fontsize": 14}
+    if up:
+        note(axes, words, (end[0], end[1] + spread), (14, 12), va="bottom", **style)
+    else:
+        note(axes, words, (end[0], end[1] - spread), (4, -10), va="top", **style)
+
+
+def _forgets(lora: Row, full: Row) -> str:
+    sign = clearly(lora, full, "old_loss")
+    if not sign:
+        return "no clear difference in what LoRA and full fine-tuning forget"
+    return "full fine-tuning forgets more than LoRA" if sign < 0 else "LoRA forgets more than full fine-tuning"
+
+
+COSTS = (  # the number, over its panel, its unit, what the title calls it
+    ("step_seconds", "a step (ms)", 1e-3, "the step time"),
+    ("memory_bytes", "memory (MiB)", 2**20, "the memory"),
+    ("stored_bytes", "to store (MiB)", 2**20, "the bytes to store"),
+)
+
+
+def costs(methods: Records) -> Figure:
+    """What a task costs on this model, measured: seconds a step, memory of training, bytes to store."""
+    spreads = ("memory_bytes_spread", "stored_bytes_spread")
+    rows = rows_of(methods, "methods", "corpus", "method", *(number for number, *_ in COSTS), *spreads)
+    corpus = rows[0]["corpus"]
+    lora, full = lora_and_full(rows, corpus=corpus)
+    with lecture_style():
+        figure, all_axes = panels(len(COSTS))
+        for axes, (number, words, unit, _) in zip(all_axes, COSTS, strict=True):
+            for place, (row, hatch) in enumerate(((lora, ""), (full, "//"))):
+                value, spread = row[number] / unit, row.get(f"{number}_spread", 0) / unit
+                bar(axes, place, value, spread, LOOKS[row["method"]]["color"], hatch)
+            axes.set(xticks=[0, 1], xticklabels=["LoRA", "full"], yticks=[], xlim=(-0.6, 1.6))
+            axes.spines["left"].set_visible(False)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+            heading(axes, words)
+        lesson = (
+            f"Measured while fine-tuning on {corpus}. Step times within 4 % are called equal. "
+            "Memory is weights, optimiser state and the peak of a step."
+        )
+        return state(figure, f"LoRA: {_shares(lora, full)}{seeds_note(rows)}", lesson)
+
+
+def _shares(lora: Row, full: Row) -> str:
+    """What LoRA needs of what full fine-tuning needs, where they differ clearly."""
+    lora, full = ({**row, "step_seconds_spread": 0.02 * row["step_seconds"]} for row in (lora, full))  # timed once
+    clear = {number: clearly(lora, full, number) for number, *_ in COSTS}
+    told = [f"{percent(lora[n] / full[n])} of {words}" for n, _, _, words in COSTS if clear[n]]
+    same = [words for n, _, _, words in COSTS if not clear[n]]
+    return "; ".join([*told, *([f"no clear difference in {listed(same)}"] if same else [])])
+
+
+def data(records: Records) -> Figure:
+    """Validation loss against the amount of training text."""
+    rows = rows_of(records, "data", "method", "characters", "loss", "loss_spread")
+    looks = {"LoRA r=1": THIRD, "LoRA r=8": LOOKS["lora"], "full": LOOKS["full"]}
+    found = {method: ordered(rows, "characters", method=method) for method in looks}
+    with lecture_style():
+        figure, [axes] = panels()
+        shown = [row for many in found.values() for row in many]
+        fit(axes, shown)
+        name_astray(axes, shown, "characters")
+        for method, look in looks.items():
+            line(axes, found[method], "characters", look)
+        written_ticks(axes, [row["characters"] for row in found["full"]], "{:,.0f}")
+        axes.set(xlabel="characters of training text", ylabel=LOSS)
+        ends = [(found[m][-1]["characters"], found[m][-1]["loss"], m, look["color"]) for m, look in looks.items()]
+        label_ends(axes, ends)
+        told = [f"{method} {_loses(found[method], found['full'])}" for method in ("LoRA r=1", "LoRA r=8")]
+        lesson = "Each run sees as many batches, drawn from so much text."
+        return state(figure, "; ".join(told) + seeds_note(rows), lesson)
+
+
+def _loses(lora: Sequence[Row], full: Sequence[Row]) -> str:
+    """Up to which amount of text LoRA is clearly better than full fine-tuning, and from which on clearly worse."""
+    signs = [clearly(a, b) for a, b in zip(lora, full, strict=True)]
+    worse = next((i for i in range(len(signs)) if all(sign > 0 for sign in signs[i:])), None)
+    better = next((i for i, sign in enumerate(signs) if sign >= 0), len(signs))
+    wins = f"wins up to {lora[better - 1]['characters']:,} characters" if better else ""
+    if worse == 0:
+        return "loses to full at every amount"
+    if worse is not None:
+        return (
+            f"{wins}, loses from {lora[worse]['characters']:,} on"
+            if wins
+            else (f"loses from {lora[worse]['characters']:,} characters on")
+        )
+    if wins:
+        return "wins at every amount" if better == len(signs) else wins
+    if all(sign == 0 for sign in signs):
+        return "shows no clear difference from full"
+    if all(sign <= 0 for sign in signs):
+        return "is never clearly worse than full"
+    return "is at times worse than full, but not with the most text"

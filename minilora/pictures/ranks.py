@@ -1,0 +1,278 @@
+"""How low is the rank of Delta W, and which directions are in it? Drawn from the study's records.
+
+What is measured here is defined in `rank`: the energy of the best r directions, the similarity of two subspaces, the
+amplification and the intruder dimensions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..analysis import rank as ranks
+from ..studies.findings import (
+    ONE_SEED,
+    Records,
+    Row,
+    by_kind,
+    clearly,
+    each,
+    over_seeds,
+    percent,
+    rows_of,
+    seeds_note,
+    where,
+)
+from .drawing import (
+    LOOKS,
+    LOSS,
+    NAMES,
+    SHORT,
+    corner,
+    fit,
+    heading,
+    label_ends,
+    line,
+    name_astray,
+    note,
+    panels,
+    range_bar,
+    state,
+)
+from .style import BLUE, GREY, ORANGE, VERMILLION, apart, lecture_style, new_figure, powers_of_two, written_ticks
+
+# --- how many directions? --------------------------------------------------------------------------------------------
+
+
+def _spectra(records: Records) -> list[Row]:
+    return rows_of(records, "spectra", "method", "name", "spectrum", "random", "energy_rank", "intruders")
+
+
+def _values(records: Records) -> dict[str, np.ndarray]:
+    """{method: singular values (matrices, k)}, the random matrices being those of full fine-tuning's norms."""
+    rows = _spectra(records)
+    k = min(len(row[key]) for row in rows for key in ("spectrum", "random"))
+    lora, full = where(rows, method="lora"), where(rows, method="full")
+    kinds = {"lora": (lora, "spectrum"), "full": (full, "spectrum"), "random": (full, "random")}
+    return {name: np.array([row[key][:k] for row in found]) for name, (found, key) in kinds.items()}
+
+
+def spectra(records: Records) -> Figure:
+    """Singular values of Delta W, each over its largest: the median over matrices and seeds; bands hold 80 %."""
+    values = _values(records)
+    size = values["full"].shape[1]
+    with lecture_style():
+        figure, [axes] = panels()
+        for name, many in values.items():
+            _spectrum(axes, name, many / many[:, :1])
+        floor = min(np.median(values[name][:, 3 * size // 4] / values[name][:, 0]) for name in ("full", "random"))
+        axes.set(yscale="log", ylim=(min(max(float(floor), 1e-4), 0.1) / 3, 1.3))
+        axes.set(xlabel="index of the singular value", ylabel="singular value / largest")
+        written_ticks(axes, powers_of_two(size))
+        needed = {name: round(float(np.mean([ranks.energy_rank(s) for s in many]))) for name, many in values.items()}
+        parts = f"{needed['lora']} of {size} directions with LoRA, {needed['full']} with full fine-tuning"
+        lesson = f"Full fine-tuning is not told to be of low rank; a random matrix needs {needed['random']} directions."
+        return state(figure, f"90 % of ΔW takes {parts}, {needed['random']} in a random matrix", lesson)
+
+
+def _spectrum(axes: Axes, name: str, relative: np.ndarray) -> None:
+    """The median, its band and its name.   relative: (matrices, k), each row over its first"""
+    median = np.median(relative, axis=0)  # (k,)
+    shown = median > 1e-5  # below is the rounding of 32 bits
+    index, median, look = np.arange(1, len(median) + 1)[shown], median[shown], LOOKS[name]
+    low, high = np.quantile(relative[:, shown], (0.1, 0.9), axis=0)
+    axes.fill_between(index, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    axes.plot(index, median, **look, markersize=9, markevery=(0.0, 0.12))
+    style: dict[str, Any] = {"color": look["color"], "fontweight": "bold"}
+    if name == "lora":  # its rank ends: say so where the line does
+        note(axes, f"LoRA: rank {len(index)}", (index[-1], median[-1]), (0, -14), ha="center", va="top", **style)
+    elif name == "full":
+        at = relative.shape[1] // 4
+        note(axes, SHORT[name], (index[at], median[at]), (10, 10), ha="left", va="bottom", **style)
+    else:
+        at = relative.shape[1] // 8
+        note(axes, SHORT[name], (index[at], median[at]), (0, -14), ha="center", va="top", **style)
+
+
+def energy(records: Records) -> Figure:
+    """The share of Delta W's energy that its best r directions hold, against r."""
+    held = {name: np.array([ranks.energy(s) for s in many]) for name, many in _values(records).items()}  # (matrices, k)
+    mean = {name: share.mean(axis=0) for name, share in held.items()}  # (k,)
+    size = len(mean["full"])
+    look_at = min(8, size)
+    with lecture_style():
+        figure, [axes] = panels()
+        axes.axhline(0.9, color=GREY, linewidth=1.5)
+        note(axes, "90 %", (1, 0.9), (0, 4), color=GREY, fontsize=14)
+        r, marked = np.arange(1, size + 1), [power - 1 for power in powers_of_two(size)]
+        for name, share in held.items():
+            low, high = np.quantile(share, (0.1, 0.9), axis=0)
+            axes.fill_between(r, low, high, color=LOOKS[name]["color"], alpha=0.2, linewidth=0)
+            axes.plot(r, mean[name], markersize=9, markevery=marked, **LOOKS[name])
+        written_ticks(axes, powers_of_two(size))
+        axes.set(xlabel="rank r", ylabel="share of the energy ‖ΔW‖²", ylim=(0, 1.04))
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        for name, y in zip(mean, apart([float(m[look_at - 1]) for m in mean.values()], 0.1), strict=True):
+            note(axes, SHORT[name], (look_at, y), (12, -4), va="top", color=LOOKS[name]["color"], fontweight="bold")
+        at = {name: percent(m[look_at - 1]) for name, m in mean.items()}
+        sentence = f"The best {look_at} of {size} directions hold {at['full']} of full fine-tuning's ΔW"
+        lesson = f"They hold {at['lora']} of LoRA's own ΔW."
+        return state(figure, f"{sentence}, {at['random']} of a random matrix", lesson)
+
+
+def truncation(records: Records) -> Figure:
+    """Validation loss against rank: full fine-tuning's Delta W cut to rank r, and LoRA trained at rank r."""
+    rows = rows_of(records, "truncation", "method", "rank", "loss", "loss_spread")
+    rows = sorted(
+        ({**row, "place": row["rank"] or 0.5} for row in rows), key=lambda row: row["rank"]
+    )  # 0 on a log axis
+    cut, lora = where(rows, method="truncated"), where(rows, method="lora")
+    whole = cut[-1]
+    with lecture_style():
+        figure, [axes] = panels()
+        fit(axes, [*cut, *lora])
+        name_astray(axes, [*cut, *lora], "place")
+        line(axes, cut, "place", LOOKS["full"])
+        line(axes, lora, "place", LOOKS["lora"])
+        written_ticks(axes, [row["place"] for row in cut])
+        axes.set_xticks([row["place"] for row in cut], [str(row["rank"]) for row in cut])
+        axes.set(xlabel="rank r", ylabel=LOSS)
+        label_ends(axes, [(whole["place"], whole["loss"], "full's ΔW\ncut to r", VERMILLION)])
+        _name_lora(axes, lora, cut)
+        worse = [row["rank"] for row in cut if clearly(row, whole) > 0]
+        first = next(row["rank"] for row in cut if not worse or row["rank"] > max(worse))
+        enough = [row["rank"] for row in lora if clearly(row, whole) <= 0]
+        sentence = f"full fine-tuning's ΔW cut to rank {first} is as good as whole"
+        if first == whole["rank"]:
+            sentence = "full fine-tuning's ΔW is clearly worse after every cut"
+        trained = f"LoRA of rank {enough[0]}" if enough else f"no LoRA up to rank {lora[-1]['rank']}"
+        lesson = "As good: no clear difference. Biases, norms and embeddings are never cut."
+        return state(figure, f"{sentence}; {trained} does as well" + seeds_note(rows), lesson)
+
+
+def _name_lora(axes: Axes, lora: Sequence[Row], cut: Sequence[Row]) -> None:
+    """LoRA's name at its second point, on the side away from the other line, where falling lines leave room."""
+    row = lora[min(1, len(lora) - 1)]
+    nearest = min(cut, key=lambda other: abs(other["rank"] - row["rank"]))
+    style: dict[str, Any] = {"color": BLUE, "fontweight": "bold"}
+    if row["loss"] >= nearest["loss"]:
+        note(axes, "LoRA", (row["place"], row["loss"] + row["loss_spread"]), (2, 8), ha="left", va="bottom", **style)
+    else:
+        note(axes, "LoRA", (row["place"], row["loss"] - row["loss_spread"]), (-2, -8), ha="right", va="top", **style)
+
+
+# --- which directions? -----------------------------------------------------------------------------------------------
+
+
+def intruders(records: Records) -> Figure:
+    """Intruder dimensions among the first 10 singular vectors of W_after, by kind of matrix."""
+    rows = _spectra(records)
+    kinds = by_kind(rows)
+    with lecture_style():
+        figure, [axes] = panels()
+        for shift, method, hatch in ((-0.2, "lora", ""), (0.2, "full", "//")):
+            for place, found in enumerate(kinds.values()):
+                many = [row["intruders"] for row in where(found, method=method)]
+                range_bar(axes, place + shift, many, LOOKS[method]["color"], hatch, width=0.38)
+        axes.set(xlim=(-0.6, len(kinds) - 0.4), ylabel="intruders among the first 10")
+        axes.set_xticks(range(len(kinds)), list(kinds))
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1] * 1.12))
+        corner(axes, [(f"{mark} {SHORT[m]}", LOOKS[m]["color"]) for mark, m in (("■", "lora"), ("▨", "full"))])
+        mean = {method: over_seeds(where(rows, method=method), "intruders") for method in NAMES}
+        counts = {method: f"{NAMES[method]} {mean[method]['intruders']:.2g}" for method in NAMES}
+        sign = clearly(mean["lora"], mean["full"], "intruders")
+        more, less = ("lora", "full") if sign >= 0 else ("full", "lora")
+        said = f"{NAMES[more]} brings in more intruders" if sign else "no clear difference in intruder dimensions"
+        one = ONE_SEED if len(each(rows, "seed")) < 2 else ""
+        lesson = "Bars are means, lines reach from the least matrix to the most."
+        return state(figure, f"{said}: {counts[more]} a matrix, {counts[less]}{one}", lesson)
+
+
+def similarity(subspaces: Records) -> Figure:
+    """phi(i, j) of the first i and j singular directions, the mean over matrices: between ranks, seeds, and chance."""
+    sides, pairs = ("lora_A", "lora_B"), {"ranks": "r = 8 and 64", "seeds": "two seeds", "random": "random"}
+    rows = rows_of(subspaces, "subspaces", "name", *(f"{side}_{pair}" for side in sides for pair in pairs))
+    grids = {(s, p): np.array([row[f"{s}_{p}"] for row in rows]) for s in sides for p in pairs}  # (matrices, i, j)
+    with lecture_style():
+        figure = new_figure()
+        all_axes = figure.subplots(2, 3, sharex=True, sharey=True)
+        for axes, (side, pair) in zip(all_axes.flat, grids, strict=True):
+            picture = _grid(axes, grids[side, pair].mean(axis=0))
+        for axes, words in zip(all_axes[0], pairs.values(), strict=True):
+            heading(axes, words)
+        for axes, side in zip(all_axes[:, 0], sides, strict=True):
+            axes.set_ylabel(f"{side[-1]}:  i", rotation=0, labelpad=22, va="center", fontweight="bold")
+        for axes in all_axes[1]:
+            axes.set_xlabel("j")
+        bar = figure.colorbar(picture, ax=all_axes, shrink=0.9, aspect=14, pad=0.02)
+        bar.set_label("φ(i, j)")
+        bar.set_ticks([0, 0.5, 1])
+        first = {key: grid[:, 0, 0] for key, grid in grids.items()}  # (matrices,)
+        told = [f"{side[-1]}'s {_shared(first[side, 'ranks'], first[side, 'random'])}" for side in sides]
+        chance = [f"{first[side, 'random'].mean():.2f}" for side in sides]
+        lesson = f"A random matrix has φ = {chance[0]} (A) and {chance[1]} (B) there."
+        return state(figure, f"First directions of ranks 8 and 64: {'; '.join(told)}", lesson)
+
+
+def _grid(axes: Axes, mean: np.ndarray) -> Any:
+    """One heat map of phi, with the numbers of its first and its last entry."""
+    n, m = mean.shape
+    picture = axes.imshow(mean, cmap="cividis", vmin=0, vmax=1, extent=(0.5, m + 0.5, n + 0.5, 0.5), aspect="auto")
+    for value, x, y, ha, va in (
+        (mean[0, 0], 0.7, 0.6, "left", "top"),
+        (mean[-1, -1], m + 0.3, n + 0.3, "right", "bottom"),
+    ):
+        axes.text(x, y, f"{value:.2f}", color="black" if value > 0.5 else "white", fontsize=14, ha=ha, va=va)
+    axes.set(xticks=[1, m], yticks=[1, n])
+    axes.spines[:].set_visible(False)
+    return picture
+
+
+def _shared(found: np.ndarray, chance: np.ndarray) -> str:
+    """How the first direction compares with chance, over the matrices."""
+    mean = found.mean()
+    said = "shared" if mean >= 0.5 else "shared in part" if mean >= 0.2 else "hardly shared"
+    if np.quantile(found, 0.25) <= np.quantile(chance, 0.75):
+        said = "shared no more than by chance"
+    return f"{said}, φ = {mean:.2f}"
+
+
+def amplification(subspaces: Records) -> Figure:
+    """Table 7 of the paper: what W has in Delta W's directions, and how much louder Delta W is there."""
+    rows = rows_of(subspaces, "subspaces", "name", "delta", "weight", "random", "delta_norm", "amplification")
+    kinds = by_kind(rows)
+    with lecture_style():
+        figure, (left, right) = panels(2, width_ratios=(1, 1.5))
+        parts = (("weight", "W's", GREY, ""), ("delta", "ΔW's", BLUE, ""), ("random", "random", ORANGE, "//"))
+        for place, (key, _, colour, hatch) in enumerate(parts):
+            many = [row[key] for row in rows]
+            range_bar(left, place, many, colour, hatch)
+            note(left, f"{np.mean(many):.2g}", (place, max(many)), (0, 5), ha="center", fontsize=14)
+        left.set_xticks(range(3), [words for _, words, *_ in parts])
+        left.set(ylabel="‖UᵀWVᵀ‖", ylim=(0, left.get_ylim()[1] * 1.08))
+        heading(left, "W in 4 directions of")
+        for place, found in enumerate(kinds.values()):
+            range_bar(right, place, [row["amplification"] for row in found], BLUE, "")
+        right.axhline(1, color=GREY, linewidth=1.5, linestyle=(0, (4, 3)))
+        right.set_xticks(range(len(kinds)), list(kinds))
+        right.set_ylim(0, None)
+        heading(right, "amplification ‖ΔW‖ / ‖UᵀWVᵀ‖")
+        factor = float(np.mean([row["amplification"] for row in rows]))
+        lesson = (
+            f"In ΔW's directions the update is {factor:.1f} times as large as W itself, on average. "
+            "Bars are means over matrices; lines reach from the least to the most."
+        )
+        return state(figure, f"{_against_chance(rows)}; ΔW is {factor:.1f} times W there", lesson)
+
+
+def _against_chance(rows: Sequence[Row]) -> str:
+    """How much more W has in Delta W's directions than in random ones."""
+    ratio = np.array([row["delta"] / row["random"] for row in rows])
+    share = float(np.mean(ratio > 1))
+    if share >= 0.9:
+        return f"ΔW's directions are no chance: W has {ratio.mean():.1f} times more there than at random"
+    if share <= 0.5:
+        return f"W has no more in ΔW's directions than at random ({ratio.mean():.1f} times)"
+    return f"in {percent(share)} of the matrices W has more in ΔW's directions than at random"

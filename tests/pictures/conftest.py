@@ -1,0 +1,249 @@
+"""Records of the study, made by hand and tiny: three kinds of matrices, two texts, numbers that are easy to compare."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from minilora.analysis import rank
+from minilora.pictures.figures import FIGURES
+from minilora.studies import studies
+
+KINDS = ("attn.q_proj", "attn.v_proj", "mlp.up_proj")
+CORPORA = ("new", "code")
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+
+
+def mean(value, spread=0.01, number="loss"):
+    return {number: value, f"{number}_spread": spread, "seeds": 3}
+
+
+METHODS = {  # loss, loss on the old text, trained parameters
+    "lora": (1.5, 1.4, 1000), "full": (1.2, 2.0, 10_000), "last-blocks": (1.4, 1.9, 2500), "bitfit": (2.2, 1.25, 80),
+    "prompt": (2.7, 1.3, 40), "prefix": (2.4, 1.3, 160), "prefix-mlp": (2.45, 1.3, 900), "houlsby": (1.9, 1.3, 170),
+    "pfeiffer": (1.95, 1.3, 170), "lora-all": (1.7, 1.3, 180), "lora-qv": (2.1, 1.3, 160), "rslora": (2.05, 1.3, 160),
+    "lora+": (2.0, 1.3, 160), "pissa": (2.08, 1.3, 160), "dora": (2.09, 1.3, 170), "qlora": (2.12, 1.3, 160),
+}  # fmt: skip
+LASTING = ("prompt", "prefix", "prefix-mlp", "houlsby", "pfeiffer")  # what cannot be merged
+
+
+def methods():
+    rows = []
+    for corpus in CORPORA:
+        for method, (loss, old, trained) in METHODS.items():
+            curve = {"step": [0, 5, 10], "loss": [[3.0, 2.0, loss + s] for s in (-0.01, 0, 0.01)]}
+            sizes = {"step_seconds": trained / 1e4, "memory_bytes": trained * 16.0, "stored_bytes": trained * 4.0}
+            row = {"corpus": corpus, "method": method, "trainable": trained, "lr": 0.01, "curve": curve, "before": 3.0}
+            row |= {"old_before": 1.2, **mean(loss), **mean(old, number="old_loss"), **sizes}
+            row |= {"step_ratio": trained / 10_000, "mergeable": method not in LASTING}
+            row |= {"token_ratio": 1.25 if method in LASTING else 1.0}
+            rows.append(row | {"memory_bytes_spread": 0.0, "stored_bytes_spread": 0.0})
+    return rows
+
+
+def spectra():
+    rng, rows = np.random.default_rng(0), []
+    for method, r in (("lora", 4), ("full", 32)):
+        for seed in (0, 1):
+            for layer in (0, 1):
+                for kind in KINDS:
+                    decay = 0.5 ** np.arange(r)[:, None]
+                    delta = rng.normal(size=(32, r)) @ (decay * rng.normal(size=(r, 32)))
+                    s = rank.singular_values(delta)
+                    s[r:] = 0
+                    noise = rank.singular_values(rank.random_like(delta, seed))
+                    row = {"method": method, "seed": seed, "name": f"blocks.{layer}.{kind}", "spectrum": s.tolist()}
+                    row |= {"random": noise.tolist(), "energy_rank": rank.energy_rank(s)}
+                    rows.append(row | {"intruders": 2 if method == "lora" else 0})
+    return rows
+
+
+def subspaces():
+    rng, rows = np.random.default_rng(0), []
+    for kind in KINDS * 2:
+        row = {"name": f"blocks.0.{kind}", "delta": 2.0, "weight": 8.0, "random": 0.5, "delta_norm": 6.0}
+        row |= {"weight_norm": 9.0, "amplification": 3.0}
+        for side in ("lora_A", "lora_B"):
+            a, b, c = (rng.normal(size=(8, 32)) for _ in range(3))
+            a[0] += 20 * np.ones(32)
+            b[0] += 20 * np.ones(32)
+            row[f"{side}_ranks"] = row[f"{side}_seeds"] = rank.similarity_grid(a, b).tolist()
+            row[f"{side}_random"] = rank.similarity_grid(a, c).tolist()
+        rows.append(row)
+    return rows
+
+
+def truncation():
+    cut = zip((0, 1, 2, 4, 8, 32), (3.0, 2.0, 1.6, 1.21, 1.2, 1.2), strict=True)
+    lora = zip((1, 2, 4, 8), (2.2, 1.6, 1.4, 1.21), strict=True)
+    named = (("truncated", cut), ("lora", lora))
+    return [{"method": name, "rank": r, **mean(loss)} for name, many in named for r, loss in many]
+
+
+def matrices():
+    sets = {"q": 2.0, "v": 1.8, "all": 1.4}
+    return [{"corpus": c, "targets": t, "rank": 4, **mean(loss)} for c in CORPORA for t, loss in sets.items()]
+
+
+def rank_choice():
+    losses = zip((1, 2, 4, 8), (2.0, 1.6, 1.41, 1.4), strict=True)
+    return [{"corpus": c, "rank": r, **mean(loss)} for r, loss in losses for c in CORPORA]
+
+
+def rates():
+    best = {"full": 0, "r=8, alpha/r": 2, "r=2, alpha/r": 3, "r=32, alpha/r": 1}
+    best |= {"r=2, alpha/sqrt(r)": 2, "r=32, alpha/sqrt(r)": 2}
+    return [
+        {"kind": kind, "lr": lr, **mean(1 + abs(i - place) / 3)}
+        for kind, place in best.items()
+        for i, lr in enumerate(RATES)
+    ]
+
+
+def starts():
+    rows = []
+    for start, a, b, first, loss in (("lora", 0, 2, 3, 1.5), ("both zero", 0, 0, 3, 3), ("both random", 3, 1, 4, 2)):
+        row = {"start": start, "gradient_A": float(a), "gradient_B": float(b), "before": 3.0}
+        rows.append({**row, **mean(float(first), 0.0, "first"), **mean(float(loss))})
+    return rows
+
+
+def data():
+    losses = {"LoRA r=1": (2.0, 1.8, 1.7), "LoRA r=8": (1.8, 1.5, 1.4), "full": (1.8, 1.5, 1.2)}
+    sizes = (2_000, 8_000, 32_000)
+    return [
+        {"method": m, "characters": n, **mean(loss)}
+        for m, many in losses.items()
+        for n, loss in zip(sizes, many, strict=True)
+    ]
+
+
+def sizes():
+    """LoRA keeps improving, adapters level off, prefixes turn worse, prompts do not clearly change."""
+    losses = {
+        "LoRA": (2.0, 1.6, 1.4),
+        "adapters": (2.0, 1.5, 1.5),
+        "prefix": (2.4, 2.2, 2.5),
+        "prompt": (2.7, 2.7, 2.7),
+    }
+    rows = []
+    for method, many in losses.items():
+        for size, loss in zip((1, 8, 64), many, strict=True):
+            virtual = size if method in ("prefix", "prompt") else 0
+            row = {"method": method, "size": size, "trainable": 1000 * size, "context": 128 - virtual}
+            rows.append({**row, "base_loss": 3 + virtual / 256, **mean(loss)})
+    return rows
+
+
+def few_bits():
+    losses = {  # bits, loss as held, after QLoRA, merged and held so again
+        "float32": (32.0, 1.09, 1.08, 1.08), "int8": (8.5, 1.09, 1.08, 1.08),
+        "nf4, blocks of 16": (6.0, 1.1, 1.08, 1.1), "nf4": (4.5, 1.11, 1.08, 1.12),
+        "nf4, double": (4.127, 1.11, 1.085, 1.12), "int4, double": (4.127, 1.14, 1.09, 1.15),
+        "int3": (3.127, 1.6, 1.13, 1.5), "int2": (2.127, 3.5, 1.6, 3.2),
+    }  # fmt: skip
+    rows = []
+    for base, (width, before, loss, again) in losses.items():
+        row = {"base": base, "bits": width, "loss_before": before, **mean(loss, 0.001), "bytes": 100_000 * width}
+        rows.append({**row, **mean(loss, 0.001, "merged_loss"), **mean(again, 0.001, "again_loss")})
+    return rows
+
+
+TEXTS = ("my-docs", "my-code", "my-names")
+
+
+def tasks():
+    """In sequence the loss on a text falls to 1.5 at its stage, and is a nat higher with each stage after that."""
+    rows = []
+    for kind in ("sequential", "adapters"):
+        for i, stage in enumerate(("base", *TEXTS)):
+            for j, text in enumerate(TEXTS, start=1):
+                since = 0 if kind == "adapters" else max(i - j, 0)
+                loss = 3.0 if i < j else 1.5 + since
+                rows.append({"kind": kind, "stage": stage, "text": text, "switch_seconds": 3e-4, **mean(loss)})
+    return rows
+
+
+def latency():
+    ratios = {
+        "base": 1.0,
+        "lora": 1.4,
+        "lora merged": 1.01,
+        "houlsby": 1.3,
+        "pfeiffer": 1.2,
+        "prefix": 1.04,
+        "prompt": 0.9,
+    }
+    shapes = [("base", n, length) for n, length in ((1, 16), (1, 96), (8, 96), (32, 96))]
+    shapes += [("gpt2", n, length) for n, length in ((1, 16), (1, 96), (4, 96))]
+    return [
+        {"model": model, "task": task, "batch": n, "length": length, "method": method}
+        | {"seconds": 0.001, "ratio": ratio, "ratio_spread": 0.0 if method == "base" else 0.05}
+        for model, n, length in shapes
+        for task in ("forward", "token")
+        for method, ratio in ratios.items()
+    ]
+
+
+def memory():
+    parts = {"weights": 2**20, "gradients": 2**20, "optimizer_state": 2**21, "activations": 2**22}
+    rows = []
+    for model, shares in (("base", (1.0, 0.7, 0.9)), ("gpt2", (1.0, 0.25, 0.3))):
+        for method, share in zip(("full", "lora-qv", "lora"), shares, strict=True):
+            scaled = {name: share * size for name, size in parts.items()}
+            rows.append(
+                {"model": model, "method": method, "memory_bytes": 2**23 * share, "share_of_full": share, **scaled}
+            )
+    return rows
+
+
+ROWS = {
+    "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
+    "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
+    "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
+    "memory": memory,
+}  # fmt: skip
+
+
+@pytest.fixture
+def records():
+    """records(study, change): the records of a study, with change(row) called on each row."""
+
+    def make(study, change=None):
+        rows = copy.deepcopy(ROWS[study]())
+        for row in rows if change else ():
+            change(row)
+        return {"format": studies.FORMAT, "study": study, "question": "?", "scale": {"name": "test"}, "rows": rows}
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, records):
+    """A folder with the records of every study."""
+    for study in ROWS:
+        studies.write_json(tmp_path / "data" / f"{study}.json", records(study))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def figure_of(records):
+    """figure_of(name, change): a figure, drawn from changed records."""
+
+    def make(name, change=None):
+        needed, function = FIGURES[name]
+        return function(*(records(study, change) for study in needed))
+
+    return make
+
+
+@pytest.fixture
+def title(figure_of):
+    """title(name, change): what that figure's title says, on one line."""
+    return lambda name, change=None: figure_of(name, change).get_suptitle().replace("\n", " ")
+
+
+@pytest.fixture
+def wide():
+    """A change of rows: so large a spread that nothing differs clearly."""
+    return lambda row: row.update({key: 5.0 for key in row if key.endswith("_spread")})

@@ -1,0 +1,105 @@
+"""The study's figures: large letters inside the picture, equal records give equal bytes, bad records are refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from matplotlib.text import Text
+
+from minilora.pictures.choices import rank_choice
+from minilora.pictures.figures import CAPTIONS, FIGURES, caption, draw, make
+from minilora.studies import studies
+
+
+def test_every_study_is_drawn_and_every_figure_has_a_caption(folder):
+    at_hand = {path.stem for path in folder.iterdir()}
+    assert {study for needed, _ in FIGURES.values() for study in needed} == at_hand == set(studies.STUDIES)
+    assert set(CAPTIONS) == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_are_large_and_inside_the_picture(name, figure_of):
+    figure = figure_of(name)
+    figure.set_dpi(50)  # letters are measured in points: fewer pixels are quicker and change nothing
+    figure.canvas.draw()
+    assert tuple(figure.get_size_inches()) == (8, 5)
+    ticks = [text for axes in figure.axes for text in axes.get_xticklabels() + axes.get_yticklabels()]
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible() and text not in ticks:
+            assert text.get_fontsize() >= 14, text
+            box, frame = text.get_window_extent(), figure.bbox
+            assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, text
+    assert all(text.get_fontsize() >= 14 for text in ticks)
+    assert figure.get_label() and caption(name, figure).startswith(CAPTIONS[name])
+
+
+@pytest.mark.slow
+def test_drawn_twice_every_figure_has_the_same_bytes(folder, tmp_path):
+    first, second = (draw(data_folder=folder, output_folder=tmp_path / turn) for turn in "ab")
+    assert [p.name for p in first] == [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "txt")]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+@pytest.mark.slow
+def test_a_figure_is_drawn_from_the_records_alone_and_has_the_same_bytes_in_another_process(folder, tmp_path):
+    here = draw(["loss-curves"], folder, tmp_path / "here")
+    code = (
+        "import sys; from minilora.pictures.figures import draw; draw(['loss-curves'], sys.argv[1], sys.argv[2]);"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "there")], check=True)
+    for path in here:
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
+
+
+def test_unknown_figures_and_missing_records(tmp_path, folder):
+    with pytest.raises(ValueError, match="no figure 'lost'; there are lora-layer, lora-tape, loss-curves"):
+        draw(["lost"], folder, tmp_path / "out")
+    (folder / "ranks.json").unlink()
+    with pytest.raises(FileNotFoundError, match="`minilora study ranks` makes them"):
+        draw(["matrices", "ranks"], folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # nothing is drawn by halves
+
+
+def test_records_cut_short_or_of_another_kind(tmp_path, folder):
+    path = folder / "ranks.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        draw("ranks", folder, tmp_path / "out")
+    path.write_text(json.dumps({**json.loads(whole), "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        draw("ranks", folder, tmp_path / "out")
+    path.write_text((folder / "data.json").read_text())
+    with pytest.raises(ValueError, match="got the records of 'data', expected those of the study 'ranks'"):
+        draw("ranks", folder, tmp_path / "out")
+
+
+def test_a_figure_of_one_text_shows_that_text_alone(folder, tmp_path):
+    records = json.loads((folder / "data.json").read_text())
+    texts = [{**row, "corpus": "unicode-names"} for row in records["rows"]]
+    texts += [{**row, "corpus": "python-code", "loss": row["loss"] + 7} for row in records["rows"]]
+    (tmp_path / "data.json").write_text(json.dumps({**records, "rows": texts}))
+    shown = {corpus: make("data", tmp_path, corpus) for corpus in ("unicode-names", "python-code")}
+    low, high = (figure.axes[0].get_ylim() for figure in shown.values())
+    assert high[0] > low[1]  # each picture holds its own losses only
+    assert all(figure.get_label().endswith(f"The new text is {corpus}.") for corpus, figure in shown.items())
+    with pytest.raises(ValueError, match="hold nothing of 'python-docs'; there are unicode-names, python-code"):
+        make("data", tmp_path, "python-docs")
+
+
+def test_records_that_lack_something(figure_of):
+    with pytest.raises(ValueError, match=r"row 0 .* 'ranks' has no 'loss_spread'.*study ranks --force"):
+        figure_of("ranks", lambda row: row.pop("loss_spread"))
+    with pytest.raises(ValueError, match="loss is nan in row 0"):
+        figure_of("ranks", lambda row: row.update(loss=float("nan")))
+    with pytest.raises(ValueError, match="no row with corpus = 'new', method = 'full'"):
+        figure_of("loss-curves", lambda row: row.update(method="lora"))
+    with pytest.raises(ValueError, match="have no rows"):
+        rank_choice({"study": "ranks", "rows": []})
+    with pytest.raises(ValueError, match="got the records of 'list'"):
+        rank_choice([])
+    with pytest.raises(ValueError, match="no learning rate of 'r=8, alpha/r' gave a finite loss"):
+        figure_of("rates", lambda row: row.update(loss=float("inf")))

@@ -1,0 +1,55 @@
+"""LoRA against full fine-tuning: the titles say what the records say."""
+
+import pytest
+
+from minilora.pictures.learning import _loses
+
+
+@pytest.fixture
+def swap(records):
+    """A change of rows: LoRA's numbers for full fine-tuning's and the other way round."""
+    table = {row["method"]: row for row in records("methods")["rows"][:2]}
+
+    def change(number, row):
+        row[number] = table["full" if row["method"] == "lora" else "lora"][number]
+
+    return lambda number: lambda row: change(number, row)
+
+
+def test_loss_curves_compare_the_ends(title, wide, swap):
+    assert title("loss-curves") == "Full fine-tuning ends below LoRA on each text; LoRA trains 10 % of the parameters"
+    assert title("loss-curves", swap("loss")).startswith("LoRA ends below full fine-tuning on each text")
+    assert title("loss-curves", wide).startswith("No clear difference between LoRA and full fine-tuning on each text")
+    mixed = lambda row: row.update(loss=1.0) if (row["corpus"], row["method"]) == ("code", "lora") else None
+    assert "On new full fine-tuning ends below LoRA; on code LoRA ends below" in title("loss-curves", mixed)
+    one = lambda row: row.update(seeds=1)
+    assert title("loss-curves", one).endswith("(one seed: spread unknown)")
+
+
+def test_forgetting_compares_the_old_text(title, wide, swap):
+    assert title("forgetting") == "Full fine-tuning forgets more than LoRA on each text"
+    assert title("forgetting", swap("old_loss")) == "LoRA forgets more than full fine-tuning on each text"
+    assert title("forgetting", wide).startswith("No clear difference")
+
+
+def test_costs_are_ratios(title):
+    assert title("costs") == "LoRA: 10 % of the step time; 10 % of the memory; 10 % of the bytes to store"
+    near = lambda row: row.update(step_seconds=0.101 if row["method"] == "lora" else 0.1, memory_bytes_spread=1e6)
+    assert (
+        title("costs", near) == "LoRA: 10 % of the bytes to store; no clear difference in the step time and the memory"
+    )
+
+
+def test_data_tell_from_where_on_lora_loses(title, wide):
+    assert title("data") == "LoRA r=1 loses to full at every amount; LoRA r=8 loses from 32,000 characters on"
+    assert title("data", wide).startswith("LoRA r=1 shows no clear difference from full")
+
+
+def test_data_tell_up_to_where_lora_wins():
+    row = lambda characters, loss: {"characters": characters, "loss": loss, "loss_spread": 0.01}
+    full = [row(10, 5.0), row(100, 3.0), row(1000, 2.0)]
+    assert (
+        _loses([row(10, 4.0), row(100, 3.0), row(1000, 2.5)], full) == "wins up to 10 characters, loses from 1,000 on"
+    )
+    assert _loses([row(10, 4.0), row(100, 2.0), row(1000, 1.5)], full) == "wins at every amount"
+    assert _loses([row(10, 4.0), row(100, 3.0), row(1000, 2.0)], full) == "wins up to 10 characters"

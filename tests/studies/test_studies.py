@@ -1,0 +1,169 @@
+"""The studies: finished runs are kept and shared, records say what made them, and every study runs to its end."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.analysis.methods import plan
+from minilora.studies import alternatives, runs
+from minilora.studies.runs import QUICK, Runs, Spec, base_model, prepare
+from minilora.studies.studies import STUDIES, load_records, run_study
+from minilora.studies.turns import in_turns
+from minilora.training import loop
+
+TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_equal_specs_have_equal_keys_and_different_ones_different():
+    assert Spec().key == Spec().key
+    changed = [Spec(rank=4), Spec(lr=1e-3), Spec(seed=1), Spec(targets=("q_proj",)), Spec(characters=10)]
+    assert len({spec.key for spec in [Spec(), *changed]}) == 6
+
+
+def test_a_run_is_trained_once_and_the_same_spec_gives_the_same_numbers(cache, tmp_path, monkeypatch):
+    kept = Runs(cache, TINY, progress=False)
+    spec = kept.spec(rank=2)
+    first = kept.record(spec)
+    again = Runs(tmp_path, TINY, progress=False).record(spec)  # another folder: trained anew
+    for number in ("loss", "old_loss", "before", "curve", "trainable", "stored_bytes"):
+        assert first[number] == again[number]
+    monkeypatch.setattr(Runs, "_train", lambda *_: pytest.fail("a finished run was trained again"))
+    assert kept.record(spec) == first
+
+
+def test_a_record_holds_what_can_be_computed_otherwise(cache):
+    kept = Runs(cache, TINY, progress=False)
+    record = kept.record(kept.spec(rank=2, keep=True))
+    model = kept.model(kept.spec(rank=2, keep=True))
+    assert record["loss"] == pytest.approx(ml.evaluate(model, ml.load_corpus("unicode-names"), TINY.windows), abs=1e-6)
+    assert record["trainable"] == 4 * 2 * (4 * 256 + 2 * 640)  # layers x rank x (d_in + d_out of the six matrices)
+    assert record["stored_bytes"] == 4 * record["trainable"]
+
+
+def test_measuring_a_step_does_not_move_the_model(cache):
+    model = ml.load_model("base")
+    before = model.state_dict()
+    run = ml.Run(model, ml.load_corpus("unicode-names"), ml.Settings(steps=2, batch_size=2))
+    runs._probe(run)()
+    assert all(np.array_equal(before[name], p.numpy()) for name, p in model.named_parameters())
+
+
+def test_costs_of_a_step(cache, monkeypatch):
+    monkeypatch.setattr(loop, "cores", lambda: 1)  # threads do not always meet at their peaks
+    specs = {"full": Spec(method="full"), "lora": Spec()}
+    costs = runs.measure_steps(Runs(cache, TINY, progress=False), specs, repeats=1)
+    assert all(cost["step_seconds"] > 0 for cost in costs.values())
+    assert costs["full"]["step_ratio"] == 1
+    saved = costs["full"]["memory_bytes"] - costs["lora"]["memory_bytes"]
+    assert saved > 6 * (822_016 - 2 * 73_728)  # AdamW's moments are 8 bytes for each parameter; gradients are 4
+
+
+def test_the_three_starts():
+    base = ml.load_model("base")
+    tokens, targets = ml.load_corpus("unicode-names").validation_windows(128, 2)
+    reference = base.loss(tokens, targets).item()
+    losses = {}
+    for start in ("lora", "both zero", "both random"):
+        model = ml.load_model("base")
+        prepare(model, Spec(start=start))
+        loss = model.loss(tokens, targets)
+        losses[start] = loss.item()
+        gradients = {m: ml.grad(loss, _part(model, f"lora_{m}"), retain_graph=True) for m in "AB"}
+        norm = {m: float(sum((g * g).sum() for g in gradients[m])) for m in "AB"}
+        assert (norm["A"] > 0) == (start == "both random")
+        assert (norm["B"] > 0) == (start != "both zero")
+    assert losses["lora"] == losses["both zero"] == reference
+    assert losses["both random"] != reference
+
+
+def _part(model, name):
+    return [p for full, p in model.named_parameters() if full.endswith(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_and_its_records_load(name, cache, tmp_path):
+    path = run_study(name, TINY, tmp_path, cache, progress=False)
+    records = load_records(name, tmp_path)
+    assert records["study"] == name and records["scale"]["steps"] == 2 and records["question"]
+    numbers = [v for row in records["rows"] for v in row.values() if isinstance(v, float)]
+    assert numbers and np.isfinite(numbers).all()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is there already; --force"):
+        run_study(name, TINY, tmp_path, cache, progress=False)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_what_the_truncation_study_must_find_whatever_was_learned(cache, tmp_path):
+    run_study("truncation", TINY, tmp_path, cache, progress=False)
+    rows = {(row["method"], row["rank"]): row["loss"] for row in load_records("truncation", tmp_path)["rows"]}
+    kept = Runs(cache, TINY, progress=False)
+    full = kept.record(kept.spec(method="full", lr=runs.best_rate(kept, "full", "unicode-names"), keep=True))
+    assert rows["truncated", 128] == pytest.approx(full["loss"], abs=1e-4)  # nothing cut off: full fine-tuning itself
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="no study 'rank'; there are methods, "):
+        run_study("rank", TINY, tmp_path, tmp_path)
+    with pytest.raises(FileNotFoundError, match="`minilora study ranks` makes them"):
+        load_records("ranks", tmp_path)
+    (tmp_path / "ranks.json").write_text('{"format": 1, "rows": [')
+    with pytest.raises(ValueError, match="cut short"):
+        load_records("ranks", tmp_path)
+    (tmp_path / "ranks.json").write_text(json.dumps({"format": 0, "rows": [{}]}))
+    with pytest.raises(ValueError, match="format 0"):
+        load_records("ranks", tmp_path)
+    with pytest.raises(ValueError, match=r"method = .dore.; there are .*lora, "):
+        prepare(ml.load_model("base"), Spec(method="dore"))
+
+
+@pytest.mark.parametrize("name", alternatives.COMPARED)
+def test_what_a_compared_method_trains_is_what_count_says(name):
+    spec = Spec(**alternatives.COMPARED[name])
+    model = base_model(spec)
+    prepare(model, spec)
+    sizes = {"rank": spec.rank, "target_modules": spec.targets} if spec.method in ("lora", "dora") else {}
+    options = {key: value for key, value in spec.options.items() if key not in ("init", "hidden")}
+    chosen = plan("base", spec.method, **sizes, **options)
+    trained = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    if name != "prefix-mlp":  # while it trains, a network makes the prefix
+        assert trained == chosen.trainable
+    budget = sum(np.prod(shape) for shape in chosen.trainable.values())
+    if name not in ("full", "lora", "last-blocks", "bitfit", "prompt"):
+        assert abs(budget / 16_384 - 1) < 0.13
+
+
+def test_calls_take_turns_and_ratios_are_to_the_reference():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in ("base", "other")}
+    summary = in_turns(calls, "base", repeats=3)
+    turns = [set(order[i : i + 2]) for i in range(0, 8, 2)]
+    assert len(order) == 8 and turns == [{"base", "other"}] * 4
+    assert summary["base"]["ratio"] == 1 and summary["base"]["ratio_spread"] == 0
+
+
+def test_a_token_is_timed_after_the_same_cache_every_time():
+    model = ml.load_model("base")
+    lengths = []
+    call = alternatives._token_calls(model, 2, 5)
+
+    class Watch(type(model.ln_f)):
+        def __call__(self, x):
+            lengths.append(x.shape)
+            return super().__call__(x)
+
+    watch = Watch.__new__(Watch)
+    vars(watch).update(vars(model.ln_f))
+    model.ln_f = watch
+    call()
+    call()
+    assert lengths == [(2, 1, 128)] * 2
