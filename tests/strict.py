@@ -187,7 +187,7 @@ def with_signature(name: str, function: Any, parameters: str) -> Any:
 class StrictArray:
     """An array on a device that is not there."""
 
-    __slots__ = ("held",)
+    __slots__ = ("held", "__weakref__")
     __array_priority__ = 100
     __hash__ = None
 

@@ -90,6 +90,11 @@ def array_module(*arrays: Any) -> ModuleType:
     return np
 
 
+def is_array(value: Any) -> bool:
+    """Whether this is an array of a library in use; a Tensor, a list or a number is none."""
+    return isinstance(value, tuple(_modules))
+
+
 def new_array(data: Any, dtype: Any = None) -> Array:
     """An array on the current backend, sharing memory with `data` where that is possible.
 

@@ -1,20 +1,12 @@
-"""The tape: how a computation is recorded, and walked backwards to differentiate it.
+"""Tensors and primitives: how a computation is recorded on the tape, and differentiated.
 
 A primitive is a plain function on arrays that returns its output and, for each input, a function that maps the
 output's cotangent to that input's cotangent (a vector-Jacobian product, vjp). `primitive` turns it into a function on
-tensors that also records a node. `grad` walks the nodes from an output back to the inputs (reverse-mode
-differentiation: Baydin et al. 2018, "Automatic Differentiation in Machine Learning: a Survey", section 3.2).
-
-    a tensor holds data and points to its node
-    a node holds vjps and points to its inputs' nodes, and never holds data
-
-A vjp is kept only if its input needs a gradient. The vjp of a frozen weight W is dropped on the spot, and with it the
-only reference to the layer's input: a frozen layer stores no activation. That is LoRA's memory story.
+tensors that also records a node of the tape (`tape.py`). `grad` walks the nodes from an output back to the inputs.
 """
 
 import functools
 import inspect
-import itertools
 import operator
 import reprlib
 import threading
@@ -25,29 +17,12 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, as_computed, mixed, new_array, to_numpy
+from .tape import Node, nodes_behind, pull_back
+from .versions import changed, version
 
 PRIMITIVES: dict[str, Callable[..., "Tensor"]] = {}  # name -> primitive: the complete list
 
-_creation_order = itertools.count()  # an input's node is always older than its output's
-_order = operator.attrgetter("order")
-
-
-class Node:
-    """One step of the tape: the vjps that survive, and the nodes of the inputs they send cotangents to."""
-
-    __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "__weakref__")
-
-    vjps: Any  # a tuple of functions, one function that returns all cotangents, or None once freed
-    inputs: tuple["Node | None", ...]
-
-    def __init__(self, name: str, inputs: tuple, vjps: Any, data: Array, leaf: Any = None):
-        self.name, self.inputs, self.vjps, self.leaf = name, inputs, vjps, leaf
-        self.shape, self.dtype = data.shape, data.dtype
-        self.order = next(_creation_order)
-
-    @property
-    def freed(self) -> bool:
-        return self.vjps is None
+UNUSED = ("zeros", "none", "error")  # what `grad` may give for an input that the output does not depend on
 
 
 class _Recording(threading.local):
@@ -87,7 +62,7 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
         while kwargs and len(args) < len(names) and names[len(args)] in kwargs:  # bias=b is as good as the third place
             args = (*args, kwargs.pop(names[len(args)]))
         try:
-            values = [a.data if isinstance(a, Tensor) else new_array(a) if type(a) is list else a for a in args]
+            values = [a._data if isinstance(a, Tensor) else new_array(a) if type(a) is list else a for a in args]
             output, vjps = function(*values, **kwargs)
         except (ValueError, IndexError, TypeError) as error:
             raise _named(error, name, args) from None
@@ -106,7 +81,7 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
 def _around(data: Array) -> "Tensor":
     """A tensor that holds this array, where it is; `Tensor(data)` would bring it to the current backend."""
     tensor = Tensor.__new__(Tensor)
-    tensor.data, tensor.grad, tensor.node = data, None, None
+    tensor._data, tensor.grad, tensor.node = data, None, None
     return tensor
 
 
@@ -127,23 +102,6 @@ def _named(error: Exception, name: str, args: Sequence) -> Exception:
     return kind(f"{name}: got ({shapes}): {error}")
 
 
-def _tape(output: Node) -> list[Node]:
-    """Every node that the output was computed from, the newest first; no recursion, so depth is no limit."""
-    seen, stack = {output}, [output]
-    while stack:
-        node = stack.pop()
-        if node.freed:
-            raise ValueError(
-                f"backward: the tape was already freed at {node.name!r} by an earlier backward pass; "
-                "run the forward pass again, or pass retain_graph=True to the first one"
-            )
-        for source in node.inputs:
-            if source is not None and source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return sorted(seen, key=_order, reverse=True)
-
-
 def _seed(output: "Tensor", cotangent: Any) -> Array:
     if output.node is None:
         raise ValueError("backward: the output depends on no tensor with requires_grad=True")
@@ -161,88 +119,49 @@ def _seed(output: "Tensor", cotangent: Any) -> Array:
     return cotangent
 
 
-def grad(output: "Tensor", inputs: Sequence["Tensor"], cotangent: Any = None, retain_graph: bool = False) -> list:
+def grad(
+    output: "Tensor", inputs: Sequence["Tensor"], cotangent: Any = None, retain_graph: bool = False,
+    unused: str = "zeros",
+) -> list:  # fmt: skip
     """The gradient of `output` with respect to each of `inputs`, as arrays of their shapes.
 
     d output / d input, contracted with `cotangent` (default 1, for a scalar output). Pure: no tensor is written to.
-    The tape is freed on the way unless `retain_graph`. An input that the output does not depend on gets zeros.
-    Raises ValueError for a non-scalar output without cotangent, a freed tape, or an input without requires_grad.
+    The tape is freed on the way unless `retain_graph`. unused: what an input gets that the output does not depend on:
+    "zeros"; "none", None in the array's place, so that it is told from a derivative that is zero; or "error".
+    Raises ValueError for a non-scalar output without cotangent, a freed tape, an input without requires_grad, or a
+    value that a derivative needs and that an optimiser's step, say, has written over since the forward pass.
     """
     if isinstance(inputs, Tensor):
         raise TypeError("grad: inputs is one Tensor, expected a list of them: grad(output, [x])")
+    if unused not in UNUSED:
+        raise ValueError(f"grad: unused = {unused!r}, expected one of {', '.join(map(repr, UNUSED))}")
     for place, tensor in enumerate(inputs):
         if tensor.node is None:
             raise ValueError(f"grad: input {place} (shape {tensor.shape}) has requires_grad=False")
     seed = _seed(output, cotangent)
     assert output.node is not None
     targets = {tensor.node for tensor in inputs}
-    cotangents = _pull_back(_tape(output.node), targets, {output.node: seed}, retain_graph)
-    return _owned([cotangents.get(tensor.node) for tensor in inputs], inputs, seed)
+    tape = nodes_behind(output.node)
+    if unused == "error" and (unreached := targets.difference(tape)):
+        place = next(i for i, tensor in enumerate(inputs) if tensor.node in unreached)
+        raise ValueError(f"grad: the output does not depend on input {place} (shape {inputs[place].shape})")
+    cotangents = pull_back(tape, targets, {output.node: seed}, retain_graph)
+    gradients = _owned([cotangents.get(tensor.node) for tensor in inputs], inputs, seed)
+    return [_zeros_like(x) if g is None and unused == "zeros" else g for g, x in zip(gradients, inputs, strict=True)]
 
 
-def _pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: bool) -> dict:
-    """Send cotangents from the newest node to the oldest, through the nodes that lead to a target."""
-    leads_to_target = set(targets)
-    for node in reversed(tape):
-        if not leads_to_target.isdisjoint(node.inputs):
-            leads_to_target.add(node)
-    tape.reverse()
-    while tape:
-        node = tape.pop()  # popped, so that nothing but `cotangents` keeps what was used
-        if node not in leads_to_target or node not in cotangents:
-            continue
-        g = cotangents[node] if node in targets else cotangents.pop(node)
-        for source, cotangent in _apply(node, g, leads_to_target):
-            cotangents[source] = _added(cotangent, cotangents[source], g) if source in cotangents else cotangent
-        if not retain_graph and node.leaf is None:
-            node.vjps, node.inputs = None, ()
-    return cotangents
-
-
-def _added(fresh: Array, earlier: Array, g: Array) -> Array:
-    """Their sum, written over the cotangent just made, unless it is g itself, which others hold, or a view of it."""
-    if fresh is g or fresh.base is not None:
-        return fresh + earlier
-    fresh += earlier
-    return fresh
-
-
-def _apply(node: Node, g: Array, wanted: set) -> Iterator[tuple[Node, Array]]:
-    """(input node, its cotangent) for each wanted input, with broadcasting undone: the one place where it is."""
-    joint = node.vjps(g) if callable(node.vjps) else None
-    rules = node.vjps if joint is None else joint
-    for i, source in enumerate(node.inputs):
-        if source is None or source not in wanted:
-            continue
-        if i >= len(rules):
-            raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; detach it: x.detach()")
-        if joint is not None:
-            cotangent = joint[i]
-        elif rules[i] is not None:
-            cotangent = rules[i](g)
-        else:
-            continue  # nothing to differentiate with respect to: a condition, token numbers
-        if cotangent.shape != source.shape:
-            cotangent = sum_to_shape(cotangent, source.shape)
-        yield source, cotangent if cotangent.dtype == source.dtype else cotangent.astype(source.dtype)
-
-
-def sum_to_shape(g: Array, shape: tuple) -> Array:
-    """Undo broadcasting: an entry that was used many times receives the sum of its copies' cotangents."""
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))  # axes that broadcasting put in front
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(axis=stretched, keepdims=True).reshape(shape)
+def _zeros_like(tensor: "Tensor") -> Array:
+    return array_module(tensor.data).zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def _owned(gradients: list, inputs: Sequence["Tensor"], seed: Array) -> list:
     """Gradients that share memory with nothing: the vjp of `+`, for one, hands the same array to both sides."""
     taken = {id(seed)}
     for i, (g, tensor) in enumerate(zip(gradients, inputs, strict=True)):
-        xp = array_module(tensor.data)
         if g is None:
-            gradients[i] = xp.zeros(tensor.shape, dtype=tensor.dtype)
-        elif type(g) is not type(tensor.data) or g.base is not None or id(g) in taken:
-            gradients[i] = xp.array(g)
+            continue
+        if type(g) is not type(tensor.data) or g.base is not None or id(g) in taken:
+            gradients[i] = array_module(tensor.data).array(g)
         taken.add(id(gradients[i]))
     return gradients
 
@@ -257,16 +176,16 @@ class Tensor:
     Raises TypeError when a gradient is asked of integers, or when the data is no numbers.
     """
 
-    __slots__ = ("data", "grad", "node", "__weakref__")
+    __slots__ = ("_data", "grad", "node", "_leaf", "_replaced", "__weakref__")
 
-    data: Array
+    _data: Array
+    _leaf: Node  # of a tensor that is, or was, a leaf: one for its life, so that freezing it loses no gradient
+    _replaced: Any  # a weak reference to the array that `data` was before
     grad: Array | None
     node: Node | None
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        self.data = data.data if isinstance(data, Tensor) else new_array(data)
-        if self.data.dtype.kind in "OUSV":
-            raise TypeError(f"Tensor: got data of dtype {self.data.dtype}, expected numbers")
+        self._data = _numbers(data)
         self.grad = None
         self.node = None
         if requires_grad:
@@ -283,17 +202,51 @@ class Tensor:
             raise ValueError("requires_grad: this tensor was computed; only a leaf can be frozen. Use .detach()")
         if value and self.data.dtype.kind not in "fc":
             raise TypeError(f"requires_grad: gradients need floating-point data, got dtype {self.data.dtype}")
-        if value != (self.node is not None):
-            self.node = Node("leaf", (), (), self.data, weakref.ref(self)) if value else None
+        if value and not hasattr(self, "_leaf"):
+            self._leaf = Node("leaf", (), (), self.data, weakref.ref(self))
+        self.node = self._leaf if value else None
+
+    def _assign(self, value: Any) -> None:
+        before, value = self._data, _numbers(value)
+        if value.dtype.kind not in "fc" and hasattr(self, "_leaf") and self.node is not None:
+            raise TypeError(f"data: gradients need floating-point data, got dtype {value.dtype}")
+        self._data = value
+        if value is before:  # x.data -= step
+            self.changed()
+        elif value.dtype == before.dtype:
+            self._replaced = weakref.ref(before)
+        if hasattr(self, "_leaf"):
+            self._leaf.fits(value)
+
+    data = property(
+        operator.attrgetter("_data"),
+        _assign,
+        doc="""The array. Assign another one, of any shape or precision, and the next forward pass uses it; a derivative
+        of an earlier one uses the values it had. `x.data -= step` is noticed as an optimiser's step is. A write into
+        the array, x.data[0] = 1, cannot be seen: call x.changed() after it, or a backward pass through an earlier
+        forward pass may silently use what stands there now.""",
+    )
+
+    @property
+    def version(self) -> int:
+        """How often the values were written over, as far as `changed` was told."""
+        return version(self._data)
+
+    def changed(self) -> None:
+        """Say that the values were written over: derivatives that need the values before are refused from now on."""
+        changed(self._data)
+        if (before := getattr(self, "_replaced", None)) and before() is not None:
+            changed(before())
 
     def backward(self, cotangent: Any = None, retain_graph: bool = False) -> None:
-        """Add d self / d leaf to the `.grad` of every leaf this tensor was computed from."""
+        """Add d self / d leaf to the `.grad` of every leaf this tensor was computed from; others keep None."""
         _seed(self, cotangent)
         assert self.node is not None
-        leaves = [node.leaf() for node in _tape(self.node) if node.leaf is not None]
-        leaves = [leaf for leaf in leaves if leaf is not None]  # a leaf that nobody holds any more wants no gradient
-        for leaf, g in zip(leaves, grad(self, leaves, cotangent, retain_graph), strict=True):
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
+        held = [(node, node.leaf()) for node in nodes_behind(self.node) if node.leaf is not None]
+        leaves = [leaf for node, leaf in held if leaf is not None and leaf.node is node]  # neither gone nor frozen
+        for leaf, g in zip(leaves, grad(self, leaves, cotangent, retain_graph, "none"), strict=True):
+            if g is not None:
+                leaf.grad = g if leaf.grad is None else leaf.grad + g
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -392,6 +345,13 @@ class Tensor:
     def transpose(self, *axes: Any) -> "Tensor":
         """x.transpose() reverses the axes; x.transpose(1, 0) or x.transpose((1, 0)) puts them in that order."""
         return ops.transpose(self, axes[0] if len(axes) == 1 else axes or None)
+
+
+def _numbers(data: Any) -> Array:
+    data = data._data if isinstance(data, Tensor) else new_array(data)
+    if data.dtype.kind in "OUSV":
+        raise TypeError(f"Tensor: got data of dtype {data.dtype}, expected numbers")
+    return data
 
 
 def _data(value: Any) -> Any:

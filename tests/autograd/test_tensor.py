@@ -288,6 +288,163 @@ def test_no_grad_is_per_thread():
     assert seen == [True, False]
 
 
+# ---- a leaf is one leaf for its life
+
+
+def test_freezing_and_thawing_between_forward_and_backward_loses_nothing():
+    x, w = ml.Tensor(3.0, requires_grad=True), ml.Tensor(2.0, requires_grad=True)
+    y = x * x * w
+    x.requires_grad = False
+    y.backward(retain_graph=True)
+    assert x.grad is None and w.grad == 9.0  # frozen now: it receives none, and the other its own
+    x.requires_grad = True
+    y.backward(retain_graph=True)
+    assert x.grad == 12.0 and w.grad == 18.0
+    assert ml.grad(y, [x])[0] == 12.0
+
+
+@pytest.mark.parametrize("before, after", [("float32", "float64"), ("float64", "float32")])
+def test_gradients_have_the_precision_that_the_data_has(before, after):
+    x = ml.Tensor(np.array([3.0, 0.1], before), requires_grad=True)
+    w = ml.Tensor(np.array([1.0, 1 / 3]), requires_grad=True)
+    early = (x * x * w).sum()
+    x.data = x.data.astype(after)
+    g = ml.grad(early, [x])[0]
+    assert g.dtype == after
+    np.testing.assert_allclose(g, 2 * np.array([3.0, 0.1], before) * w.data, rtol=1e-6)
+    g = ml.grad((x * w).sum(), [x])[0]
+    assert g.dtype == after and g.tolist() == w.data.astype(after).tolist()  # 1/3 to the last digit
+
+
+def test_data_of_another_shape():
+    x = ml.Tensor(2.0, requires_grad=True)
+    w = ml.Tensor(np.arange(3.0), requires_grad=True)
+    early, early_too = (x * w).sum(), (x + w).sum()
+    x.data = np.ones(3)
+    for y in (early, early_too):
+        with pytest.raises(ValueError, match=r"argument 0 has another shape, .*run the forward pass again"):
+            y.backward()
+    assert x.grad is None and w.grad is None
+    (x * w).sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_data_that_is_no_array_becomes_one_and_what_is_no_number_is_refused():
+    x = ml.Tensor([1.0, 2.0], requires_grad=True)
+    x.data = [3.0, 4.0]
+    assert ml.grad((x * x).sum(), [x])[0].tolist() == [6.0, 8.0]
+    x.data = ml.Tensor([5.0])
+    assert x.data.tolist() == [5.0]
+    for wrong in ("abc", None, [1, 2]):
+        with pytest.raises(TypeError, match=r"expected numbers|need floating-point data"):
+            x.data = wrong
+    assert x.data.tolist() == [5.0]
+
+
+# ---- what is not reached
+
+
+def test_what_is_not_reached_is_told_from_what_is_zero():
+    x, other, flat = leaf(3), leaf(2, dtype=np.float32), leaf(3)
+    loss = lambda: (x * x + 0.0 * flat).sum()
+    zeros = ml.grad(loss(), [x, other, flat])
+    assert [g.any() for g in zeros] == [True, False, False] and zeros[1].dtype == np.float32
+    _, unreached, zero = ml.grad(loss(), [x, other, flat], unused="none")
+    assert unreached is None and zero.tolist() == [0, 0, 0]
+    y = loss()
+    with pytest.raises(ValueError, match=r"does not depend on input 1 \(shape \(2,\)\)"):
+        ml.grad(y, [x, other], unused="error")
+    ml.grad(y, [x, flat], unused="error")  # what was refused freed nothing
+    with pytest.raises(ValueError, match="unused = 'maybe', expected one of 'zeros', 'none', 'error'"):
+        ml.grad(y, [x], unused="maybe")
+
+
+def test_backward_leaves_none_where_nothing_arrives():
+    x, other = leaf(3), leaf(3, seed=1)
+    chosen = ml.ops.where(other, x, 0.0)  # a condition has no derivative
+    chosen.sum().backward()
+    assert x.grad is not None and other.grad is None
+
+
+# ---- values that change under the tape
+
+WRITES = {
+    "in place": lambda w: w._assign(w.data.__isub__(1.0)),
+    "x.data -= step": lambda w: exec("w.data -= 1.0", {"w": w}),
+    "into the array": lambda w: (w.data.__setitem__(0, 5.0), w.changed()),
+    "into a view": lambda w: ml.Tensor(w.data[:1]).changed(),
+    "replaced": lambda w: (setattr(w, "data", w.data + 1), w.changed()),
+}
+NEEDS_W = {
+    "multiply": lambda x, w: x * w,
+    "divide": lambda x, w: x / w,
+    "matmul": lambda x, w: x @ w,
+    "power": lambda x, w: x**w,
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("name", ["multiply", "divide", "matmul", "power"])
+def test_a_value_that_was_written_over_is_refused(name, write, frozen):
+    x, w = ml.Tensor([1.0, 2.0, 3.0], True), ml.Tensor([2.0, 3.0, 4.0], not frozen)
+    y = NEEDS_W[name](x, w).sum()
+    WRITES[write](w)
+    before = w.version
+    for _ in range(2):  # and what was refused freed nothing
+        with pytest.raises(
+            ValueError, match=rf"^backward: {name} needs its .* \(3.* at version 0, and it is at version 1"
+        ):
+            y.backward()
+    assert x.grad is None and w.grad is None and w.version == before
+    NEEDS_W[name](x, w).sum().backward()  # the next forward pass is as good as any
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_needs_no_value_minds_no_change(write):
+    x, w = ml.Tensor([1.0, 2.0, 3.0], True), ml.Tensor([1.0, 2.0, 3.0], True)
+    for y, expected in [((x + w).sum(), 1), ((x - w).sum(), 1), (ops.concatenate([x, w])[:3].sum(), 1)]:
+        WRITES[write](w)
+        WRITES[write](x)
+        assert ml.grad(y, [x])[0].tolist() == [expected] * 3
+    y = (x * 2).sum() + w.sum()
+    WRITES[write](w)
+    y.backward()
+
+
+def test_a_replaced_array_is_the_tapes_own():
+    x, w = ml.Tensor(3.0, True), ml.Tensor(2.0, True)
+    y = x * w
+    w.data = np.array(7.0)
+    assert ml.grad(y, [x])[0] == 2.0  # the value of that forward pass
+
+
+def test_versions_count_what_was_told():
+    x = ml.Tensor(np.zeros(4))
+    assert x.version == 0
+    for times in (1, 2, 3):
+        x.changed()
+        assert x.version == times
+    assert ml.Tensor(x).version == 3 and ml.Tensor(np.zeros(4)).version == 0
+    assert ml.Tensor(x.data[:2]).version == 0  # as far as anybody said
+    w = ml.Tensor(np.ones(4), requires_grad=True)
+    y = (w * x).sum()
+    for _ in range(20):
+        x.changed()
+    with pytest.raises(ValueError, match=r"multiply needs its 'b' .* and it is at version 23"):
+        y.backward()
+
+
+def test_neighbours_in_one_buffer_are_told_apart():
+    buffer = np.ones(6)
+    a, b, x = ml.Tensor(buffer[:3]), ml.Tensor(buffer[3:]), leaf(3)
+    y, z = (x * a).sum(), (x * b).sum()
+    a.changed()
+    z.backward()
+    with pytest.raises(ValueError, match="multiply needs its 'b'"):
+        y.backward()
+
+
 # ---- copies
 
 
