@@ -69,6 +69,10 @@ class QuantizedLinear(Linear):
         """{"weight.codes": ..., "weight.scales": ...}: what stands in a state dict in the place of "weight"."""
         return {f"weight.{name}": array for name, array in self.quantized.arrays().items()}
 
+    def packed(self) -> dict[str, tuple[int, ...]]:
+        """W, which is no parameter here and still one of the model's numbers."""
+        return {"weight": self.quantized.shape}
+
     def check_loadable(self, path: str, state: Mapping[str, Any]) -> None:
         """A floating-point weight does not fit into codes."""
         name = f"{path}.weight" if path else "weight"

@@ -26,9 +26,11 @@ from .adapter import StandIn, method, stand_in_for
 class Trained(StandIn):
     """A module with copies of some of its parameters, which are trained; the rest is the base's own."""
 
+    references = ("base",)  # which so get no second name
+
     def __init__(self, base: Module, names: list[str]):
         vars(self).update(vars(base))
-        self.base = {name: getattr(base, name) for name in names}  # in a dictionary, so that they get no second name
+        self.base = {name: getattr(base, name) for name in names}
         for name, p in self.base.items():
             setattr(self, name, parameter(p.data.copy(), p.dtype))
 

@@ -47,6 +47,13 @@ def test_the_equation(f, norm):
     np.testing.assert_allclose(adapter(ml.Tensor(x)).data, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_the_narrowest_has_one_number_inside():
+    """y = x + w_up f(w_down x + b_down) + b_up with vectors for matrices."""
+    model = ml.add_adapter(ml.GPT(CONFIG), PfeifferConfig(1))
+    assert model.count(trainable=True) == 2 * ((8 + 1) + (8 + 8))  # two blocks
+    assert all(np.isfinite(g).all() for g in ml.grad(model.loss(TOKENS, TOKENS), model.parameters(trainable=True)))
+
+
 @pytest.mark.parametrize("config, places", [(HoulsbyConfig(3), ("attn", "mlp")), (PfeifferConfig(3), ("mlp",))])
 @pytest.mark.parametrize("bias", [True, False])
 def test_they_stand_behind_a_part_and_before_the_sum(config, places, bias):

@@ -151,6 +151,79 @@ def test_many_problems_are_summed_up():
         ml.GPT(CONFIG).load_state_dict({})
 
 
+@pytest.mark.parametrize("lacking, more", [(1, ""), (5, ""), (6, " (and 1 more)"), (9, " (and 4 more)")])
+def test_the_sum_of_the_problems_is_exact(lacking, more):
+    model = ml.GPT(CONFIG)
+    state = model.state_dict()
+    names = list(state)[:lacking]
+    for name in names:
+        del state[name]
+    with pytest.raises(ValueError) as caught:
+        model.load_state_dict(state)
+    assert str(caught.value) == f"load_state_dict: {'; '.join(f'missing {name}' for name in names[:5])}{more}"
+
+
+@pytest.mark.parametrize(
+    "value, dtype, words",
+    [
+        (np.nan, "float32", r"entry \(3,\) is nan$"),
+        (-np.inf, "float64", r"entry \(3,\) is -inf$"),
+        (7e4, "float16", r"entry \(3,\) is 70000\.0, too large for float16$"),
+        (1e39, "float32", r"entry \(3,\) is 1e\+39, too large for float32$"),
+        (10**40, "float32", r"has dtype object, expected real numbers$"),
+    ],
+)
+def test_numbers_that_would_not_be_finite_are_refused_by_name(value, dtype, words):
+    model = ml.GPT(CONFIG).astype(dtype)
+    before = model.state_dict()
+    state = {**before, "ln_f.bias": [0, 0, 0, value, 0, 0, 0, np.nan]}
+    with pytest.raises(ValueError, match=f"^load_state_dict: ln_f\\.bias {words}"):
+        model.load_state_dict(state)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("state", ["base", None, 3, [("ln_f.bias", np.ones(8))], {"ln_f.bias"}, ml.GPT])
+def test_a_state_that_is_no_mapping(state):
+    with pytest.raises(TypeError, match=r"^load_state_dict: got .*expected \{name: array\}.*load_model"):
+        ml.GPT(CONFIG).load_state_dict(state)
+
+
+@pytest.mark.parametrize("value", [np.ma.masked_array(np.ones(8), [True] + [False] * 7), [[1], [2, 3]], None, "abc"])
+def test_a_value_that_is_no_plain_array_is_refused_by_name(value):
+    model = ml.GPT(CONFIG)
+    with pytest.raises(ValueError, match=r"^load_state_dict: ln_f\.bias (is|has)"):
+        model.load_state_dict({**model.state_dict(), "ln_f.bias": value})
+
+
+@pytest.mark.parametrize("dtype", ["int8", int, bool, "bfloat16", None, "U4", 3, {}, object])
+def test_astype_refuses_what_is_no_precision(dtype):
+    model = ml.GPT(CONFIG)
+    with pytest.raises(TypeError, match=r"^astype: dtype = .*expected 'float16', 'float32' or 'float64'"):
+        model.astype(dtype)
+    assert {p.dtype for p in model.parameters()} == {np.dtype("float32")}
+
+
+def test_astype_refuses_numbers_that_the_precision_has_not():
+    model = ml.GPT(CONFIG)
+    model.ln_f.bias.data[2] = -7e4
+    with pytest.raises(ValueError, match=r"^astype: ln_f\.bias: entry \(2,\) is -70000\.0, too large for float16$"):
+        model.astype("float16")
+    assert {p.dtype for p in model.parameters()} == {np.dtype("float32")}
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_astype_leaves_integers_alone():
+    class Table(Module):
+        """A table of numbers of tokens beside a parameter."""
+
+        def __init__(self):
+            self.places, self.scale = ml.Tensor(np.arange(3)), ml.Tensor(np.ones(2, np.float32), requires_grad=True)
+
+    table = Table().astype("float64")
+    assert (table.places.dtype, table.scale.dtype) == (np.arange(3).dtype, np.float64)
+
+
 def test_a_base_checkpoint_loads_before_and_after_add_lora():
     checkpoint = ml.GPT(CONFIG, rng=5).state_dict()
     config = ml.LoRAConfig(rank=2, target_modules="*")
