@@ -12,7 +12,7 @@ import numpy as np
 
 from ..adapters.adapter import load_adapter, merge_adapter, remove_adapter, set_adapter
 from ..adapters.qlora import quantize_model
-from ..analysis.counting import count
+from ..analysis.counting import count, plan
 from ..autograd.tensor import no_grad
 from ..nn.gpt import GPT, Cache, GPTConfig
 from ..nn.layers import Linear
@@ -35,7 +35,7 @@ from .runs import (
     summarise,
     weight_bytes,
 )
-from .turns import in_turns
+from .turns import beside
 
 NF4 = {"kind": "nf4", "block": 64, "double": True}
 QV: dict[str, Any] = {"targets": ("q_proj", "v_proj")}
@@ -95,20 +95,15 @@ def token_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     the method can be, for one sequence."""
     calls, mergeable = {"base": _token_calls(load_model("base"), 1, 16)}, {}
     for name, changes in methods.items():
-        model = adapted(base_model(Spec(**changes)), changes)
-        mergeable[name] = can_merge(model)
-        if mergeable[name] and changes.get("method") != "full":
+        spec = Spec(**changes)
+        model = adapted(base_model(spec), changes)
+        mergeable[name] = plan("base", spec.method).mergeable
+        if mergeable[name] and spec.method != "full":
             merge_adapter(model)
             remove_adapter(model)
         calls[name] = _token_calls(model, 1, 16)
-    ratios = in_turns(calls, "base", 60)
+    ratios = beside(calls, "base", 60)
     return {name: {"token_ratio": ratios[name]["ratio"], "mergeable": mergeable[name]} for name in methods}
-
-
-def can_merge(model: Any) -> bool:
-    """Whether what is trained can be folded into the base's weights, or is those weights."""
-    adapters = getattr(model, "adapters", {})
-    return not any(module.cannot_merge for adapter in adapters.values() for module in adapter.modules.values())
 
 
 def _forward_call(model: Any, batch: int, length: int) -> Callable[[], object]:
@@ -168,7 +163,7 @@ def study_latency(runs: Runs) -> list[dict[str, Any]]:
             repeats = 5 if quick else 15 if size == "gpt2" else 60
             for task, maker in (("forward", _forward_call), ("token", _token_calls)):
                 calls = {name: maker(model, batch, length) for name, model in models.items()}
-                for name, numbers in in_turns(calls, "base", repeats).items():
+                for name, numbers in beside(calls, "base", repeats).items():
                     shape = {"model": size, "task": task, "batch": batch, "length": length}
                     rows.append({**shape, "method": name, **numbers})
             runs.bar.update()

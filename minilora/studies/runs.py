@@ -23,7 +23,7 @@ from ..nn.storage import load_model, save_model, write_beside
 from ..training.corpus import Corpus, load_corpus
 from ..training.loop import evaluate, train, train_step
 from ..training.run import Run, Settings
-from .turns import in_turns
+from .turns import beside
 
 FORMAT = 1  # of the records; a file with another number was made by another version
 OLD_TEXT = "python-docs"  # what the base model was pretrained on: its loss afterwards is what was forgotten
@@ -242,7 +242,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
         steps[name] = _probe(run)
         moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
         held[name] = weight_bytes(model) + moments
-    timed = in_turns(steps, "full", repeats)
+    timed = beside(steps, "full", repeats)
     peaks = {name: [peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
     return {
         name: {

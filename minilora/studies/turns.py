@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 0.05  # seconds: a quick step is repeated until a turn lasts so long
-SETTLE = 0.1  # seconds of steps before those that are timed
+BLOCK = 0.05  # seconds: a stranger's quick step is repeated until a turn lasts so long
+SETTLE = 0.1  # seconds of its steps before those that are timed
 
 
 def nothing() -> None:
@@ -36,18 +36,16 @@ class Contender:
     finish: Callable[[], Any] = nothing
 
 
-def seconds(contender: Contender, steps: int) -> float:
-    """Seconds a step, over so many steps in a row.
+def seconds(contender: Contender, steps: int, settle: float = 0.0) -> float:
+    """Seconds a step, over so many steps in a row, after others for `settle` seconds that are not timed.
 
-    The steps of the first SETTLE seconds are not timed: they bring the data back into the caches, and let the threads
-    of the contender before, which go on looking for work for a while, fall asleep.
+    Those bring the data back into the caches, and let the threads of the contender before, which go on looking for work
+    for a while, fall asleep.
     """
-    settled = time.perf_counter() + SETTLE
-    while True:
+    settled = time.perf_counter() + settle
+    while time.perf_counter() < settled:
         contender.step()
         contender.finish()
-        if time.perf_counter() >= settled:
-            break
     start = time.perf_counter()
     for _ in range(steps):
         contender.step()
@@ -55,15 +53,19 @@ def seconds(contender: Contender, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def take_turns(contenders: Sequence[Contender], turns: int) -> dict[str, np.ndarray]:
-    """{name: seconds a step, one number a turn}."""
+def take_turns(contenders: Sequence[Contender], turns: int, strangers: bool = True) -> dict[str, np.ndarray]:
+    """{name: seconds a step, one number a turn}. Strangers, whose threads differ, settle first; others take one step.
+
+    Before the first turn each contender is timed once, which warms it up and says how many steps a block takes.
+    """
+    block, settle = (BLOCK, SETTLE) if strangers else (0.0, 0.0)
     order = np.random.default_rng(0)
-    steps = {c.name: max(1, round(BLOCK / max(seconds(c, 1), 1e-9))) for c in contenders}
+    steps = {c.name: max(1, round(block / max(seconds(c, 1, settle), 1e-9))) for c in contenders}
     times = {c.name: np.empty(turns) for c in contenders}
     for turn in range(turns):
         for i in order.permutation(len(contenders)):
             c = contenders[i]
-            times[c.name][turn] = seconds(c, steps[c.name])
+            times[c.name][turn] = seconds(c, steps[c.name], settle)
     return times
 
 
@@ -79,26 +81,15 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     }
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], reference: str, repeats: int) -> dict[str, dict[str, float]]:
-    """{name: {"seconds", "ratio", "ratio_spread"}} of calls that take turns, one call a turn and none beside the clock.
+def beside(calls: Mapping[str, Callable[[], object]], reference: str, turns: int) -> dict[str, dict[str, float]]:
+    """{name: {"seconds", "ratio", "ratio_spread"}} of our own calls, one call a turn.
 
     The median time; the median of the ratios to the reference's time in the same turn, and half the range of the
     middle half of those ratios.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    rng = np.random.default_rng(0)
-    for _ in range(repeats + 1):
-        for name in rng.permutation(list(calls)):  # so that nobody always finds the same neighbour's data in the caches
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
-    taken = {name: np.array(many[1:]) for name, many in times.items()}  # the first turn warms up
-    summary = {}
-    for name, many in taken.items():
-        low, middle, high = np.quantile(many / taken[reference], [0.25, 0.5, 0.75])
-        summary[name] = {
-            "seconds": float(np.median(many)),
-            "ratio": float(middle),
-            "ratio_spread": float(high - low) / 2,
-        }
-    return summary
+    times = take_turns([Contender(name, call) for name, call in calls.items()], turns, strangers=False)
+    told = {name: ratio(taken, times[reference]) for name, taken in times.items()}
+    return {
+        name: {"seconds": r["ours"], "ratio": r["ratio"], "ratio_spread": (r["quartiles"][1] - r["quartiles"][0]) / 2}
+        for name, r in told.items()
+    }

@@ -3,7 +3,6 @@
 import inspect
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,67 +37,6 @@ def a_row(what=rows.LORA, size="tiny", against="PyTorch eager", ours=0.5, theirs
 def a_record(rows):
     machine = {**benchmark.machine(), "processor": "a processor"}
     return {"machine": machine, "rows": [r.record() for r in rows], "left_out": {}, "profile": []}
-
-
-# --- turns -----------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A clock that only moves when a step is made, and a machine that gets slower with each step."""
-
-    def __init__(self):
-        self.now, self.steps = 0.0, []
-
-    def contender(self, name, cost):
-        def step():
-            self.now += cost * (1 + len(self.steps))
-            self.steps.append(name)
-
-        return turns.Contender(name, step)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    return clock
-
-
-def test_every_second_step_is_timed(clock):
-    times = turns.take_turns([clock.contender("a", 1), clock.contender("b", 1)], turns=3)
-    made = "".join(clock.steps)[4:]  # four steps before them to see how long one takes
-    assert [sorted(made[i : i + 4]) for i in (0, 4, 8)] == [list("aabb")] * 3
-    for name in "ab":
-        assert times[name].tolist() == [5 + i for i, who in enumerate(made) if who == name][1::2]
-
-
-def test_nobody_always_comes_after_the_same(clock):
-    turns.take_turns([clock.contender(name, 1) for name in "abc"], turns=20)
-    made = "".join(clock.steps)[6::2]
-    assert {made[i - 1] for i in range(1, 60) if made[i] == "a"} == set("bc") | ({"a"} if "aa" in made else set())
-
-
-def test_a_quick_step_is_repeated_and_told_by_the_step(clock, monkeypatch):
-    monkeypatch.setattr(turns, "BLOCK", 0.05)
-    monkeypatch.setattr(turns, "SETTLE", 0.01)
-    cost = {"quick": 0.001, "long": 9.0}
-    contenders = [turns.Contender(name, lambda c=c: setattr(clock, "now", clock.now + c)) for name, c in cost.items()]
-    before = clock.now
-    times = turns.take_turns(contenders, 1)
-    assert times["quick"] == pytest.approx([0.001]) and times["long"] == pytest.approx([9])
-    assert clock.now - before == pytest.approx(4 * 9 + (10 + 1 + 10 + 50) * 0.001, abs=2e-3)
-
-
-def test_the_device_is_waited_for_before_the_clock_is_read(clock):
-    def finish():
-        clock.now += 5
-
-    assert turns.seconds(turns.Contender("a", lambda: None, finish), 1) == 5
-
-
-def test_the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians():
-    told = turns.ratio(np.array([1.0, 2.0, 30.0]), np.array([1.0, 4.0, 10.0]))
-    assert told == {"ours": 2.0, "theirs": 4.0, "ratio": 1.0, "quartiles": [0.75, 2.0], "turns": 3}
 
 
 # --- rows and bars ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from minilora.analysis.methods import plan
 from minilora.studies import alternatives, runs
 from minilora.studies.runs import QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import STUDIES, load_records, run_study
-from minilora.studies.turns import in_turns
 from minilora.training import loop
 
 TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
@@ -140,15 +139,6 @@ def test_what_a_compared_method_trains_is_what_count_says(name):
     budget = sum(np.prod(shape) for shape in chosen.trainable.values())
     if name not in ("full", "lora", "last-blocks", "bitfit", "prompt"):
         assert abs(budget / 16_384 - 1) < 0.13
-
-
-def test_calls_take_turns_and_ratios_are_to_the_reference():
-    order = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("base", "other")}
-    summary = in_turns(calls, "base", repeats=3)
-    turns = [set(order[i : i + 2]) for i in range(0, 8, 2)]
-    assert len(order) == 8 and turns == [{"base", "other"}] * 4
-    assert summary["base"]["ratio"] == 1 and summary["base"]["ratio_spread"] == 0
 
 
 def test_a_token_is_timed_after_the_same_cache_every_time():
