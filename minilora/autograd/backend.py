@@ -119,6 +119,30 @@ def to_numpy(array: Any) -> np.ndarray:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def wide(x: Array) -> Array:
+    """x to add up: float16 as float32, since 2048 + 1 is 2048 in float16, and 256 squared is infinite."""
+    return x.astype("float32") if x.dtype.char == "e" else x
+
+
+def floating(x: Array) -> Array:
+    """x to put into a formula of real numbers: integers as float64, float16 as float32."""
+    x = array_module(x).asarray(x)
+    return x.astype("float64") if x.dtype.kind in "iub" else wide(x)
+
+
+def narrow(y: Array, x: Array) -> Array:
+    """y, which was computed from `wide` x, in float16 again where x was."""
+    return y.astype("float16") if getattr(x, "dtype", y.dtype).char == "e" and y.dtype.kind == "f" else y
+
+
+def by_value(given: Any) -> Array:
+    """What a vjp may keep of an array that the caller gave and could write over before the backward pass: a copy."""
+    array = array_module(given).asarray(given)
+    owner = array if array.base is None else array.base
+    written = [getattr(getattr(a, "flags", None), "writeable", True) for a in (array, owner)]  # CuPy says nothing
+    return array.copy() if any(written) else array
+
+
 def mixed(values: Any) -> str:
     """What to say where arrays of two backends meet, which no operation takes; "" where they are all of one."""
     of: dict[str, tuple] = {}  # a backend -> the shape of the first of its arrays

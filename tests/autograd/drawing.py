@@ -33,7 +33,7 @@ def check_same(function, composition, arrays, tolerance=1e-12):
 
 LAYOUTS = {
     "contiguous": lambda x: x,
-    "transposed": lambda x: np.ascontiguousarray(x.T).T,
+    "transposed": lambda x: np.ascontiguousarray(x.T).T if x.ndim else x,
     "strided": lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
     "reversed": lambda x: x[::-1].copy()[::-1] if x.ndim else x,
 }

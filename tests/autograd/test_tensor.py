@@ -703,8 +703,8 @@ def test_numpy_functions_of_a_tensor_are_primitives(name):
 
 def test_numpy_functions_without_a_primitive_say_so():
     x = ml.Tensor([0.5, 2.0], requires_grad=True)
-    with pytest.raises(TypeError, match=r"np\.sin has no derivative here"):
-        np.sin(x)
+    with pytest.raises(TypeError, match=r"np\.arctan has no derivative here"):
+        np.arctan(x)
     with pytest.raises(TypeError, match=r"np\.add has no derivative here"):
         np.add.reduce(x)
     np.testing.assert_array_equal(np.array([1.0, 1.0]) < x, [False, True])
