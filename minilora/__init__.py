@@ -7,21 +7,14 @@
 """
 
 from . import analysis
-from .adapters.adapter import (
-    adapter_disabled,
-    add_adapter,
-    load_adapter,
-    merge_adapter,
-    remove_adapter,
-    save_adapter,
-    set_adapter,
-    unmerge_adapter,
-)
+from .adapters.attach import adapter_disabled, add_adapter, remove_adapter, set_adapter
 from .adapters.bottleneck import HoulsbyConfig, PfeifferConfig
 from .adapters.combine import combine_adapters
 from .adapters.dora import DoRAConfig
+from .adapters.files import load_adapter, save_adapter
 from .adapters.lora import LoRAConfig, add_lora, delta_weights, lora_backward, lora_forward
 from .adapters.lora_plus import lora_plus
+from .adapters.merge import merge_adapter, unmerge_adapter
 from .adapters.prefix import PrefixConfig, fold_prefix
 from .adapters.prompt import PromptConfig
 from .adapters.qlora import quantize_model, requantize

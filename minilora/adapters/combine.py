@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array, array_module
-from .adapter import add_adapter
+from .adapter import Adapter
+from .attach import attach, build
 from .lora import LoRAConfig, LoRALinear
+from .state import carried, changeable, refuse_taken
 
 HOW = ("concatenate", "svd", "linear")
 Factors = tuple[float, Array, Array]  # s, B (d_out, r), A (r, d_in), so that Delta W = s B A
@@ -44,6 +46,7 @@ def combine_adapters(
         raise ValueError(f"combine_adapters: rank = {rank} is for how='svd'; {how!r} has no choice")
     if bad := [w for w in weights.values() if not math.isfinite(w)]:
         raise ValueError(f"combine_adapters: a weight is {bad[0]}, expected finite numbers")
+    refuse_taken(changeable(model, "combine_adapters"), name, "combine_adapters")
     updates = _same_targets({one: lora_updates(model, one, "combine_adapters") for one in weights})
     combined = {}
     for path, parts in updates.items():
@@ -52,16 +55,21 @@ def combine_adapters(
     by_rank: dict[int, list[str]] = {}  # one configuration for each rank there is
     for path, (_, A) in combined.items():
         by_rank.setdefault(len(A), []).append(path)
-    add_adapter(model, [LoRAConfig(r, r, tuple(paths)) for r, paths in by_rank.items()], name=name)
-    for path, (B, A) in combined.items():
-        layer = model.get_module(path)
-        layer.lora_B.data[...], layer.lora_A.data[...] = B, A
-    return model
+
+    def make() -> Adapter:
+        configs = [LoRAConfig(r, r, tuple(paths)) for r, paths in by_rank.items()]
+        adapter = build("combine_adapters", model, configs, 0)
+        for path, (B, A) in combined.items():
+            layer = adapter.modules[path]
+            layer.lora_B.data[...], layer.lora_A.data[...] = B, A
+        return adapter
+
+    return attach(model, name, make, "combine_adapters")
 
 
 def lora_updates(model: Any, name: str, caller: str) -> dict[str, Factors]:
     """{path: (s, B, A)} of a named adapter that is LoRA throughout. Raises ValueError for any other."""
-    adapters = getattr(model, "adapters", {})
+    adapters: Any = carried(model) or {}
     if name not in adapters:
         raise ValueError(f"{caller}: no adapter {name!r}; there are {', '.join(adapters) or 'none'}")
     updates = {}

@@ -56,7 +56,7 @@ class DoRALinear(LoRALinear):
     """A linear layer whose rows are turned by A and B and stretched by `magnitude`."""
 
     config: DoRAConfig
-    optional_parameters = ("lora_A", "lora_B", "magnitude")
+    optional_parameters = (*LoRALinear.optional_parameters, "magnitude")
 
     def __init__(self, base: Linear, config: DoRAConfig, rng: np.random.Generator):
         super().__init__(base, config, rng)

@@ -3,8 +3,9 @@
     y = x W^T + b + s (x A^T) B^T        W (d_out, d_in) frozen;  A (r, d_in) and B (d_out, r) trained;  s = alpha / r
 
 The update Delta W = s B A has rank r at most and r (d_in + d_out) numbers in place of d_in d_out. B starts at zero, so
-the adapted model starts exactly at the base model. `lora_forward` and `lora_backward` are the whole method in NumPy;
-below them come the configuration and the layer. Adding it to a model, merging, saving: `adapter.py`.
+the adapted model starts exactly at the base model; other ways to begin: `initialise.py`. `lora_forward` and
+`lora_backward` are the whole method in NumPy; below them come the configuration and the layer. What it shares with
+other methods, from adding it to a model to saving it: `adapter.py`.
 """
 
 import fnmatch
@@ -19,7 +20,10 @@ from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
-from .adapter import StandIn, active_adapter, add_adapter, method
+from .adapter import StandIn, method
+from .attach import add_adapter
+from .initialise import STARTS
+from .state import active_adapter
 
 
 def lora_forward(x: Array, W: Array, b: Array, A: Array, B: Array, s: float) -> tuple[Array, Array]:
@@ -62,11 +66,11 @@ class LoRAConfig:
     rank_stabilized (Kalajdzievski 2023, "rsLoRA"). target_modules: names or patterns; "q_proj" is every q_proj,
     "blocks.0.*" and "*.mlp.*" are shell patterns on whole names, "*" is every linear layer. dropout: on the input of A,
     where a generator is given. init: "kaiming" draws A from U(-1/sqrt(d_in), 1/sqrt(d_in)), "gaussian" from
-    N(0, 1/r^2), and B is zero; "pissa" starts both from W's singular vectors (`pissa.py`). Raises ValueError for values
-    outside these.
+    N(0, 1/r^2), and B is zero; "pissa" starts both from W's singular vectors (`initialise.py`). Raises ValueError for
+    values outside these.
     """
 
-    inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "pissa")
+    inits: ClassVar[tuple[str, ...]] = tuple(STARTS)
     rank: int = 8
     alpha: float = 16
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
@@ -112,27 +116,26 @@ class LoRAConfig:
 
     def layer(self, base: Linear, rng: np.random.Generator) -> "LoRALinear":
         """The layer that takes the place of one linear layer."""
-        if self.init == "pissa":
-            from .pissa import PiSSALinear  # here, because it is made from the layer below
-
-            return PiSSALinear(base, self, rng)
         return LoRALinear(base, self, rng)
 
 
 class LoRALinear(StandIn, Linear):
     """A linear layer with an update beside it; it shares `weight` and `bias` with the layer whose place it takes."""
 
-    optional_parameters: tuple[str, ...] = ("lora_A", "lora_B")  # a base checkpoint has none
+    optional_parameters: tuple[str, ...] = ("lora_A", "lora_B", "lora_A0", "lora_B0")  # a base checkpoint has none
+    corrected = False  # whether the update counts from where A and B started, which lora_A0 and lora_B0 keep
 
     def __init__(self, base: Linear, config: LoRAConfig, rng: np.random.Generator):
-        d_out, d_in = base.weight.shape
         vars(self).update(vars(base))  # the base's very weight and bias
-        bound, std = 1 / math.sqrt(d_in), 1 / config.rank
-        shape = (config.rank, d_in)
-        A = rng.uniform(-bound, bound, shape) if config.init == "kaiming" else rng.normal(0, std, shape)
-        self.lora_A = parameter(A, base.weight.dtype)  # (r, d_in)
-        self.lora_B = parameter(np.zeros((d_out, config.rank)), base.weight.dtype)  # (d_out, r)
+        W = base.weight.data
+        A, B, corrected = STARTS[config.init](W, config.rank, config.scale, rng)
+        self.lora_A = parameter(A, W.dtype)  # (r, d_in)
+        self.lora_B = parameter(B, W.dtype)  # (d_out, r)
         self.config, self.dropout = config, config.dropout
+        if corrected:
+            self.corrected = True
+            self.lora_A0 = Tensor(self.lora_A.data.copy())  # (r, d_in), frozen, and saved with A and B
+            self.lora_B0 = Tensor(self.lora_B.data.copy())  # (d_out, r)
 
     def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """x: (..., d_in) -> (..., d_out)"""
@@ -141,12 +144,16 @@ class LoRALinear(StandIn, Linear):
         (A, B), s, p = self.factors(), self.config.scale, self.dropout
         if rng is None or not p:
             return ops.lora_linear(x, self.weight, self.bias, A, B, s)
-        h = ops.linear(ops.dropout(x, p, rng), A)  # (..., r)
+        h = ops.linear(ops.dropout(x, p, rng), A)  # (..., r), or 2r where corrected
         return ops.linear(x, self.weight, self.bias) + s * ops.linear(h, B)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and B (d_out, r) of the update s B A"""
-        return self.lora_A, self.lora_B
+        """A (r, d_in) and B (d_out, r) of the update s B A; where corrected, [A; A - A0] and [B - B0, B0]"""
+        if not self.corrected:
+            return self.lora_A, self.lora_B
+        A = ops.concatenate([self.lora_A, self.lora_A - self.lora_A0], axis=0)  # (2r, d_in)
+        B = ops.concatenate([self.lora_B - self.lora_B0, self.lora_B0], axis=1)  # (d_out, 2r)
+        return A, B
 
     def delta(self) -> Array:
         """Delta W = s B A, (d_out, d_in)"""
@@ -155,7 +162,7 @@ class LoRALinear(StandIn, Linear):
 
     def merged_values(self) -> dict[str, Array]:
         """W <- W + s B A (section 4.1)"""
-        return {"weight": self.weight.data + self.delta()}
+        return super().merged_values() | {"weight": self.weight.data + self.delta()}
 
 
 def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default") -> Any:

@@ -26,8 +26,9 @@ from ..autograd.tensor import Tensor, no_grad
 from ..nn.gpt import GPT, Cache
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
-from .adapter import active_adapter, method
+from .adapter import method
 from .prompt import VirtualTokens, VirtualTokensConfig
+from .state import Adapters, active_adapter, whole
 
 
 @method("prefix")
@@ -128,14 +129,14 @@ def fold_prefix(model: Any) -> Any:
     What is trainable now are the keys and values: an optimiser of before holds parameters that are gone.
     Raises ValueError where there is no prefix with a network.
     """
-    adapter = active_adapter(model, "fold_prefix")
-    front = adapter.modules.get("front")
+    front = active_adapter(model, "fold_prefix").modules.get("front")
     if not isinstance(front, Prefix) or front.config.hidden is None:
         raise ValueError("fold_prefix: the active adapter has no prefix with a network (PrefixConfig(hidden=...))")
-    folded = adapter.folded()
-    adapter.configs, adapter.modules = folded.configs, folded.modules
-    if model.front is front:  # it is not while the adapter is disabled
-        model.front = adapter.modules["front"]
+    state: Adapters = model.adapters
+    with whole() as put:
+        for name in state.active:
+            put(state.named, name, state[name].folded())
+        state.switch(put, model, state.active)
     return model
 
 

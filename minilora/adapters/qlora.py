@@ -17,9 +17,12 @@ from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.layers import Linear
 from ..nn.module import Module
-from .adapter import active_adapter, merge_adapter, remove_adapter
+from .adapter import Put
+from .attach import take_away
 from .lora import LoRAConfig, LoRALinear, match_targets
+from .merge import fold
 from .quantization import Quantized, quantize
+from .state import carried, in_use, place, whole
 
 NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
 
@@ -120,21 +123,22 @@ class QLoRALinear(LoRALinear, QuantizedLinear):
         h = s * ops.linear(kept, A)  # (..., r)
         return y + ops.linear(h, B)
 
-    def merge(self) -> None:
-        """W + s B A as a floating-point weight beside the codes."""
-        self.merged_weight = self.quantized.dequantize() + self.delta()
-        self.unmerged = {}  # no value of the base has to be kept aside: the codes have not changed
+    def merge(self, put: Put, values: Mapping[str, Array]) -> None:
+        """W + s B A becomes a floating-point weight beside the codes, which do not change."""
+        super().merge(put, {name: value for name, value in values.items() if name != "weight"})
+        put(self, "merged_weight", values["weight"])
 
-    def unmerge(self) -> None:
+    def unmerge(self, put: Put) -> None:
         """Let the floating-point weight go."""
-        self.unmerged = self.merged_weight = None
+        super().unmerge(put)
+        put(self, "merged_weight", None)
 
-    def left_behind(self, base: Module) -> Module:
+    def left_behind(self, base: Any) -> Module:
         """The quantised layer, or while merged a plain one with W + s B A, frozen like the rest of the base."""
         if self.merged_weight is None:
             return base
         linear = Linear.__new__(Linear)  # one with these very values, none drawn at random
-        linear.weight, linear.bias = Tensor(self.merged_weight), self.bias
+        linear.weight, linear.bias = Tensor(self.merged_weight), base.bias
         return linear
 
 
@@ -147,24 +151,31 @@ def quantize_model(
     already stay as they are. Embeddings, norms and biases stay in floating point. Raises ValueError, and changes
     nothing, for a model with an adapter, where no layer is left to quantise, and for weights that are not finite.
     """
-    if getattr(model, "adapters", None):
+    if carried(model):
         raise ValueError("quantize_model: the model has an adapter; remove_lora(model), then put LoRA on the codes")
     linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
     targets = match_targets((target_modules,) if isinstance(target_modules, str) else tuple(target_modules), [*linears])
     targets = [path for path in targets if not isinstance(linears[path], QuantizedLinear)]
     if not targets:
         raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(target_modules)}")
-    layers = {}
-    for path in targets:
-        try:
-            layers[path] = QuantizedLinear(linears[path], kind, block, double)
-        except ValueError as error:
-            raise ValueError(f"quantize_model: {path}.weight: {error}") from None
-    for path, layer in layers.items():
-        model.set_module(path, layer)
-    for p in model.parameters():
-        p.requires_grad = False
+    with whole() as put:
+        how = {"kind": kind, "block": block, "double": double}
+        _quantize(put, model, {path: how for path in targets}, "quantize_model")
     return model
+
+
+def _quantize(put: Put, model: Any, settings: Mapping[str, Mapping[str, Any]], caller: str) -> None:
+    """A quantised layer at each path, made with its settings, in a model that is frozen."""
+    layers = {}
+    for path, how in settings.items():
+        try:
+            layers[path] = QuantizedLinear(model.get_module(path), **how)
+        except ValueError as error:
+            raise ValueError(f"{caller}: {path}.weight: {error}") from None
+    for path, layer in layers.items():
+        put(*place(model, path), layer)
+    for p in model.parameters():
+        put(p, "requires_grad", False)
 
 
 def quantization(model: Module) -> dict[str, dict[str, Any]]:
@@ -180,10 +191,11 @@ def requantize(model: Any) -> Any:
     half a gap between levels, and an update smaller than that is lost in part: the loss shows what this costs.
     Raises ValueError where there is no adapter, or it cannot be merged.
     """
-    settings = quantization(model)
-    if not active_adapter(model, "requantize").merged:
-        merge_adapter(model)
-    remove_adapter(model)
-    for path in settings.keys() - quantization(model).keys():
-        quantize_model(model, **settings[path], target_modules=(path,))
+    settings, state = quantization(model), in_use(model, "requantize")
+    with whole() as put:
+        if not state.merged:
+            fold(put, model)
+        take_away(put, model, state)
+        lost = settings.keys() - quantization(model).keys()  # what was quantised, and is a plain layer now
+        _quantize(put, model, {path: settings[path] for path in lost}, "requantize")
     return model

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.layers import parameter
 from ..nn.module import Module
@@ -26,35 +25,11 @@ from .adapter import StandIn, method, stand_in_for
 class Trained(StandIn):
     """A module with copies of some of its parameters, which are trained; the rest is the base's own."""
 
-    references = ("base",)  # which so get no second name
-
     def __init__(self, base: Module, names: list[str]):
         vars(self).update(vars(base))
-        self.base = {name: getattr(base, name) for name in names}
-        for name, p in self.base.items():
+        self.copied = {name: getattr(base, name) for name in names}
+        for name, p in self.copied.items():
             setattr(self, name, parameter(p.data.copy(), p.dtype))
-
-    def base_parameter(self, name: str) -> Tensor:
-        """The base's parameter of that name, beside which this module has its own."""
-        return self.base[name]
-
-    def merged_values(self) -> dict[str, Array]:
-        """The base's value becomes the trained one: W <- W + Delta W with Delta W = W' - W."""
-        return {name: getattr(self, name).data.copy() for name in self.base}
-
-    def merge(self) -> None:
-        """Write the trained values into the base. They can be trained on once that is undone."""
-        super().merge()
-        self._train(False)
-
-    def unmerge(self) -> None:
-        """Put the base's values back, bit for bit."""
-        super().unmerge()
-        self._train(True)
-
-    def _train(self, trainable: bool) -> None:
-        for name in self.base:
-            getattr(self, name).requires_grad = trainable
 
 
 def _copies(model: Module, wanted: Callable[[str], bool]) -> dict[str, Module]:

@@ -18,8 +18,9 @@ from ..autograd import ops
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import Tensor
 from ..nn.layers import Linear
-from .adapter import Adapter, StandIn, set_adapter, stand_in_for
+from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
+from .state import Adapters, carried, changeable, refuse_merged, whole
 
 
 class Rows(StandIn, Linear):
@@ -64,26 +65,52 @@ def rows_use(model: Any, names: Sequence[str | None]) -> Iterator[Any]:
     """
     if isinstance(names, str) or not len(names):
         raise ValueError(f"rows_use: names = {names!r}, expected one for each row, such as ['docs', None]")
-    if not getattr(model, "adapters", None):
+    state = changeable(model, "rows_use")
+    if not state:
         raise ValueError("rows_use: the model has no adapter; add_lora(model, LoRAConfig()) puts one in")
+    refuse_merged(state, "rows_use")
     label = f"rows: {', '.join(str(name) for name in names)}"
-    if label in model.adapters:
+    if label in state:
         raise ValueError("rows_use: these rows are in use already; leave that block first")
     used = {name: lora_updates(model, name, "rows_use") for name in dict.fromkeys(names) if name is not None}
     paths = dict.fromkeys(path for updates in used.values() for path in updates)
     rows = {path: [used[n].get(path) if n is not None else None for n in names] for path in paths}
-    before, dtype = model.active_adapter, model.parameters()[0].dtype
-    set_adapter(model, None)  # refuses, and changes nothing, while an adapter is merged or disabled
     try:
+        try:
+            _enter(model, state, label, rows)
+            yield model
+        finally:
+            _leave(model, state, label)
+    finally:
+        _leave(model, state, label)  # again, in case an interrupt came first; once is enough
+
+
+def _enter(model: Any, state: Adapters, label: str, rows: dict[str, list[Factors | None]]) -> None:
+    """An adapter of layers that look up their row's update takes the place of what is in use."""
+    dtype = model.parameters()[0].dtype
+    with whole() as put:
+        put(state.rows, label, state.active)
+        state.switch(put, model, ())
         layers = {}
         for path, updates in rows.items():
             base: Any = model.get_module(path)
             kind: Any = type(base)
             layers[path] = stand_in_for(Rows, kind)(base, updates, dtype)
-        model.adapters[label] = Adapter((), layers)
-        set_adapter(model, label)
-        yield model
-    finally:
-        if getattr(model, "adapters", None):  # unless remove_adapter has taken all of them out
-            set_adapter(model, before)
-            model.adapters.pop(label, None)
+        put(state.named, label, Adapter((), layers))
+        state.switch(put, model, (label,))
+
+
+def _leave(model: Any, state: Adapters, label: str) -> None:
+    """What was in use before, as far as it is still there, unless a block that was entered later is still open."""
+    if carried(model) is not state or label not in state.rows:
+        return
+    before, later = state.rows[label], [*state.rows][[*state.rows].index(label) + 1 :]
+    with whole() as put:
+        if later and state.rows[later[0]] == (label,):
+            put(state.rows, later[0], before)
+        if not later:
+            for module in state.current.distinct().values() if state.merged else ():  # type: ignore[union-attr]
+                module.unmerge(put)
+            state.switch(put, model, tuple(name for name in before if name in state))
+        put(state, "named", {name: adapter for name, adapter in state.items() if name != label})
+        put(state, "rows", {name: names for name, names in state.rows.items() if name != label})

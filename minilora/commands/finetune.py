@@ -7,7 +7,8 @@ from typing import Any
 
 import minilora as ml
 
-from ..adapters.adapter import METHODS, active_adapter
+from ..adapters.adapter import METHODS
+from ..adapters.state import active_adapter
 from ..demo import LEARNING_RATE
 from ..training.corpus import BUILT_IN
 from .models import load_model

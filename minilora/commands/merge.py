@@ -8,7 +8,7 @@ import numpy as np
 
 import minilora as ml
 
-from ..adapters.adapter import active_adapter
+from ..adapters.state import active_adapter
 from .models import existing, load_model
 from .options import BACKEND, MODEL, QUANTIZE, command, option, output_file
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import minilora as ml
 
-from ..adapters.adapter import base_parameters
 from ..adapters.qlora import QuantizedLinear
+from ..adapters.state import base_parameters
 from ..demo import quoted, sample
 from ..training.checkpoint import load_checkpoint
 from .models import existing

@@ -21,7 +21,7 @@ class Module:
     """
 
     optional_parameters: tuple[str, ...] = ()  # names that a state dict may lack: an adapter's, beside its base
-    references: tuple[str, ...] = ("frozen", "originals")  # attributes that hold what belongs to other modules
+    references: tuple[str, ...] = ("copied",)  # attributes that hold what belongs to other modules
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
         """(name, module) for this module (whose name is the prefix) and everything below it.
@@ -182,14 +182,15 @@ class Module:
         and where. Then, and after an interrupt, nothing has changed.
         """
         dtype = precision(dtype, "astype")
-        before = [(p, p.data, p.requires_grad) for p in self.parameters() if p.dtype.kind in "fc" and p.dtype != dtype]
+        todo = [(p, wanted) for p, wanted in self._precisions(dtype) if p.dtype.kind in "fc" and p.dtype != wanted]
+        before = [(p, p.data, p.requires_grad) for p, _ in todo]
         names = {id(p): name for name, p in self.named_parameters()}
         after = []
-        for p, data, _ in before:
+        for p, wanted in todo:
             try:
-                after.append(in_precision(data, dtype))
+                after.append(in_precision(p.data, wanted))
             except ValueError as error:
-                raise ValueError(f"astype: {names[id(p)]}: {error}") from None
+                raise ValueError(f"astype: {names.get(id(p), 'an adapter that is aside')}: {error}") from None
         try:
             for (p, _, trainable), data in zip(before, after, strict=True):
                 _put(p, data, trainable)
@@ -198,6 +199,21 @@ class Module:
                 _put(p, data, trainable)
             raise
         return self
+
+    def _precisions(self, dtype: Any) -> Iterator[tuple[Tensor, Any]]:
+        """(parameter, the precision it gets): an adapter, in use or aside, has a word in it (adapters/state.py)."""
+        carried = vars(self).get("adapters")
+        return ((p, dtype) for p in self.parameters()) if carried is None else carried.precisions(self, dtype)
+
+    @property
+    def active_adapter(self) -> Any:
+        """The name of the adapter in use, a tuple of several, or None; a model that carries none has no such attribute."""
+        if "adapters" not in vars(self):
+            raise AttributeError(
+                f"this {type(self).__name__} has no adapter; add_lora(model, LoRAConfig()) puts one in"
+            )
+        names = vars(self)["adapters"].active
+        return names[0] if len(names) == 1 else names or None
 
     def first_not_finite(self) -> str:
         """Where the first number stands that is none: "blocks.0.ln_1.weight: entry (3,) is nan"; "" without one."""

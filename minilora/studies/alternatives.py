@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.adapter import load_adapter, merge_adapter, remove_adapter, set_adapter
+from ..adapters.attach import remove_adapter, set_adapter
+from ..adapters.files import load_adapter
+from ..adapters.merge import merge_adapter
 from ..adapters.qlora import quantize_model
 from ..analysis.counting import count, plan
 from ..autograd.tensor import no_grad

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..adapters.adapter import METHODS, add_adapter, load_adapter, save_adapter, stored_parameters
+from ..adapters.adapter import METHODS
+from ..adapters.attach import add_adapter
+from ..adapters.files import load_adapter, save_adapter, stored_parameters
 from ..adapters.lora import lora_layers
 from ..adapters.qlora import quantize_model
 from ..nn.storage import load_model, save_model, write_beside

@@ -4,8 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..adapters.adapter import active_adapter, add_adapter, from_recipe, recipe
+from ..adapters.attach import add_adapter
+from ..adapters.files import from_recipe, recipe
 from ..adapters.qlora import quantization, quantize_model
+from ..adapters.state import active_adapter
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .corpus import Corpus, load_corpus

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.adapters.adapter import METHODS, adapter_parameters, base_parameters, fingerprint
+from minilora.adapters.adapter import METHODS
 from minilora.adapters.bottleneck import HoulsbyConfig, PfeifferConfig
 from minilora.adapters.dora import DoRAConfig
+from minilora.adapters.files import fingerprint
 from minilora.adapters.prefix import PrefixConfig
 from minilora.adapters.prompt import PromptConfig
 from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
+from minilora.adapters.state import adapter_parameters, base_parameters
 from minilora.analysis import methods
 from minilora.nn.storage import load_arrays, save_arrays
 

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters
 from minilora.adapters.bottleneck import Bottleneck, BottleneckConfig, HoulsbyConfig, PfeifferConfig
+from minilora.adapters.state import adapter_parameters
 from minilora.nn.layers import Linear
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.adapters.adapter import fingerprint
+from minilora.adapters.files import fingerprint
 from minilora.adapters.lora import LoRALinear, lora_layers
 from minilora.nn.layers import Linear
 from minilora.nn.module import Module

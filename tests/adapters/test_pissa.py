@@ -3,33 +3,14 @@
 import numpy as np
 import pytest
 import scipy.linalg
+from adapters.variants import GPT, TARGETS, TOKENS, base, shake
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters
-from minilora.adapters.pissa import PiSSALinear
+from minilora.adapters.lora import LoRALinear
+from minilora.adapters.state import adapter_parameters
 from minilora.analysis.methods import plan
 
-GPT = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
-TOKENS = np.random.default_rng(0).integers(0, 11, (3, 6))
-TARGETS = np.random.default_rng(1).integers(0, 11, (3, 6))
 SETTINGS = {"rank": 2, "alpha": 3, "init": "pissa"}
-
-
-def base(dtype="float64"):
-    """A GPT whose logits are not tiny, so that a change shows."""
-    model = ml.GPT(GPT)
-    rng = np.random.default_rng(3)
-    for p in model.parameters():
-        p.data[...] = rng.normal(0, 0.3, p.shape)
-    return model.astype(dtype)
-
-
-def shake(model, rng=5):
-    """Move what is trained as training would."""
-    rng = np.random.default_rng(rng)
-    for p in model.parameters(trainable=True):
-        p.data += rng.normal(0, 0.3, p.shape).astype(p.dtype)
-    return model
 
 
 def adapted(dtype="float64", rng=5, **settings):
@@ -37,7 +18,7 @@ def adapted(dtype="float64", rng=5, **settings):
 
 
 def layers(model):
-    return {path: m for path, m in model.named_modules() if isinstance(m, PiSSALinear)}
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear) and m.corrected}
 
 
 @pytest.mark.parametrize("stabilized", [False, True])

@@ -6,9 +6,10 @@ import scipy.special
 import scipy.stats
 
 import minilora as ml
-from minilora.adapters.adapter import active_adapter, adapter_parameters, add_adapter
+from minilora.adapters.attach import add_adapter
 from minilora.adapters.prefix import Prefix, PrefixConfig, fold_prefix
 from minilora.adapters.prompt import PromptConfig
+from minilora.adapters.state import active_adapter, adapter_parameters
 from minilora.nn.gpt import Cache
 from minilora.nn.storage import load_arrays
 

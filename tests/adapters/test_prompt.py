@@ -8,9 +8,11 @@ import pytest
 import scipy.stats
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters, add_adapter, merge_adapter, remove_adapter
+from minilora.adapters.attach import add_adapter, remove_adapter
+from minilora.adapters.merge import merge_adapter
 from minilora.adapters.prefix import PrefixConfig
 from minilora.adapters.prompt import PromptConfig
+from minilora.adapters.state import adapter_parameters
 from minilora.analysis import counting
 from minilora.nn.decode import Decoder
 from minilora.nn.gpt import Cache

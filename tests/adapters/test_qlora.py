@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters, fingerprint
 from minilora.adapters.bottleneck import HoulsbyConfig
 from minilora.adapters.dora import DoRAConfig
+from minilora.adapters.files import fingerprint
 from minilora.adapters.lora import lora_layers
 from minilora.adapters.qlora import QLoRALinear, QuantizedLinear, quantization, quantize_model, requantize
 from minilora.adapters.quantization import quantize
 from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
+from minilora.adapters.state import adapter_parameters
 from minilora.analysis.methods import plan
 from minilora.nn.layers import Linear
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint

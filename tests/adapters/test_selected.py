@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters, base_parameters
 from minilora.adapters.qlora import quantize_model
 from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig, Trained
+from minilora.adapters.state import adapter_parameters, base_parameters
 from minilora.nn.layers import Embedding, LayerNorm, Linear
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=8, n_layer=3, n_head=2, n_embd=8)

@@ -5,8 +5,8 @@ import pytest
 
 import minilora as ml
 from minilora.adapters.dora import DoRAConfig, DoRALinear
+from minilora.adapters.lora import LoRALinear, lora_layers
 from minilora.adapters.lora_plus import lora_plus
-from minilora.adapters.pissa import PiSSALinear
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 peft = pytest.importorskip("peft", reason="this test needs PEFT: pip install 'minilora[peers]'")
@@ -164,7 +164,7 @@ class TestPiSSAAgainstPEFT:
     def test_the_start(self, started, relative_error):
         model, peer = started
         layers = peft_layers(peer)
-        ours = {path: layer for path, layer in model.named_modules() if isinstance(layer, PiSSALinear)}
+        ours = lora_layers(model)
         assert ours.keys() == layers.keys()
         assert model.count(trainable=True) == peer.get_nb_trainable_parameters()[0]
         for path, layer in ours.items():
@@ -193,7 +193,7 @@ def move_alike(model, peer, dtype):
     peer.to(getattr(torch, dtype))
     layers, rng = peft_layers(peer), np.random.default_rng(4)
     for path, layer in model.named_modules():
-        if isinstance(layer, PiSSALinear):
+        if isinstance(layer, LoRALinear):
             A, B = (part["default"].weight.data for part in (layers[path].lora_A, layers[path].lora_B))
             W = torch.tensor(layer.weight.data)
             layers[path].base_layer.weight.data = W - layers[path].scaling["default"] * B @ A  # in this precision

@@ -5,9 +5,10 @@ import pytest
 from scipy.stats import ks_2samp
 
 import minilora as ml
-from minilora.adapters.adapter import adapter_parameters, add_adapter
+from minilora.adapters.attach import add_adapter
 from minilora.adapters.prefix import PrefixConfig, fold_prefix
 from minilora.adapters.prompt import PromptConfig
+from minilora.adapters.state import adapter_parameters
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 peft = pytest.importorskip("peft", reason="this test needs PEFT: pip install 'minilora[peers]'")

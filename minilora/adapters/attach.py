@@ -1,0 +1,151 @@
+"""Adapters are put on a model, switched, disabled and taken out. Only references move: no weight is copied."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .adapter import METHODS, Adapter
+from .state import (
+    NOTHING,
+    Adapters,
+    active_adapter,
+    carried,
+    changeable,
+    check_model,
+    refuse_merged,
+    refuse_taken,
+    whole,
+)
+
+
+def add_adapter(model: Any, config: Any, rng: Any = 0, name: str = "default") -> Any:
+    """Put an adapter on a model and freeze everything else.
+
+    config: any method's configuration, or a list of several that touch different modules. rng: a seed or a Generator
+    for what starts random. Returns the model. A second adapter under another name leaves the first one aside;
+    `set_adapter` switches. Raises ValueError, and changes nothing, when a name is taken, an adapter is merged or
+    disabled, two methods want the same module, or a method does not fit the model.
+    """
+    refuse_taken(changeable(model, "add_adapter"), name, "add_adapter")
+    return attach(model, name, lambda: build("add_adapter", model, config, rng), "add_adapter")
+
+
+def attach(model: Any, name: str, make: Callable[[], Adapter], caller: str) -> Any:
+    """Freeze the base, take a name's earlier adapter out, and switch to the one that `make` makes beside the base."""
+    state = changeable(model, caller)
+    refuse_merged(state, caller)
+    if not isinstance(name, str) or not name or name in state.rows:
+        raise ValueError(f"{caller}: name = {name!r}, expected a text such as 'default' that no rows_use block uses")
+    with whole() as put:
+        state.switch(put, model, ())  # so that what is made is made from the base's modules
+        adapter = make()
+        if carried(model) is None:
+            state.frozen = model.parameters(trainable=True)
+            put(model, "adapters", state)
+            for p in state.frozen:
+                put(p, "requires_grad", False)
+        put(state.named, name, adapter)
+        state.switch(put, model, (name,))
+    return model
+
+
+def build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
+    """The modules of a new adapter, while the base's stand in their places."""
+    configs = tuple(config) if isinstance(config, list | tuple) else (config,)
+    rng = np.random.default_rng(rng)
+    modules: dict[str, Any] = {}
+    owner: dict[str, str] = {}  # path -> the method that wants it
+    base = {id(p): p.dtype for p in model.parameters()}
+    wanted = np.promote_types(next(iter(base.values())), "float32")  # an adapter is never below float32
+    for one in configs:
+        if type(one) not in METHODS.values():
+            names = ", ".join(config.__name__ for config in METHODS.values())
+            raise TypeError(f"{caller}: got {one!r}, expected a configuration: {names}")
+        for path, module in one.build(model, rng).items():
+            if path in owner:
+                both = f"{owner[path]} and {one.kind} both want the place of {path}"
+                raise ValueError(f"{caller}: {both}; choose one of them, or other target_modules")
+            modules[path], owner[path] = module, one.kind
+            for p in module.parameters():
+                if id(p) not in base:
+                    p.data = p.data.astype(wanted, copy=False)
+    return Adapter(configs, dict(sorted(modules.items(), key=lambda item: item[0].count("."))))
+
+
+def set_adapter(model: Any, name: str | None) -> None:
+    """Switch to a named adapter, or with None to the base model. Only references move: no weight is copied."""
+    check_model(model, "set_adapter")
+    state = carried(model)
+    if name is not None and name not in (state or ()):
+        raise ValueError(f"set_adapter: no adapter {name!r}; there are {', '.join(state or ()) or 'none'}")
+    if state is None:
+        return
+    changeable(model, "set_adapter")
+    refuse_merged(state, "set_adapter")
+    with whole() as put:
+        state.switch(put, model, () if name is None else (name,))
+
+
+def remove_adapter(model: Any) -> Any:
+    """Take all adapters out and make trainable again what the first one froze; returns the model.
+
+    Not merged, this gives the base model back. Merged, the update stays in the weights: a plain model, ready to ship.
+    """
+    state = changeable(model, "remove_adapter")
+    if carried(model) is None:
+        raise ValueError("remove_adapter: the model has no adapter")
+    with whole() as put:
+        take_away(put, model, state)
+    return model
+
+
+def take_away(put: Any, model: Any, state: Adapters) -> None:
+    """All of `remove_adapter`, to be undone with what else `put` has done."""
+    left: dict[int, Any] = {}  # what a module in several places leaves behind is one module, too
+    for path, base in [*state.originals.items()]:
+        module = state.current.modules[path]  # type: ignore[union-attr]
+        put(state.originals, path, left.setdefault(id(module), module.left_behind(base)))
+    state.take_out(put, model)
+    for p in state.frozen:
+        put(p, "requires_grad", True)
+    put(model, "adapters", NOTHING)
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: Any) -> Iterator[Any]:
+    """Inside the block the model is the base model, merged or not; what it carries cannot be changed there."""
+    active_adapter(model, "adapter_disabled")
+    state, block = model.adapters, object()
+    try:
+        try:
+            _disable(model, state, block)
+            yield model
+        finally:
+            _enable(model, state, block)
+    finally:
+        _enable(model, state, block)  # again, in case an interrupt came first; once is enough
+
+
+def _disable(model: Any, state: Adapters, block: object) -> None:
+    """The base's values and modules, until the last of the blocks is left."""
+    with whole() as put:
+        put(state, "disabled", (*state.disabled, block))
+        if len(state.disabled) == 1:
+            put(state, "refold", state.merged)
+            for module in state.current.distinct().values() if state.merged else ():  # type: ignore[union-attr]
+                module.unmerge(put)
+            state.take_out(put, model)
+
+
+def _enable(model: Any, state: Adapters, block: object) -> None:
+    if block not in state.disabled:
+        return
+    with whole() as put:
+        put(state, "disabled", tuple(one for one in state.disabled if one is not block))
+        if not state.disabled:
+            for module in state.current.distinct().values() if state.refold else ():  # type: ignore[union-attr]
+                module.merge(put, module.merged_values())
+            put(state, "refold", False)
+            state.put_in(put, model)

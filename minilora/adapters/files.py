@@ -1,0 +1,94 @@
+"""An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..autograd.backend import array_module, to_numpy
+from ..autograd.tensor import Tensor
+from ..nn.storage import blaming, load_arrays, save_arrays
+from .adapter import METHODS, Adapter
+from .attach import attach, build
+from .state import active_adapter, base_parameters, brought, carried, changeable, refuse_merged
+
+
+def stored_parameters(model: Any) -> dict[str, Tensor]:
+    """{name: tensor} that a file of the active adapter holds: without what only training needs."""
+    return brought(model, active_adapter(model, "stored_parameters").folded())
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of the base model's parameters in float32, whatever adapter is on it: which base an adapter belongs to."""
+    state = carried(model)
+    merged = state.current.distinct().values() if state is not None and state.current is not None else ()
+    aside = {id(m.base_parameter(name)): value for m in merged for name, value in (m.unmerged or {}).items()}
+    digest = hashlib.sha256()
+    for name, p in sorted(base_parameters(model).items()):
+        data = to_numpy(aside.get(id(p), p.data))
+        digest.update(f"{name} {data.shape}".encode())
+        digest.update(np.ascontiguousarray(data, dtype="<f4").tobytes())
+    for name, buffer in model.named_buffers():
+        digest.update(f"{name} {buffer.shape}".encode() + to_numpy(buffer).tobytes())
+    return digest.hexdigest()
+
+
+def recipe(adapter: Adapter) -> list[dict[str, Any]]:
+    """An adapter's methods as plain values: [{"kind": "lora", "config": {...}}]"""
+    return [{"kind": c.kind, "config": asdict(c)} for c in adapter.configs]
+
+
+def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
+    """The configurations in a `recipe`. Raises ValueError for a method that does not exist."""
+    if unknown := [m["kind"] for m in methods if m["kind"] not in METHODS]:
+        raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    return [METHODS[m["kind"]](**m["config"]) for m in methods]
+
+
+def save_adapter(model: Any, path: str | Path) -> Path:
+    """Write the active adapter alone: its parameters, its configuration and the fingerprint of its base model."""
+    adapter = active_adapter(model, "save_adapter").folded()
+    own = brought(model, adapter)
+    if not own:
+        raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
+    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
+    return save_arrays(path, {name: p.data for name, p in own.items()}, header)
+
+
+def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
+    """Put a saved adapter on its base model, under a name, and make it the active one; returns the model.
+
+    An adapter of that name is replaced. Raises ValueError when the file is damaged, is no adapter, or was trained on
+    another base model; the model has not changed then.
+    """
+    refuse_merged(changeable(model, "load_adapter"), "load_adapter")
+    arrays, header = load_arrays(path, "adapter")
+    with blaming(path):
+        if header["base"] != (ours := fingerprint(model)):
+            raise ValueError(
+                f"the adapter was trained on another base model "
+                f"(fingerprint {header['base'][:12]}, this model has {ours[:12]})"
+            )
+
+        def make() -> Adapter:
+            adapter = build("load_adapter", model, from_recipe(header["methods"]), 0)
+            fill(brought(model, adapter), arrays)
+            return adapter
+
+        return attach(model, name, make, "load_adapter")
+
+
+def fill(parameters: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
+    """Copy saved values into an adapter's parameters. Raises ValueError unless names and shapes are the same."""
+    if not arrays:
+        raise ValueError("it holds no parameters")
+    if extra := sorted(arrays.keys() - parameters.keys()):
+        raise ValueError(f"it adapts {extra[0]}, which this model does not have")
+    for name, p in parameters.items():
+        value = arrays.get(name)
+        if value is None or value.shape != p.shape:
+            came = "nothing" if value is None else f"shape {value.shape}"
+            raise ValueError(f"it has {came} for {name}, expected {p.shape}")
+        p.data[...] = array_module(p.data).asarray(value)
