@@ -36,6 +36,7 @@ def method(kind: str) -> Callable:
 class StandIn(Module):
     """A module in another's place. It can be merged where it only changes the values of base parameters."""
 
+    references = ("copied",)
     cannot_merge = ""  # why there is nothing to fold it into, where that is so
     copied: Mapping[str, Tensor] = {}  # the base's parameters by name, of which this module trains copies of its own
     unmerged: dict[str, Array] | None = None  # the base's values by name, kept aside while merged

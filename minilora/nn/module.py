@@ -21,7 +21,7 @@ class Module:
     """
 
     optional_parameters: tuple[str, ...] = ()  # names that a state dict may lack: an adapter's, beside its base
-    references: tuple[str, ...] = ("copied",)  # attributes that hold what belongs to other modules
+    references: tuple[str, ...] = ()  # attributes that hold what belongs to other modules
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
         """(name, module) for this module (whose name is the prefix) and everything below it.
@@ -207,11 +207,9 @@ class Module:
 
     @property
     def active_adapter(self) -> Any:
-        """The name of the adapter in use, a tuple of several, or None; a model that carries none has no such attribute."""
+        """The name of the adapter in use, a tuple of several, or None; without adapters there is no such attribute."""
         if "adapters" not in vars(self):
-            raise AttributeError(
-                f"this {type(self).__name__} has no adapter; add_lora(model, LoRAConfig()) puts one in"
-            )
+            raise AttributeError(f"this {type(self).__name__} carries no adapter; add_lora(model, config)")
         names = vars(self)["adapters"].active
         return names[0] if len(names) == 1 else names or None
 
