@@ -73,6 +73,7 @@ class Walk:
     live: bool = False  # does a trained parameter stand before this point?
 
     def __post_init__(self) -> None:
+        self.modules = {name.rpartition(".")[0] for name in self.plan.trainable}
         self.prompt = self.plan.added.get("front.prompt", (0,))[0]
         self.rows = self.batch * self.length + self.prompt * (1 if self.engine.shared else self.batch)
         for i in range(self.plan.architecture.layers + 1):
@@ -92,15 +93,15 @@ class Walk:
         """Floating-point operations of a forward and a backward pass; the update is negligible beside them."""
         return sum(o.forward + o.backward for o in self.operations)
 
-    def _trains(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.plan.trainable)
+    def _trains(self, module: str) -> bool:
+        return module in self.modules
 
     def _keep(self, name: str, numbers: int, needed: bool = True) -> None:
         if needed:
             self.kept[name] = numbers
 
     def _embed(self) -> None:
-        self.live = any(self._trains(p) for p in ("wte.", "wpe.", "token_types.", "front.prompt"))
+        self.live = self.prompt > 0 or any(self._trains(table) for table in ("wte", "wpe", "token_types"))
         if self.plan.architecture.embedding_norm:
             self._norm("ln_embedding")
 
@@ -108,7 +109,7 @@ class Walk:
         """Keeps the normed rows, and one factor a row, where x or w gets a gradient; a bias needs neither."""
         a = self.plan.architecture
         self._keep(f"{name}.normed", self.rows * (a.width + 1), self.live or f"{name}.weight" in self.plan.trained)
-        self.live = self.live or self._trains(f"{name}.")
+        self.live = self.live or self._trains(name)
 
     def _linear(self, name: str, shape: tuple[int, ...], x: str) -> bool:
         """One matrix, with LoRA or DoRA if it has them; -> whether its output is live. x: the name of its input."""
@@ -124,7 +125,7 @@ class Walk:
         if f"{name}.magnitude" in plan.added:  # the norm of each row of W + s B A, a constant in the backward pass
             self.operations.append(Operation(f"{name}.norm", 2 * rank * d_in * d_out + 2 * d_in * d_out, 0))
             self._keep(f"{name}.direction", n * d_out)
-        return self.live or self._trains(f"{name}.")
+        return self.live or self._trains(name)
 
     def _attention(self, block: str) -> None:
         a, n, plan = self.plan.architecture, self.rows, self.plan
@@ -199,9 +200,13 @@ class Walk:
 
 
 def _left_out(length: int, queries: int) -> int:
-    """Attention weights of one text, zero by causality, that blocks of so many queries never compute."""
-    starts = range(0, length, queries or length)
-    return sum(min(queries, length - start) * max(0, length - start - queries) for start in starts)
+    """Attention weights of one text, zero by causality, that blocks of so many queries never compute.
+
+    Block i of q queries leaves out the keys behind its last one: sum_{i = 1..n} q (T - i q), over the n full blocks
+    that have any behind them.
+    """
+    blocks = (length - 1) // queries if queries else 0
+    return queries * (blocks * length - queries * blocks * (blocks + 1) // 2)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -14,16 +14,9 @@ Architectures are in `nn/architectures.py`, what each method trains in `methods.
 
 from typing import Any
 
-from ..nn.architectures import (
-    FAMILIES,
-    MODELS,
-    Architecture,
-    find,
-    from_gpt_config,
-    from_hugging_face,
-    parameters,
-    size,
-)
+from ..nn.architectures import MODELS, Architecture, find, from_gpt_config, from_hugging_face, parameters, size
+from ..nn.checks import whole
+from ..nn.config_json import FAMILIES
 from .costs import ENGINES, OPTIMIZERS, Walk, activation_bytes, latency, training_memory, weight_bytes
 from .methods import METHODS, Options, Plan, describe, plan
 from .paper import paper_rows, paper_table, savings
@@ -89,8 +82,8 @@ def count(
     """The accounts of one model and one method.
 
     name: a model's name, a Hugging Face config (dictionary or path of a .json), an `Architecture`, a GPTConfig, a GPT.
-    batch, length: texts in a step and tokens in each (default 1, and the context up to 2,048); virtual tokens of a
-    prompt come on top. bits a base weight: 32, 16, 8 or 4 (default 16, for our own model 32). optimizer: "adamw",
+    batch, length: texts in a step and tokens in each (default 1, and the context up to 2,048, less the positions that
+    virtual tokens take). bits a base weight: 32, 16, 8 or 4 (default 16, for our own model 32). optimizer: "adamw",
     "adamw-16bit" or "sgd". engine: what is kept for the backward pass, "pytorch", "flash" or "minilora" (default: our
     own for our own model). Other options are those of `methods.Options`: bottleneck, adapter_norm, tokens, blocks.
 
@@ -100,7 +93,7 @@ def count(
     "activations"}}.   Raises ValueError for unknown names (listing those there are) and for sizes that do not fit.
     """
     chosen = plan(name, method, rank=rank, target_modules=target_modules, **options)
-    length, bits, engine = _defaults(chosen.architecture, batch, length, bits, engine)
+    length, bits, engine = _defaults(chosen, batch, length, bits, engine)
     trainable, low_rank = size(chosen.trainable), method in ("lora", "dora")
     total = size(chosen.base) + size(chosen.added)
     return Count(
@@ -117,14 +110,14 @@ def count(
 
 
 def _defaults(
-    a: Architecture, batch: int, length: int | None, bits: int | None, engine: str | None
+    chosen: Plan, batch: int, length: int | None, bits: int | None, engine: str | None
 ) -> tuple[int, int, str]:
-    length = min(a.context, LONGEST) if length is None else length
-    for name, value in (("batch", batch), ("length", length)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"count: {name} = {value!r}, expected a positive integer")
-    if length > a.context:
-        raise ValueError(f"count: length = {length} exceeds the context of {a.name}, {a.context}")
+    a, virtual = chosen.architecture, chosen.virtual
+    length = min(a.context - virtual, LONGEST) if length is None else whole("count", "length", length)
+    whole("count", "batch", batch)
+    if length + virtual > a.context:
+        what = f"length = {length} and {virtual} virtual tokens exceed" if virtual else f"length = {length} exceeds"
+        raise ValueError(f"count: {what} the context of {a.name}, {a.context}")
     ours = a.bits == 32
     return length, a.bits if bits is None else bits, engine or ("minilora" if ours else "pytorch")
 
@@ -139,7 +132,7 @@ def operations(
     See `costs.py` for what is counted, and its sources.
     """
     chosen = plan(name, method, **options)
-    length, _, engine = _defaults(chosen.architecture, batch, length, None, None)
+    length, _, engine = _defaults(chosen, batch, length, None, None)
     walk, extra = Walk(chosen, batch, length, ENGINES[engine]), latency(chosen, batch, length, ENGINES[engine])
     return {
         "forward": walk.forward,
@@ -227,12 +220,10 @@ def table(name: Any, method: str = "lora", **options: Any) -> str:
 
 def _cost_lines(name: Any, method: str, options: dict[str, Any], record: Count, chosen: Plan) -> list[str]:
     """Memory by part and operations, beside those of full fine-tuning (whose weights cannot be held in 8 or 4 bits)."""
-    unquantised = {**options, "bits": 16} if options.get("bits") in (8, 4) else options
-    full = count(name, "full", **unquantised)
-    length, bits, _ = _defaults(
-        chosen.architecture, options.get("batch", 1), options.get("length"), options.get("bits"), None
-    )
+    length, bits, _ = _defaults(chosen, options.get("batch", 1), options.get("length"), options.get("bits"), None)
     step = {"batch": options.get("batch", 1), "length": length}
+    unquantised = {"bits": 16} if options.get("bits") in (8, 4) else {}
+    full = count(name, "full", **{**options, **step, **unquantised})
     sizes = {k: v for k, v in options.items() if k not in (*step, "bits", "optimizer", "engine")}
     lines = [
         f"a training step: batch {step['batch']}, length {length:,}, {bits}-bit weights, "
@@ -253,18 +244,29 @@ def _cost_lines(name: Any, method: str, options: dict[str, Any], record: Count, 
 
 
 def compare_records(name: Any, **options: Any) -> list[Count]:
-    """`count` for every method that the model can have. Methods that train base matrices stay at 16 bits or more."""
-    records = []
+    """`count` for every method that the model can have, all with texts of the same length.
+
+    Methods that train base matrices stay at 16 bits or more.
+    """
+    architecture, records = find(name), []
+    options["length"], room = _same_length(architecture, options)
     for method in METHODS:
-        try:
-            records.append(count(name, method, **options))
-        except ValueError:
-            if method == "bitfit" and not any(n.endswith(".bias") for n in parameters(find(name))):
-                continue  # a model without biases: nothing to compare
-            if options.get("bits") not in (8, 4) or method not in ("full", "last-blocks"):
-                raise
-            records.append(count(name, method, **{**options, "bits": 16}))
+        if (
+            (method == "bitfit" and not any(n.endswith(".bias") for n in parameters(architecture)))
+            or (method in ("prompt", "prefix") and room < options["length"])  # none for virtual tokens beside the text
+            or (method == "last-blocks" and options.get("blocks", Options.blocks) > architecture.layers)
+        ):
+            continue
+        unquantised = {"bits": 16} if options.get("bits") in (8, 4) and method in ("full", "last-blocks") else {}
+        records.append(count(architecture, method, **{**options, **unquantised}))
     return records
+
+
+def _same_length(a: Architecture, options: dict[str, Any]) -> tuple[int, int]:
+    """The length of the texts that methods are compared on, and what virtual tokens leave of the context."""
+    room = a.context - Options(tokens=options.get("tokens", Options.tokens)).tokens
+    length = options.get("length")
+    return min(room if room > 0 else a.context, LONGEST) if length is None else length, room
 
 
 def compare(name: Any, **options: Any) -> str:
@@ -275,21 +277,25 @@ def compare(name: Any, **options: Any) -> str:
         "",
         f"{'method':<12}{'trainable':>16}{'share':>10}{'stored':>14}{'memory':>16}{'added':>9}",
     ]
+    options["length"], _ = _same_length(architecture, options)
     sizes = {k: v for k, v in options.items() if k not in ("bits", "optimizer", "engine")}
-    for record in compare_records(name, **options):
+    records = compare_records(architecture, **options)
+    for record in records:
         method = record.method
-        added = operations(name, method, **sizes)["overhead_fraction"]
+        added = operations(architecture, method, **sizes)["overhead_fraction"]
         lines.append(
             f"{method:<12}{record.trainable_parameters:>16,}{record.trainable_fraction:>10.4%}"
             f"{_mib(record.checkpoint_bytes):>14}{_mib(sum(record.training_memory_bytes.values())):>16}"
-            f"{added:>9.3%}{' ' if plan(name, method, **_sizes(sizes)).mergeable else '*'}"
+            f"{added:>9.3%}{' ' if plan(architecture, method, **_sizes(sizes)).mergeable else '*'}"
         )
+    missing = ", ".join(m for m in METHODS if m not in {r.method for r in records})
     return "\n".join(
         [
             *lines,
+            *([f"this model cannot have, in these sizes: {missing}"] if missing else []),
             "",
-            "stored: for each task. memory: of a training step. added: operations of a",
-            "forward pass, until merged; * cannot be merged.",
+            f"stored: for each task. memory: of a training step on texts of {options['length']:,} tokens.",
+            "added: operations of a forward pass, until merged; * cannot be merged.",
         ]
     )
 

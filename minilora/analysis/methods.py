@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.lora import match_targets as match_targets
-from ..nn.architectures import Architecture, find, parameters, size, unknown
+from ..nn.architectures import Architecture, find, parameters, size
+from ..nn.checks import unknown, whole
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -34,9 +35,7 @@ class Options:
         targets = (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
         object.__setattr__(self, "target_modules", targets)
         for name in ("rank", "bottleneck", "tokens", "blocks"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"count: {name} = {value!r}, expected a positive integer")
+            whole("count", name, getattr(self, name))
         if not targets or not all(targets):
             raise ValueError("count: target_modules is empty; name at least one, such as 'q_proj'")
 
@@ -58,6 +57,12 @@ class Plan:
         return {**self.trained, **self.added}
 
     @property
+    def virtual(self) -> int:
+        """How many positions virtual tokens take from the text."""
+        prompt, prefix = self.added.get("front.prompt", (0,)), self.added.get("front.keys", (0, 0))
+        return prompt[0] + prefix[1]
+
+    @property
     def mergeable(self) -> bool:
         """Whether what was trained can be folded into the base, so that the forward pass costs nothing more.
 
@@ -69,14 +74,19 @@ class Plan:
 def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     """What `method` trains of `model` (whatever `architectures.find` takes), with the sizes of `Options`.
 
-    Raises ValueError for an unknown model or method, a target that matches nothing, or a rank beyond a matrix.
+    Raises ValueError for an unknown model or method, a target that matches nothing, a rank beyond a matrix, or virtual
+    tokens that leave no room for a text.
     """
     architecture = find(model)
     if method not in METHODS:
         raise ValueError(unknown("method", str(method), list(METHODS)))
     chosen, base = Options(**options), parameters(architecture)
     added, trained = METHODS[method](architecture, base, chosen)
-    return Plan(architecture, method, chosen, base, added, trained)
+    planned = Plan(architecture, method, chosen, base, added, trained)
+    if planned.virtual >= architecture.context:
+        room = f"no room for a text in the context of {architecture.name}, {architecture.context}"
+        raise ValueError(f"{method}: {planned.virtual} virtual tokens leave {room}")
+    return planned
 
 
 def targets(architecture: Architecture, patterns: tuple[str, ...]) -> Shapes:

@@ -7,15 +7,17 @@ of `minilora.GPT`, so that one of its state dicts and `parameters(architecture)`
 124439808
 """
 
-import difflib
-import json
 import math
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
+from .checks import unknown, whole
+from .config_json import read_config
 from .gpt import GPTConfig
+
+DEEPEST = 2_000  # layers: every parameter is listed by name, and the deepest published transformers have 1,000
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,14 @@ class Architecture:
     bits: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "context"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.name}: {name} = {value!r}, expected a positive integer")
+        for field in fields(self):
+            value, parts = getattr(self, field.name), ("positions", "token_types", "relative_positions", "conv_kernel")
+            if field.type in (int, int | None) and not (value is None and field.default is None):
+                whole(self.name, field.name, value, 0 if field.name in parts else 1)
+            elif field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{self.name}: {field.name} = {reprlib.repr(value)}, expected True or False")
+        if self.layers > DEEPEST:
+            raise ValueError(f"{self.name}: {self.layers} layers, expected at most {DEEPEST:,}")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"{self.name}: width {self.width} is not divisible by {self.heads} heads; give head_dim")
         if self.heads % self.key_value_heads:
@@ -187,6 +193,14 @@ MODELS: dict[str, Architecture] = {
 }
 
 
+def from_hugging_face(config: Any, name: str | None = None) -> Architecture:
+    """The architecture that a Hugging Face `config.json` describes: a dictionary, or the path of the file.
+
+    Understands the `model_type`s in `FAMILIES`; see `config_json.py` for what is read, and what raises ValueError.
+    """
+    return Architecture(**read_config(config, name))
+
+
 def find(name: Any) -> Architecture:
     """The architecture that a name, a GPTConfig, a model, or the path of a config.json means.
 
@@ -201,108 +215,7 @@ def find(name: Any) -> Architecture:
     if isinstance(name, Mapping) or str(name).endswith(".json"):
         return from_hugging_face(name)
     if name not in MODELS:
-        raise ValueError(unknown("model", str(name), list(MODELS)) + "; or give the path of a Hugging Face config.json")
+        close = [known for known in MODELS if set(known) >= set(str(name).lower()) - set("0123456789")]
+        known = unknown("model", str(name), list(MODELS), close)
+        raise ValueError(f"{known}; or give the path of a Hugging Face config.json")
     return MODELS[name]
-
-
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """The text of an error about a name that is not known: the closest name, then all of them."""
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {what} {name!r}{hint}; there are {', '.join(known)}"
-
-
-# --- Hugging Face's config.json --------------------------------------------------------------------------------------
-
-FAMILIES = ("bert", "deberta-v2", "gemma", "gpt2", "llama", "mistral", "qwen2", "roberta")
-
-
-def from_hugging_face(config: Any, name: str | None = None) -> Architecture:
-    """The architecture that a Hugging Face `config.json` describes: a dictionary, or the path of the file.
-
-    Understands the `model_type`s in `FAMILIES`. Decoders are counted with their language-model head, encoders as the
-    bare model. Fields that a file leaves out have transformers' defaults.
-    Raises FileNotFoundError, or ValueError for a file that is no such configuration, or for another model_type.
-    """
-    if not isinstance(config, Mapping):
-        path = Path(config)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a config.json: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} is not a config.json: it holds a {type(config).__name__}, expected an object")
-        name = name or path.parent.name or path.stem
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(unknown("model_type", str(family), list(FAMILIES)))
-    name = name or config.get("_name_or_path") or family
-    try:
-        read = {"gpt2": _read_gpt2, "bert": _read_bert, "roberta": _read_bert, "deberta-v2": _read_deberta}
-        return read.get(family, _read_llama)(name, config)
-    except KeyError as error:
-        raise ValueError(f"{name}: a {family} configuration needs {error.args[0]!r}, which is missing") from None
-
-
-def _read_gpt2(name: str, c: Mapping[str, Any]) -> Architecture:
-    sizes = (c["vocab_size"], c["n_embd"], c["n_layer"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"])
-    head = "tied" if c.get("tie_word_embeddings", True) else "untied"
-    return Architecture(name, *sizes, context=c["n_positions"], positions=c["n_positions"], head=head)
-
-
-def _sizes(c: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that every family but GPT-2 calls by the same names."""
-    return {
-        "vocab_size": c["vocab_size"],
-        "width": c["hidden_size"],
-        "layers": c["num_hidden_layers"],
-        "heads": c["num_attention_heads"],
-        "mlp_width": c["intermediate_size"],
-    }
-
-
-def _read_bert(name: str, c: Mapping[str, Any]) -> Architecture:
-    rows, types = c["max_position_embeddings"], c.get("type_vocab_size", 2)
-    reserved = 2 if c["model_type"] == "roberta" else 0  # RoBERTa's positions begin after the padding token's
-    parts: dict[str, Any] = dict(head="none", final_norm=False, token_types=types, embedding_norm=True, pooler=True)
-    return Architecture(name, **_sizes(c), context=rows - reserved, positions=rows, **parts)
-
-
-def _read_deberta(name: str, c: Mapping[str, Any]) -> Architecture:
-    if not c.get("relative_attention") or not c.get("share_att_key") or "layer_norm" not in c.get("norm_rel_ebd", ""):
-        raise ValueError(
-            f"{name}: only DeBERTa with relative_attention, share_att_key and norm_rel_ebd 'layer_norm' is known"
-        )
-    if c.get("embedding_size", c["hidden_size"]) != c["hidden_size"]:
-        raise ValueError(f"{name}: embedding_size = {c['embedding_size']} differs from hidden_size: not known")
-    context, buckets = c["max_position_embeddings"], c.get("position_buckets", -1)
-    return Architecture(
-        name,
-        **_sizes(c),
-        context=context,
-        positions=context if c.get("position_biased_input", True) else 0,
-        token_types=c.get("type_vocab_size", 0),
-        head="none",
-        final_norm=False,
-        embedding_norm=True,
-        relative_positions=2 * (buckets if buckets > 0 else context),
-        conv_kernel=c.get("conv_kernel_size", 0),
-    )
-
-
-def _read_llama(name: str, c: Mapping[str, Any]) -> Architecture:
-    family = c["model_type"]
-    bias = family == "qwen2" or c.get("attention_bias", False)  # Qwen2 always has them on q, k and v, never on o
-    return Architecture(
-        name,
-        **_sizes(c),
-        context=c["max_position_embeddings"],
-        kv_heads=c.get("num_key_value_heads") or c["num_attention_heads"],
-        head_dim=c.get("head_dim") or (256 if family == "gemma" else None),
-        gated=True,
-        qkv_bias=bias,
-        o_bias=bias and family != "qwen2",
-        mlp_bias=c.get("mlp_bias", False),
-        norm_bias=False,
-        head="tied" if c.get("tie_word_embeddings", family == "gemma") else "untied",
-    )

@@ -258,6 +258,16 @@ BAD = {
         "rank 257 exceeds .* = 256 of blocks.0.attn.k_proj",
     ),
     "length": (lambda: counting.count("gpt2", length=1025), "length = 1025 exceeds the context of gpt2, 1024"),
+    "no room": (
+        lambda: counting.count("gpt2", "prompt", tokens=1024),
+        "prompt: 1024 virtual tokens leave no room for a text in the context of gpt2, 1024",
+    ),
+    "no room for a prefix": (lambda: counting.plan("gpt2", "prefix", tokens=2000), "prefix: 2000 virtual tokens leave"),
+    "less room": (
+        lambda: counting.count("gpt2", "prefix", tokens=4, length=1021),
+        "length = 1021 and 4 virtual tokens exceed the context of gpt2, 1024",
+    ),
+    "layers": (lambda: counting.count(ml.GPTConfig(9, 8, 10**9, 2, 8)), "1000000000 layers, expected at most 2,000"),
     "batch": (lambda: counting.count("gpt2", batch=0), "batch = 0"),
     "bits": (lambda: counting.count("gpt2", bits=5), "5 bits a weight, expected 32, 16, 8 or 4"),
     "4 bits trained": (lambda: counting.count("gpt2", "full", bits=4), "full trains .* cannot be held in 4 bits"),
@@ -267,7 +277,6 @@ BAD = {
     "bottleneck": (lambda: counting.count("gpt2", "houlsby", bottleneck=0), "bottleneck = 0"),
     "family": (lambda: counting.from_hugging_face({"model_type": "lama"}), "unknown model_type 'lama' .did you mean"),
     "no family": (lambda: counting.from_hugging_face({}), "unknown model_type 'None'; there are bert"),
-    "missing": (lambda: counting.from_hugging_face({"model_type": "gpt2"}), "a gpt2 configuration needs 'vocab_size'"),
     "heads": (lambda: counting.Architecture("x", 1, 10, 1, 3, 4, 5), "width 10 is not divisible by 3 heads"),
     "kv heads": (lambda: counting.Architecture("x", 1, 8, 1, 4, 4, 5, kv_heads=3), "4 heads do not divide into 3"),
     "width": (lambda: counting.Architecture("x", 1, 0, 1, 4, 4, 5), "width = 0, expected a positive integer"),
@@ -304,3 +313,30 @@ def test_comparison_leaves_out_what_a_model_cannot_have_and_quantises_what_is_fr
     assert records["lora"].training_memory_bytes["weights"] < 124_439_808
     with pytest.raises(ValueError, match="exceeds the context"):
         counting.compare("gpt2", length=5000)
+
+
+def test_virtual_tokens_take_their_positions_from_the_text():
+    """The same text for every method that is compared, and the longest that fits where none is asked for."""
+    a = counting.Architecture("small", 10, 8, 2, 2, 32, 16)
+    costs_of = lambda method, **o: counting.operations(a, method, **o)["forward"]
+    for method in ("prompt", "prefix"):
+        assert (
+            costs_of(method, tokens=4) == costs_of(method, tokens=4, length=12) > costs_of(method, tokens=4, length=11)
+        )
+        assert counting.plan(a, method, tokens=15).virtual == 15
+    assert counting.plan(a, "lora").virtual == 0
+    bare = {r.method: r for r in counting.compare_records(a, tokens=4)}
+    assert bare["full"] == counting.count(a, "full", length=12) and bare["prompt"].trainable_parameters == 4 * 8
+    assert "on texts of 12 tokens" in counting.compare(a, tokens=4)
+    for options in ({"tokens": 16}, {"tokens": 4, "length": 13}):  # nothing that fits: left out, as bitfit is
+        assert {*bare} - {r.method for r in counting.compare_records(a, **options)} == {"prompt", "prefix"}
+    assert "on texts of 16 tokens" in (text := counting.compare(a, tokens=16, blocks=3))
+    assert "cannot have, in these sizes: last-blocks, prompt, prefix\n" in text
+    assert "cannot have" not in counting.compare(a, tokens=4)
+    with pytest.raises(ValueError, match="tokens = '4', expected a positive integer"):
+        counting.compare(a, tokens="4")
+    full = counting.table(a, "prompt", tokens=4).splitlines()  # beside full fine-tuning on the same text
+    assert (
+        next(line for line in full if line.startswith("activations")).split()[3]
+        == counting._mib(counting.count(a, "full", length=12).training_memory_bytes["activations"]).split()[0]
+    )
