@@ -55,7 +55,7 @@ def tell(output: Path, steps: int = 200, seed: int = 0, progress: bool = False) 
     say_title(len(chapters) + 1, "Three figures", "They show what the numbers above say.")
     paths = draw(story, output)
     print("\n".join(f"  {path}" for path in paths))
-    print(f"\n  All of it took {time.perf_counter() - started:.0f} s.")
+    print(f"\n  All of it took {time.perf_counter() - started:.0f} s. The figures are in {output}.")
     return paths
 
 

@@ -25,7 +25,7 @@ def test_the_demo_tells_its_story(tmp_path, monkeypatch, capsys):
     assert "every bit as before" in out
     ninth = re.search(r"singular value 9 +(\S+) +(\S+)", out)
     assert float(ninth[1]) < 1e-4 < float(ninth[2])  # LoRA's change has rank 8, the other has not
-    named = re.findall(r"^  (figures\S+)$", out, re.MULTILINE)
+    named = re.findall(r"^  (runs/demo/\S+)$", out, re.MULTILINE)
     assert len(named) == 6 and all((tmp_path / name).stat().st_size > 1000 for name in named)
 
 

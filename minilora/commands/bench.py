@@ -4,17 +4,20 @@ import argparse
 import json
 import re
 import sys
+from pathlib import Path
 
 from ..autograd.backend import BACKENDS
-from .options import command, did_you_mean, names_in, one_of, option, output_file, whole
+from .options import command, did_you_mean, names_in, one_of, option, refuse_ignored, whole
+from .outputs import output_file, refuse_overwriting
 
 
 @command(
-    option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", metavar="NAMES"),
-    option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
-           "training steps", metavar="NAMES"),
-    option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
+    option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", type=names_in,
            metavar="NAMES"),
+    option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
+           "training steps", type=names_in, metavar="NAMES"),
+    option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
+           type=lambda text: names_in(text) if text else (), metavar="NAMES"),
     option("--repeats", 15, "turns", type=whole(1), metavar="N"),
     option("--batch", None, "texts a training step, in place of the size's own", type=whole(1), metavar="N"),
     option("--backend", "numpy", "numpy, or cupy for the training steps on a GPU (batch 64 at medium, 8 at gpt2)",
@@ -39,22 +42,31 @@ def bench(args: argparse.Namespace) -> int:
 
     chosen: dict[str, tuple[str, ...]] = {}
     for what, known in (("sizes", benchmark.SIZES), ("parts", benchmark.PARTS), ("peers", benchmark.PEERS)):
-        chosen[what] = names_in(getattr(args, what))
+        chosen[what] = getattr(args, what)
         for name in chosen[what]:
             if name not in known:
                 raise ValueError(f"--{what}: no {name!r}{did_you_mean(name, list(known))}")
-    if args.figure and not {"lora", "full"} & set(chosen["parts"]):
-        raise ValueError("--figure shows training steps: --parts must have lora or full")
+    if not {"lora", "full"} & set(args.parts):
+        if args.figure:
+            raise ValueError("--figure shows training steps: --parts must have lora or full")
+        refuse_ignored(args, ["--profile"], "cannot be given without training steps: --parts must have lora or full")
+    if not {"lora", "full", "memory"} & set(args.parts):
+        refuse_ignored(
+            args, ["--batch"], "cannot be given without training steps: --parts must have lora, full or memory"
+        )
+    stem = re.sub(r"\.(png|svg)$", "", str(args.figure))
+    pictures = [("--figure", Path(f"{stem}.{kind}")) for kind in ("png", "svg") if args.figure]
+    refuse_overwriting([*pictures, *([("--output", args.output)] if args.output else [])], [])
     record = benchmark.bench(
         **chosen, turns=args.repeats, backend=args.backend, batch=args.batch, with_profile=args.profile,
         with_demo=args.demo, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    print(json.dumps(record) if args.json else report.table(record))
     if args.output:
         report.save(record, args.output)
+    print(json.dumps(record) if args.json else report.table(record))
     if args.figure:
         from ..bench import figure
         from ..pictures import style
 
-        style.save(figure.ratios(record), re.sub(r"\.(png|svg)$", "", str(args.figure)))
+        style.save(figure.ratios(record), stem)
     return 130 if record.get("interrupted") else 0

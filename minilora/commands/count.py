@@ -3,7 +3,17 @@
 import argparse
 import json
 
-from .options import command, names_in, option, whole
+from .options import command, names_in, option, refuse_ignored, refuse_other_methods, whole
+
+TAKES = {  # which options a method takes, of those that only some take
+    "lora": ("--rank", "--targets"),
+    "dora": ("--rank", "--targets"),
+    "houlsby": ("--bottleneck", "--adapter-norm"),
+    "pfeiffer": ("--bottleneck", "--adapter-norm"),
+    "prompt": ("--tokens",),
+    "prefix": ("--tokens",),
+    "last-blocks": ("--blocks",),
+}
 
 
 @command(
@@ -11,7 +21,7 @@ from .options import command, names_in, option, whole
     option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
            metavar="NAME"),
     option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),
-    option("--targets", "q_proj,v_proj", "layers to adapt, by commas", metavar="NAMES"),
+    option("--targets", "q_proj,v_proj", "layers to adapt, by commas", type=names_in, metavar="NAMES"),
     option("--bottleneck", 64, "the width of bottleneck adapters", type=whole(1), metavar="N"),
     option("--adapter-norm", False, "bottleneck adapters have a layer norm of their own", action="store_true"),
     option("--tokens", 20, "virtual tokens of prompt and prefix tuning", type=whole(1), metavar="N"),
@@ -33,11 +43,17 @@ def count(args: argparse.Namespace) -> int:
     """
     from ..analysis import counting
 
-    targets = names_in(args.targets)
+    if args.paper:
+        rest = [flag for flag, _ in count.options if flag not in ("--paper", "--json")]
+        refuse_ignored(args, rest, "cannot be given with --paper, whose tables are fixed")
+    elif args.compare:
+        refuse_ignored(args, ["--method"], "cannot be given with --compare, which shows every method")
+    elif args.method in counting.METHODS:
+        refuse_other_methods(args, args.method, TAKES)
     method = {} if args.compare else {"method": args.method}
-    elsewhere = ("command", "traceback", "model", "method", "targets", "compare", "paper", "json")
+    elsewhere = ("command", "given", "traceback", "model", "method", "targets", "compare", "paper", "json")
     options = {name: value for name, value in vars(args).items() if name not in elsewhere}
-    options["target_modules"] = targets
+    options["target_modules"] = args.targets
     if args.paper:
         rows = {"rows": counting.paper_rows(), "savings": counting.savings()}
         print(json.dumps(rows) if args.json else counting.paper_table())

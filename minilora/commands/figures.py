@@ -1,16 +1,16 @@
 """`minilora figures`."""
 
 import argparse
-from pathlib import Path
 
-from .options import command, option, require_writable
+from .options import command, option
+from .outputs import output_folder
 
 
 @command(
     option("names", None, "figures to draw (default all)", nargs="*", metavar="FIGURE"),
     option("--data", "figures/data", "the folder with the records", metavar="DIR"),
     option("--corpus", "unicode-names", "the text, in figures that show one", metavar="NAME"),
-    option("--output", "figures", "the folder for the pictures", metavar="DIR"),
+    option("--output", "figures", "the folder for the pictures", type=output_folder, metavar="DIR"),
     example="minilora figures truncation rates",
 )
 def figures(args: argparse.Namespace) -> int:
@@ -20,7 +20,6 @@ def figures(args: argparse.Namespace) -> int:
     """
     from ..pictures import figures as lecture
 
-    require_writable(Path(args.output))
     for path in lecture.draw(args.names or None, args.data, args.output, args.corpus):
         print(path)
     return 0

@@ -10,6 +10,7 @@ import minilora as ml
 from ..adapters.adapter import METHODS
 from ..adapters.state import active_adapter
 from ..demo import LEARNING_RATE
+from ..nn.storage import BASE
 from ..training.corpus import BUILT_IN
 from .models import load_model
 from .options import (
@@ -23,15 +24,27 @@ from .options import (
     RESUME,
     SEED,
     command,
+    destination,
     names_in,
     one_of,
     option,
-    output_file,
+    refuse_other_methods,
     whole,
 )
-from .runs import describe_run, resume, say_sample, train_or_save
+from .outputs import output_file
+from .runs import describe_run, finish, refuse_losses, resume, say_sample
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
+LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
+TAKES = {  # which options a method takes, of those that only some take
+    "lora": LOW_RANK,
+    "dora": LOW_RANK,
+    "houlsby": ("--bottleneck",),
+    "pfeiffer": ("--bottleneck",),
+    "prompt": ("--virtual",),
+    "prefix": ("--virtual",),
+    "last-blocks": ("--blocks",),
+}
 
 
 @command(
@@ -42,7 +55,7 @@ RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "p
     option("--rank", 8, "LoRA's and DoRA's r, the width of the thin matrices", type=whole(1), metavar="N"),
     option("--alpha", 16.0, "LoRA's scale: the update counts alpha / r", type=RATE, metavar="X"),
     option("--targets", "*", "layers to adapt, by commas, such as q_proj,v_proj; * is every linear layer",
-           metavar="NAMES"),
+           type=names_in, metavar="NAMES"),
     option("--lora-dropout", 0.0, "the share of LoRA's inputs dropped in training", type=FRACTION, metavar="P"),
     option("--rslora", False, "scale by alpha / sqrt(r)", action="store_true"),
     option("--bottleneck", 16, "the width of houlsby's and pfeiffer's adapters", type=whole(1), metavar="N"),
@@ -66,25 +79,31 @@ def finetune(args: argparse.Namespace) -> int:
 
     The result is a small adapter file that goes with the base model; full training's is a whole new model file.
     """
+    if not args.resume:
+        refuse_other_methods(args, args.method, TAKES)
     run = resume(args) if args.resume else new_finetune(args)
     adapted = bool(getattr(run.model, "adapters", None))
     output = args.output or output_file("runs/adapter.npz" if adapted else "runs/full.npz")
+    refuse_losses(args, run.corpus.name, [output], BASE if args.model == "base" else args.model)
     describe_run(run, active_adapter(run.model).kind if adapted else "all weights")
-    if not train_or_save(run, args, "finetune", output):
-        return 130
-    first, last = run.validation["loss"][0], run.validation["loss"][-1]
-    print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per character")
-    say_sample(run.model, run.settings.seed)
-    if adapted:
-        ml.save_adapter(run.model, output)
-    else:
-        ml.save_model(run.model, output, corpus=Path(run.corpus.name).name, steps=run.step)
-    print(f"saved             {output} ({output.stat().st_size:,} bytes)")
-    base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
-    base += f"--quantize {args.quantize} " if args.quantize else ""
-    flags = f"{base}--adapter" if adapted else "--model"
-    print(f"use it            minilora generate {flags} {shlex.quote(str(output))}")
-    return 0
+
+    def save() -> None:
+        if adapted:
+            ml.save_adapter(run.model, output)
+        else:
+            ml.save_model(run.model, output, corpus=Path(run.corpus.name).name, steps=run.step)
+
+    def tell() -> None:
+        first, last = run.validation["loss"][0], run.validation["loss"][-1]
+        print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per character")
+        say_sample(run.model, run.settings.seed)
+        print(f"saved             {output} ({output.stat().st_size:,} bytes)")
+        base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
+        base += f"--quantize {args.quantize} " if args.quantize else ""
+        flags = f"{base}--adapter" if adapted else "--model"
+        print(f"use it            minilora generate {flags} {shlex.quote(str(output))}")
+
+    return finish(args, run, output, save, tell)
 
 
 def new_finetune(args: argparse.Namespace) -> ml.Run:
@@ -101,11 +120,6 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the configuration of the chosen method takes of the command line."""
-    if args.method in ("lora", "dora"):
-        low_rank = {"rank": args.rank, "alpha": args.alpha, "target_modules": names_in(args.targets)}
-        return {**low_rank, "dropout": args.lora_dropout, "rank_stabilized": args.rslora}
-    if args.method in ("houlsby", "pfeiffer"):
-        return {"bottleneck": args.bottleneck}
-    if args.method in ("prompt", "prefix"):
-        return {"tokens": args.virtual}
-    return {"blocks": args.blocks} if args.method == "last-blocks" else {}
+    names = {"targets": "target_modules", "lora_dropout": "dropout", "rslora": "rank_stabilized", "virtual": "tokens"}
+    taken = [destination(flag) for flag in TAKES.get(args.method, ())]
+    return {names.get(name, name): getattr(args, name) for name in taken}

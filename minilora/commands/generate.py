@@ -29,7 +29,7 @@ from .options import BACKEND, MODEL, QUANTIZE, SEED, command, number, option, wh
 def generate(args: argparse.Namespace) -> int:
     """Continue a text, character by character."""
     model = load_model(args.model, args.quantize)
-    if args.adapter:
+    if args.adapter is not None:
         ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
     prompt = args.prompt or "\n"  # a model needs a character to start from; a new line is the start of one
     foreign = sum(c not in VOCABULARY for c in prompt)

@@ -3,16 +3,16 @@
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
-from .options import command, one_of, option, whole
+from .options import command, one_of, option, refuse_ignored, whole
+from .outputs import output_folder
 
 
 @command(
     option("action", None, "release writes the students' version, grade grades what came back",
            type=one_of("release", "grade"), metavar="release|grade"),
     option("folder", None, "for grade: the submissions, STUDENT/ps1/NAME.ipynb or STUDENT/ps1.ipynb", nargs="?"),
-    option("--output", "homework", "the folder for release, grades and gradebook", metavar="DIR"),
+    option("--output", "homework", "the folder for release, grades and gradebook", type=output_folder, metavar="DIR"),
     option("--course", None, "the course (default notebooks/homework, here or in the checkout)", metavar="DIR"),
     option("--timeout", None, "seconds a cell may take (default the course's, 30)", type=whole(1), metavar="N"),
     example="minilora homework grade submissions --output homework",
@@ -26,13 +26,15 @@ def homework(args: argparse.Namespace) -> int:
     from ..homework import grade, release, save_table, table
 
     if args.action == "release":
+        refuse_ignored(args, ["folder", "--timeout"], "cannot be given with release, which grades nothing")
         for path in release(args.output, args.course):
             print(path)
         return 0
     if args.folder is None:
         raise ValueError("grade what? minilora homework grade FOLDER takes the folder with the submissions")
     rows = grade(args.folder, args.output, args.course, args.timeout, progress=sys.stderr.isatty())
+    saved = save_table(rows, args.output / "grades.csv")
     print(table(rows))
-    print(f"saved    {save_table(rows, Path(args.output) / 'grades.csv')}")
-    print(f"by hand  cd {shlex.quote(args.output)} && jupyter lab   (nbgrader's menu, Formgrader)")
+    print(f"saved    {saved}")
+    print(f"by hand  cd {shlex.quote(str(args.output))} && jupyter lab   (nbgrader's menu, Formgrader)")
     return int(any(not row.cells for row in rows))

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
-import os
+import shutil
 import sys
 import textwrap
 from typing import Any
@@ -20,13 +20,12 @@ from .generate import generate
 from .gradcheck import gradcheck
 from .homework import homework
 from .merge import merge
-from .options import BACKEND, did_you_mean
+from .options import BACKEND, convert, destination, did_you_mean
 from .pretrain import pretrain
 from .study import study
-from .words import reason, say_error, warnings_as_lines
+from .words import heard, reason, say_error, warnings_as_lines
 
 # Every command, in the order of the help: a new one is an import above and a word here.
-
 COMMANDS = {
     entry.run.__name__: entry
     for entry in (demo, pretrain, finetune, generate, merge, count, study, bench, figures, gradcheck, homework)
@@ -43,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """The parser of every command, each with its help."""
+    """The parser of every command, each with its help. What is given stays a word, and what is not given absent."""
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     first = "Start with:\n  minilora demo\nHelp on a command:\n  minilora COMMAND --help"
     parser = Parser("minilora", description="LoRA from scratch in NumPy.", epilog=first, **style)
@@ -51,19 +50,26 @@ def build_parser() -> Parser:
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     parser.set_defaults(command=None)
     chooser = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+    width = min(78, shutil.get_terminal_size().columns - 2)
     for name, entry in COMMANDS.items():
         paragraphs = (inspect.getdoc(entry.run) or "").split("\n\n")
-        told = "\n\n".join(textwrap.fill(paragraph, 78) for paragraph in paragraphs)
+        told = "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
         example = f"example:\n  {entry.example}"
-        child = chooser.add_parser(name, help=told.split("\n")[0], description=told, epilog=example, **style)
+        child = chooser.add_parser(
+            name, help=" ".join(paragraphs[0].split()), description=told, epilog=example, **style
+        )
         child.set_defaults(command=entry)
-        for flag, arguments in entry.options:
-            child.add_argument(flag, **arguments)
+        for flag, how in entry.options:
+            words = {name: value for name, value in how.items() if name != "type"}  # `parse` makes values of them
+            child.add_argument(flag, **{**words, "default": argparse.SUPPRESS})
     return parser
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command and its options. Raises ValueError for a word it does not know, with the closest one it does."""
+    """The command and its options, and which of them were `given`.
+
+    Raises ValueError for a word it does not know, with the closest one it does, and for a value that is none.
+    """
     chosen = next((word for word in argv if not word.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
         raise ValueError(f"no command {chosen!r}{did_you_mean(chosen, list(COMMANDS))}")
@@ -74,12 +80,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
         close = difflib.get_close_matches(word, flags, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"minilora {chosen or ''} --help lists the options"
         raise ValueError(f"unknown word {word!r}; {' '.join(hint.split())}")
+    args.given = frozenset(vars(args))
+    for flag, how in args.command.options if args.command else ():
+        name = destination(flag)
+        setattr(args, name, convert(flag, how, getattr(args, name, how["default"])))
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (by default this process's): -> the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    with heard() as out:
+        code = answer(argv)
+        out.flush()
+        if out.lost and not isinstance(
+            out.lost, BrokenPipeError
+        ):  # the reader of a pipe, such as `head`, has had enough
+            say_error(f"error: standard output: {reason(out.lost)}")
+            code = code or 2
+    return code
+
+
+def answer(argv: list[str]) -> int:
+    """Run a command line: -> the exit code. What is wrong is one line on stderr."""
     try:
         with warnings_as_lines():
             args = parse(argv)
@@ -87,17 +110,12 @@ def main(argv: list[str] | None = None) -> int:
                 build_parser().print_help()
                 return 0
             with ml.use_backend(args.backend) if BACKEND in args.command.options else contextlib.nullcontext():
-                code = args.command.run(args)
-            sys.stdout.flush()
-            return code
+                return args.command.run(args)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     except KeyboardInterrupt:
         say_error("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MISTAKES as error:
         if "--traceback" in argv:
             raise

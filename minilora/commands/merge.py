@@ -9,8 +9,10 @@ import numpy as np
 import minilora as ml
 
 from ..adapters.state import active_adapter
+from ..nn.storage import BASE
 from .models import existing, load_model
-from .options import BACKEND, MODEL, QUANTIZE, command, option, output_file
+from .options import BACKEND, MODEL, QUANTIZE, command, option
+from .outputs import output_file, refuse_overwriting
 
 
 @command(
@@ -28,6 +30,8 @@ def merge(args: argparse.Namespace) -> int:
     A quantised base becomes one of floats. Bottleneck adapters, prompts and prefixes cannot be merged.
     Prints how far the outputs of the file are from the adapter's.
     """
+    inputs = [("the model", BASE if args.model == "base" else args.model), ("the adapter", args.adapter)]
+    refuse_overwriting([("--output", args.output)], inputs)
     model = load_model(args.model, args.quantize)
     ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, model.context))
@@ -37,7 +41,7 @@ def merge(args: argparse.Namespace) -> int:
         ml.merge_lora(model)
         ml.remove_lora(model)
         ml.save_model(model, args.output, merged=Path(args.adapter).name)
-        merged = ml.load_model(args.output)(tokens).numpy()
+        merged = (ml.load_model(args.output) if args.output.is_file() else model)(tokens).numpy()
     difference = float(np.abs(merged - apart).max())
     print(f"merged            {args.adapter} into {layers} layers of {args.model}")
     print(f"largest difference in outputs {difference:.1e}, where the largest output is {np.abs(apart).max():.1f}")

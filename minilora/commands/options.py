@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import difflib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..adapters.quantization import LEVELS
 from ..autograd.backend import BACKENDS
+from .outputs import output_file
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,11 @@ def one_of(*known: str) -> Callable[[str], str]:
 
 
 def names_in(text: str) -> tuple[str, ...]:
-    """The names in a list by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """An option that takes a list by commas."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected names by commas")
+    return names
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -80,26 +82,45 @@ def number(low: float, high: float, words: str) -> Callable[[str], float]:
     return parse
 
 
-def output_file(text: str) -> Path:
-    """An option that takes a file to write. Found unwritable here, it costs nothing; after the training, all of it."""
-    path = Path(text)
-    if path.is_dir():
-        raise IsADirectoryError(f"{text} is a folder, expected a file to write")
-    require_writable(path.parent)
-    return path
+def something(text: str) -> str:
+    """An option that takes a name or a path: not nothing."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a name or a path")
+    return text
 
 
-def require_writable(folder: Path) -> None:
-    """Raises OSError, naming the folder, when a file cannot be written there; makes the folder where there is none."""
-    probe = folder / f".minilora-{os.getpid()}"
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"cannot write to {str(folder)!r}: it is a file, expected a folder")
+def destination(flag: str) -> str:
+    """The attribute that an option's value gets: "--top-k" -> "top_k"."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def convert(flag: str, how: dict, text: Any) -> Any:
+    """An option's word (or words) as a value. Raises ValueError or OSError that names the option."""
+    if not isinstance(text, str | list):
+        return text
+    called = flag if flag.startswith("-") else how.get("metavar", flag)
+    kind = how.get("type", str if how.get("metavar") == "TEXT" else something)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        return kind(text) if isinstance(text, str) else [kind(word) for word in text]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{called}: {error}") from None
     except OSError as error:
-        raise OSError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
+        error.add_note(f"{called} takes another")
+        raise
+
+
+def refuse_ignored(args: argparse.Namespace, flags: Iterable[str], why: str) -> None:
+    """Raises ValueError when one of these options was given, whatever its value; `why` goes on: "cannot be ..."."""
+    if idle := [flag for flag in flags if destination(flag) in args.given]:
+        raise ValueError(f"{' and '.join(idle)} {why}")
+
+
+def refuse_other_methods(args: argparse.Namespace, method: str, takes: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError when an option was given that other methods take, and this one does not."""
+    ours = takes.get(method, ())
+    others = dict.fromkeys(flag for flags in takes.values() for flag in flags if flag not in ours)
+    what = f"takes {', '.join(ours)}" if ours else "has no such options"
+    refuse_ignored(args, others, f"cannot be given with --method {method}, which {what}")
 
 
 SOME = "a number above 0"

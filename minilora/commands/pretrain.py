@@ -1,35 +1,27 @@
 """`minilora pretrain`."""
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import re
 import shlex
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import minilora as ml
 
-from ..nn.storage import write_beside
+from ..nn.architectures import from_gpt_config, parameters, size
+from ..nn.files import write_beside
 from ..training.corpus import BUILT_IN, VOCABULARY
-from .options import (
-    BACKEND,
-    BATCH,
-    CHECKPOINT,
-    FRACTION,
-    RATE,
-    RESUME,
-    SEED,
-    command,
-    number,
-    option,
-    output_file,
-    whole,
-)
-from .runs import describe_run, resume, say_sample, train_or_save
+from .options import BACKEND, BATCH, CHECKPOINT, FRACTION, RATE, RESUME, SEED, command, number, option, whole
+from .outputs import output_file
+from .runs import describe_run, finish, refuse_losses, resume, say_sample
 
 
 @command(
@@ -56,37 +48,77 @@ def pretrain(args: argparse.Namespace) -> int:
     Writes the model in float16, and beside it a .json with the settings, the loss curve and the final validation loss.
     """
     output = args.output
-    if args.resume:
-        run = resume(args)
-        if getattr(run.model, "adapters", None):
-            raise ValueError(f"{args.resume} is a LoRA run; go on with: minilora finetune --resume {args.resume}")
-    else:
-        sizes = ml.GPTConfig(len(VOCABULARY), args.context, args.layers, args.heads, args.width, args.dropout)
-        corpus = ml.load_corpus(args.corpus).require(args.context)
-        settings = ml.Settings(
-            steps=args.steps, batch_size=args.batch, lr=args.lr, warmup=args.steps // 20, seed=args.seed,
-            weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
-        )  # fmt: skip
-        run = ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
+    record = output.with_suffix(".json") if output.is_file() or not output.exists() else None  # a device has no beside
+    run = resume(args) if args.resume else new_pretraining(args)
+    if getattr(run.model, "adapters", None):
+        raise ValueError(f"{args.resume} is a LoRA run; go on with: minilora finetune --resume {args.resume}")
+    refuse_losses(args, run.corpus.name, [output, *([record] if record else [])])
+    if record:
+        require_own(record)
     describe_run(run, "from nothing")
     started = time.perf_counter()
-    if not train_or_save(run, args, "pretrain", output):
-        return 130
-    seconds = time.perf_counter() - started
-    facts = {"corpus": Path(run.corpus.name).name, "steps": run.step, "seed": run.settings.seed}
-    model = ml.GPT(replace(run.model.config, dropout=0.0))  # dropout was for this training, not for what comes after
-    model.load_state_dict(run.model.state_dict())
-    ml.save_model(model, output, dtype="float16", **facts)
-    loss = ml.evaluate(ml.load_model(output), run.corpus)  # of what is in the file, rounded to float16
-    record = write_record(run, output, facts, loss, seconds)
-    print(f"validation loss   {loss:.4f} nats per character, on the whole validation text, in float16")
-    say_sample(model, run.settings.seed)
-    print(f"saved             {output} ({output.stat().st_size:,} bytes) and {record}")
-    print(f"use it            minilora generate --model {shlex.quote(str(output))}")
-    return 0
+    made: dict[str, Any] = {}
+
+    def save() -> None:
+        seconds = time.perf_counter() - started
+        model = made["model"] = as_stored(run.model)
+        facts = {"corpus": Path(run.corpus.name).name, "steps": run.step, "seed": run.settings.seed}
+        ml.save_model(model, output, dtype="float16", **facts)
+        print("scoring           the whole validation text", flush=True)
+        made["loss"] = ml.evaluate(model, run.corpus)
+        if record:
+            write_record(run, record, facts, made["loss"], seconds)
+
+    def tell() -> None:
+        print(f"validation loss   {made['loss']:.4f} nats per character, on the whole validation text, in float16")
+        say_sample(made["model"], run.settings.seed)
+        print(f"saved             {output} ({output.stat().st_size:,} bytes){f' and {record}' if record else ''}")
+        print(f"use it            minilora generate --model {shlex.quote(str(output))}")
+
+    return finish(args, run, output, save, tell)
 
 
-def write_record(run: ml.Run, output: Path, facts: dict, loss: float, seconds: float) -> Path:
+def as_stored(model: ml.GPT) -> ml.GPT:
+    """The model as its file has it: rounded to float16, and without the dropout, which was for this training."""
+    stored = ml.GPT(replace(model.config, dropout=0.0))
+    stored.load_state_dict({name: value.astype("float16") for name, value in model.state_dict().items()})
+    return stored
+
+
+def new_pretraining(args: argparse.Namespace) -> ml.Run:
+    """A model of the sizes that were asked for, at the start of its training."""
+    sizes = ml.GPTConfig(len(VOCABULARY), args.context, args.layers, args.heads, args.width, args.dropout)
+    require_memory(sizes)
+    corpus = ml.load_corpus(args.corpus).require(args.context)
+    settings = ml.Settings(
+        steps=args.steps, batch_size=args.batch, lr=args.lr, warmup=args.steps // 20, seed=args.seed,
+        weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
+    )  # fmt: skip
+    return ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
+
+
+def require_memory(sizes: ml.GPTConfig) -> None:
+    """Raises MemoryError when a model of these sizes cannot be trained on this machine, before it is begun."""
+    one, two = (size(parameters(from_gpt_config(replace(sizes, n_layer=n)))) for n in (1, 2))
+    count = one + (sizes.n_layer - 1) * (two - one)
+    needed = 16 * count  # float32: the weight, its gradient and AdamW's two moments
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > there:
+        raise MemoryError(f"{count:,} parameters take {needed / 2**30:,.0f} GiB to train, of {there / 2**30:,.0f}")
+
+
+def require_own(record: Path) -> None:
+    """Raises ValueError when a file is in the record's place that is no record of a pretraining."""
+    if record.exists():
+        with contextlib.suppress(ValueError):
+            if {"validation_loss", "config", "settings"} <= set(json.loads(record.read_bytes())):
+                return
+        raise ValueError(
+            f"the record beside --output would overwrite {str(record)!r}, which is none; name another file"
+        )
+
+
+def write_record(run: ml.Run, path: Path, facts: dict, loss: float, seconds: float) -> Path:
     """The .json beside a pretrained model: how it was made and how the loss fell."""
     record = {
         **facts,
@@ -101,4 +133,4 @@ def write_record(run: ml.Run, output: Path, facts: dict, loss: float, seconds: f
     }
     text = json.dumps(record, indent=2)
     text = re.sub(r"\[[^\]{]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers is one line
-    return write_beside(output.with_suffix(".json"), lambda file: file.write(f"{text}\n".encode()))
+    return write_beside(path, lambda file: file.write(f"{text}\n".encode()))

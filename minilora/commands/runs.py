@@ -1,10 +1,12 @@
 """What pretraining and fine-tuning share: a run to begin or to go on with, its end, and what is said of it."""
 
 import argparse
+import contextlib
+import itertools
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import minilora as ml
 
@@ -12,27 +14,30 @@ from ..adapters.qlora import QuantizedLinear
 from ..adapters.state import base_parameters
 from ..demo import quoted, sample
 from ..training.checkpoint import load_checkpoint
+from ..training.corpus import BUILT_IN
 from .models import existing
-from .options import Command
+from .options import refuse_ignored
+from .outputs import claimed, refuse_overwriting
 from .words import say_error
 
 
 def resume(args: argparse.Namespace) -> ml.Run:
-    """The run in a checkpoint. Raises ValueError when the command line asks for other settings than it holds."""
+    """The run in a checkpoint. Raises ValueError when an option is given that the checkpoint answers."""
     free = ("--resume", "--checkpoint", "--output", "--backend")
-    fixed = [flag for flag, told in args.command.options if flag not in free]
-    given = [flag for flag in fixed if getattr(args, _dest(flag)) != _default(args.command, flag)]
-    if given and set(given) != {"--model"}:
-        raise ValueError(f"{' and '.join(given)} cannot change when a run goes on: the checkpoint holds them")
+    settled = [flag for flag, _ in args.command.options if flag not in free]
+    refuse_ignored(args, settled, "cannot change when a run goes on; the checkpoint holds them")
     return load_checkpoint(existing(args.resume, "checkpoint", "Ctrl-C in a training writes one"))
 
 
-def _dest(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+def refuse_losses(args: argparse.Namespace, corpus: str, files: list[Path], model: str | Path | None = None) -> None:
+    """Raises ValueError when one of the files that are going to be written is one that is read, or is another one.
 
-
-def _default(command: Command, flag: str) -> Any:
-    return dict(command.options)[flag]["default"]
+    files: --output, and what is written beside it. A run may go on in its own checkpoint.
+    """
+    read = [("the corpus", None if corpus in BUILT_IN else corpus), ("the model", model)]
+    written = [("--output" if n == 0 else "what is written beside --output,", file) for n, file in enumerate(files)]
+    refuse_overwriting(written, [*read, ("the checkpoint", args.resume)])
+    refuse_overwriting([*written, *([("--checkpoint", args.checkpoint)] if args.checkpoint else [])], read)
 
 
 def describe_run(run: ml.Run, method: str) -> None:
@@ -47,21 +52,55 @@ def describe_run(run: ml.Run, method: str) -> None:
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
 
 
-def train_or_save(run: ml.Run, args: argparse.Namespace, name: str, output: Path) -> bool:
-    """Train to the end; or, at Ctrl-C, say where the run is saved and how to go on, and return False."""
-    beside = output.with_name(f"{output.stem}.checkpoint.npz")
-    checkpoint = args.checkpoint or Path(args.resume or beside)
-    ml.train(run, checkpoint, progress=sys.stderr.isatty())
-    if run.interrupted:
-        words = f"minilora {name} --resume {shlex.quote(str(checkpoint))} --output {shlex.quote(str(output))}"
-        say_error(f"stopped after step {run.step:,} of {run.settings.steps:,} and saved; to go on: {words}")
-        return False
-    if not args.checkpoint:
-        checkpoint.unlink()  # nobody asked for it, and the result is about to be written
-    return True
+def finish(
+    args: argparse.Namespace, run: ml.Run, output: Path, save: Callable[[], None], tell: Callable[[], None]
+) -> int:
+    """Train to the end, `save`, `tell`, and then remove the checkpoint that nobody named: -> the exit code.
+
+    At Ctrl-C say where the run is kept and how to go on.
+    """
+    with checkpoint_place(args, output) as checkpoint:
+        words = f"minilora {args.command.run.__name__} --resume {shlex.quote(str(checkpoint))}"
+        go_on = f"to go on: {words} --output {shlex.quote(str(output))}"
+        ml.train(run, checkpoint, progress=sys.stderr.isatty())
+        if run.interrupted:
+            say_error(f"stopped after step {run.step:,} of {run.settings.steps:,} and saved; {go_on}")
+            return 130
+        try:
+            save()
+        except BaseException as error:
+            error.add_note(f"the run is kept in {checkpoint}; {go_on}")
+            raise
+        try:
+            tell()
+        finally:
+            if checkpoint and not (args.checkpoint or args.resume):
+                checkpoint.unlink(missing_ok=True)
+    return 0
+
+
+@contextlib.contextmanager
+def checkpoint_place(args: argparse.Namespace, output: Path) -> Iterator[Path | None]:
+    """Where a run is kept on the way: in the file that was named, else beside the output under a name that is free.
+
+    The file and the output are this process's while the block lasts. None: there is no beside, the output is a device.
+    """
+    named = args.checkpoint or (Path(args.resume) if args.resume else None)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(output, *([named] if named else [])))
+        if named or (output.exists() and not output.is_file()):
+            yield named
+            return
+        for n in itertools.count(1):
+            place = output.with_name(f"{output.stem}.checkpoint{'' if n == 1 else f'-{n}'}.npz")
+            with contextlib.suppress(ValueError):  # another run has it: of another output whose name begins like this
+                stack.enter_context(claimed(place))
+                if not place.exists():
+                    break
+        yield place
 
 
 def say_sample(model: ml.GPT, seed: int) -> None:
     """Print a few lines that the model writes."""
-    print("a sample")
+    print("a sample", flush=True)
     print(quoted(sample(model, "", 200, seed), 5))

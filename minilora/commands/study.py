@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-from .options import command, did_you_mean, option, require_writable
+from .options import command, did_you_mean, option, refuse_ignored
+from .outputs import output_folder, require_writable
 
 
 @command(
     option("name", None, "one study, or all", metavar="STUDY"),
     option("--quick", False, "every study in reduced form, in minutes", action="store_true"),
-    option(
-        "--output", None, "the folder for the records (default figures/data; with --quick runs/quick)", metavar="DIR"
-    ),
+    option("--output", None, "the folder for the records (default figures/data; with --quick runs/quick)",
+           type=output_folder, metavar="DIR"),
     option("--cache", "runs/study", "where finished runs are kept; delete it to train anew", metavar="DIR"),
     option("--table", False, "train nothing: print the table of all methods from the records there are",
            action="store_true"),
@@ -39,11 +39,13 @@ def study(args: argparse.Namespace) -> int:
     scale = runs.QUICK if args.quick else runs.FULL
     folder = Path(args.output or ("runs/quick" if args.quick else "figures/data"))
     if args.table:
+        refuse_ignored(args, ["--cache", "--force"], "cannot be given with --table, which trains nothing")
         if args.name != "methods":
             raise ValueError(f"study {args.name} --table: the table is of the study methods")
         print(f"{methods_table(studies.load_records('methods', folder))}\n\n{FOOT}")
         return 0
     require_writable(folder)
+    require_writable(Path(args.cache))
     for name in names:
         if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
             print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..nn.storage import write_beside
+from ..nn.files import write_beside
 from ..studies.studies import load_records
 from . import accounts, alternatives, choices, diagrams, learning, ranks
 from .style import save

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ..nn.storage import write_beside
+from ..nn.files import write_beside
 
 SIZE = (8.0, 5.0)  # inches
 TITLE_WIDTH = 52  # characters a line

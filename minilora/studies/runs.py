@@ -21,7 +21,8 @@ from ..adapters.attach import add_adapter
 from ..adapters.files import load_adapter, save_adapter, stored_parameters
 from ..adapters.lora import lora_layers
 from ..adapters.qlora import quantize_model
-from ..nn.storage import load_model, save_model, write_beside
+from ..nn.files import write_beside
+from ..nn.storage import load_model, save_model
 from ..training.corpus import Corpus, load_corpus
 from ..training.loop import evaluate, train, train_step
 from ..training.run import Run, Settings

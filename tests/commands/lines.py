@@ -7,7 +7,8 @@ QUICK = ["--steps", "4", "--batch", "2"]
 
 
 def finetune(*more):
-    return main(["finetune", "--model", "base.npz", "--corpus", "text.txt", "--rank", "2", *QUICK, *more])
+    rank = [] if {"--method", "--resume"} & set(more) else ["--rank", "2"]
+    return main(["finetune", "--model", "base.npz", "--corpus", "text.txt", *rank, *QUICK, *more])
 
 
 def the_error(capsys, *argv, code=2):

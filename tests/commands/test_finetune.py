@@ -81,7 +81,7 @@ def test_an_adapter_of_another_base_is_refused(base, capsys):
 
 def test_a_diverging_loss_is_one_line(base, capsys):
     line = the_error(
-        capsys, "finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--rank", "2",
+        capsys, "finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full",
         "--lr", "1e6", "--steps", "60", "--batch", "2", "--output", "x.npz",
     )  # fmt: skip
     assert "training diverged at step" in line
