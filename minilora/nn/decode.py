@@ -11,6 +11,7 @@ import numpy as np
 
 from ..autograd import ops
 from ..autograd.backend import Array
+from ..autograd.fused import check_tokens
 from .layers import LayerNorm, Linear
 
 gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> y, vjps
@@ -19,7 +20,8 @@ gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> 
 class Decoder:
     """logits = decoder(tokens): what the model says after one more token a text.   (B,) integers -> (B, V)
 
-    model: a GPT of plain or merged linear layers (`fits`); cache: what the model has read, at least one position.
+    model: a GPT of plain or merged linear layers in one precision, float32 or more (below, sums need more than the
+    numbers have); cache: what the model has read, at least one position. Raises ValueError where the context is full.
     """
 
     def __init__(self, model: Any, cache: Any):
@@ -41,6 +43,9 @@ class Decoder:
     def __call__(self, tokens: Array) -> Array:
         """(B,) -> (B, V)"""
         model, t = self.model, self.length
+        check_tokens("Decoder", tokens, model.config.vocab_size)
+        if t == model.config.block_size:
+            raise ValueError(f"Decoder: the context of block_size = {t} is full")
         x = model.wte.weight.data[tokens] + model.wpe.weight.data[t]  # (B, C)
         for block, weight, bias, keys, values in self.blocks:
             n = self.norm(x, block.ln_1)

@@ -13,11 +13,11 @@ import numpy as np
 
 from ..autograd import ops
 from ..autograd.backend import Array, array_module, to_numpy
-from ..autograd.fused import dropout_mask
+from ..autograd.fused import check_tokens, dropout_mask
 from ..autograd.tensor import Tensor, no_grad
 from .decode import Decoder
-from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
-from .module import Module
+from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear, generator
+from .module import Module, shown
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"GPTConfig: {name} = {value!r}, expected a positive integer")
+            if not is_whole(value) or value < 1:
+                raise ValueError(f"GPTConfig: {name} = {shown(value)}, expected a positive integer")
         if self.n_embd % self.n_head:
             raise ValueError(f"GPTConfig: n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"GPTConfig: dropout = {self.dropout}, expected 0 <= dropout < 1")
+        if not is_real(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"GPTConfig: dropout = {shown(self.dropout)}, expected 0 <= dropout < 1")
+        if not isinstance(self.bias, bool | np.bool_):
+            raise ValueError(f"GPTConfig: bias = {shown(self.bias)}, expected True or False")
 
 
 class Cache:
@@ -138,8 +140,11 @@ class GPT(Module):
     """
 
     def __init__(self, config: GPTConfig, rng: Any = 0):
+        if not isinstance(config, GPTConfig):
+            fix = f"; ml.load_model({config!r}) reads a model's file" if isinstance(config, str) else ""
+            raise TypeError(f"GPT: got {shown(config)}, expected a GPTConfig(vocab_size, block_size, ...){fix}")
         self.config = config
-        rng = np.random.default_rng(rng)
+        rng = generator(rng, "GPT")
         self.wte = Embedding(config.vocab_size, config.n_embd, rng)
         self.wpe = Embedding(config.block_size, config.n_embd, rng)
         self.blocks = [Block(config, rng) for _ in range(config.n_layer)]
@@ -158,7 +163,13 @@ class GPT(Module):
         Raises ValueError when T (plus what is cached) exceeds block_size or a token is out of range, TypeError for
         tokens that are not integers.
         """
-        tokens = as_tokens(tokens)
+        tokens = as_tokens(tokens, "GPT")
+        if rng is not None and not hasattr(rng, "random"):
+            raise TypeError(
+                f"GPT: rng = {shown(rng)}, expected a numpy Generator, as np.random.default_rng(0), or None"
+            )
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"GPT: cache = {shown(cache)}, expected a Cache, or None")
         if tokens.ndim != 2 or not tokens.shape[1]:
             raise ValueError(f"GPT: tokens have shape {tokens.shape}, expected (B, T); for one sequence: tokens[None]")
         if self.front is not None and (cache is None or not cache.length):
@@ -182,7 +193,7 @@ class GPT(Module):
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
         """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
-        return ops.cross_entropy(self(tokens, rng), as_tokens(targets))
+        return ops.cross_entropy(self(tokens, rng), as_tokens(targets, "GPT.loss"))
 
     def generate(
         self,
@@ -196,22 +207,25 @@ class GPT(Module):
         """Continue a text by sampling one token at a time from softmax(logits / temperature).
 
         tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
-        samples among the k likeliest. Beyond block_size the window slides: positions move, so the cache starts anew.
-        Raises ValueError for a negative temperature or count, top_k below 1, or a prompt without tokens.
+        samples among the k likeliest. Of equally likely tokens the lower number counts as the likelier.
+        Beyond block_size the window slides: positions move, so the cache starts anew.
+        Raises ValueError for a negative temperature or count, top_k below 1, a prompt without tokens, and logits that
+        are not finite, with the parameter that is not; TypeError for tokens that are not integers.
         """
-        if not temperature >= 0:
-            raise ValueError(f"generate: temperature = {temperature}, expected 0 or more")
-        if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-            raise ValueError(f"generate: top_k = {top_k!r}, expected an integer of 1 or more, or None for all")
-        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
-            raise ValueError(f"generate: max_new_tokens = {max_new_tokens!r}, expected an integer of 0 or more")
-        rng = np.random.default_rng(rng)
-        prompt = to_numpy(as_tokens(tokens))
+        if not is_real(temperature) or not temperature >= 0:
+            raise ValueError(f"generate: temperature = {shown(temperature)}, expected a number of 0 or more")
+        if top_k is not None and (not is_whole(top_k) or top_k < 1):
+            raise ValueError(f"generate: top_k = {shown(top_k)}, expected an integer of 1 or more, or None for all")
+        if not is_whole(max_new_tokens) or max_new_tokens < 0:
+            raise ValueError(f"generate: max_new_tokens = {shown(max_new_tokens)}, expected an integer of 0 or more")
+        rng = generator(rng, "generate")
+        prompt = to_numpy(as_tokens(tokens, "generate"))
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
+        check_tokens("generate", prompt, self.config.vocab_size)
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
         one_more: Any = None  # what reads one more token of each text
-        with no_grad():
+        with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said below
             for _ in range(max_new_tokens):
                 if one_more is None or text.shape[1] > self.context:  # the first step, or positions that have moved
                     cache = Cache()
@@ -219,7 +233,11 @@ class GPT(Module):
                     one_more = self._reader(cache) if use_cache and text.shape[1] < self.context else None
                 else:
                     logits = one_more(text[:, -1])  # (B, V)
-                text = np.concatenate([text, sample(to_numpy(logits), temperature, top_k, rng)[:, None]], axis=1)
+                logits = to_numpy(logits)
+                if not np.isfinite(logits).all():
+                    why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
+                    raise ValueError(f"generate: the logits are not finite; {why}")
+                text = np.concatenate([text, sample(logits, temperature, top_k, rng)[:, None]], axis=1)
         return text if prompt.ndim > 1 else text[0]
 
     def _reader(self, cache: Cache) -> Any:
@@ -227,26 +245,58 @@ class GPT(Module):
         plain = (GPT, Block, Attention, MLP, LayerNorm, Linear, Embedding)
         layers = [m for name, m in self.named_modules() if not name.startswith("front")]
         simple = all(type(m) in plain or getattr(m, "unmerged", None) for m in layers)  # merged: W is in m.weight
-        if simple and array_module(self.wte.weight.data) is np:
+        kinds = {p.dtype for p in self.parameters()}
+        if simple and len(kinds) == 1 and kinds.pop().itemsize >= 4 and array_module(self.wte.weight.data) is np:
             return Decoder(self, cache)
         return lambda tokens: self(tokens[:, None], cache=cache).data[:, -1]
 
 
 def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> np.ndarray:
-    """One token for each row of logits.   (B, V) -> (B,)"""
+    """One token for each row of logits.   (B, V) -> (B,)
+
+    Of equal logits the lower token number counts as the likelier. A logit of -inf is a token that is never drawn.
+    Raises ValueError for a row with NaN, infinity, or nothing but -inf.
+    """
+    largest = logits.max(axis=1, keepdims=True)  # (B, 1), NaN where a row has one
+    if not np.isfinite(largest).all():
+        raise ValueError(
+            f"sample: the largest logit of a row is {largest[~np.isfinite(largest)][0]}, expected a number"
+        )
     if temperature == 0:
         return logits.argmax(axis=1)
-    z = logits.astype(np.float64)
-    z = (z - z.max(axis=1, keepdims=True)) / max(temperature, 1e-200)  # at most 0; nothing colder would differ
+    z = logits.astype(np.float64) - largest  # at most 0
     if top_k is not None and top_k < z.shape[1]:
-        kth = np.sort(z, axis=1)[:, -top_k, None]
-        z = np.where(z < kth, -np.inf, z)
+        kth = np.partition(z, -top_k, axis=1)[:, -top_k, None]
+        above, ties = z > kth, z == kth
+        z[~above & ~(ties & (ties.cumsum(axis=1) <= top_k - above.sum(axis=1, keepdims=True)))] = -np.inf
+    z /= min(max(temperature, 1e-200), 1e300)  # nothing colder or hotter would differ
     p = np.exp(z)
     cumulative = (p / p.sum(axis=1, keepdims=True)).cumsum(axis=1)  # (B, V), the last column is 1
-    return (cumulative < rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)
+    return (cumulative <= rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)  # the first that is larger
 
 
-def as_tokens(tokens: Any) -> Array:
-    """Tokens as an array, where they are: they are checked there, and go to the GPU with the first look-up."""
+def as_tokens(tokens: Any, caller: str = "GPT") -> Array:
+    """Tokens as an array, where they are: they are checked there, and go to the GPU with the first look-up.
+
+    Raises TypeError for text, a masked array, and what is no array of numbers.
+    """
     tokens = tokens.data if isinstance(tokens, Tensor) else tokens
-    return array_module(tokens).asarray(tokens)
+    if isinstance(tokens, str):
+        raise TypeError(f"{caller}: got the text {shown(tokens)}, expected integers; ml.encode(text) gives them")
+    try:
+        array = array_module(tokens).asarray(tokens)
+    except ValueError as error:  # rows of unequal lengths
+        raise TypeError(f"{caller}: got {shown(tokens)}, expected integers: {error}") from None
+    if array.dtype.kind in "OSUV" or isinstance(tokens, np.ma.MaskedArray):
+        raise TypeError(f"{caller}: got {shown(tokens)}, expected integers, the numbers of tokens")
+    return array
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is one integer, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is one real number, and no truth value."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..autograd.backend import Array, array_module, new_array, to_numpy
 from ..autograd.tensor import Tensor
+from ..autograd.versions import changed
 
 
 class Module:
@@ -123,7 +124,7 @@ class Module:
         """
         if not isinstance(state, Mapping):
             fix = "{name: array}, as state_dict() gives; a model's file is read by ml.load_model(path)"
-            raise TypeError(f"load_state_dict: got {reprlib.repr(state)}, expected {fix}")
+            raise TypeError(f"load_state_dict: got {shown(state)}, expected {fix}")
         for path, module in self.named_modules():
             module.check_loadable(path, state)
         own = self._arrays()
@@ -163,6 +164,8 @@ class Module:
         try:
             for name, value in values.items():
                 own[name][...] = value
+            for name in values:
+                changed(own[name])
         except BaseException:  # Ctrl-C among them
             for name, value in before.items():
                 own[name][...] = value
@@ -182,21 +185,22 @@ class Module:
         and where. Then, and after an interrupt, nothing has changed.
         """
         dtype = precision(dtype, "astype")
-        todo = [(p, wanted) for p, wanted in self._precisions(dtype) if p.dtype.kind in "fc" and p.dtype != wanted]
-        before = [(p, p.data, p.requires_grad) for p, _ in todo]
         names = {id(p): name for name, p in self.named_parameters()}
         after = []
-        for p, wanted in todo:
-            try:
-                after.append(in_precision(p.data, wanted))
-            except ValueError as error:
-                raise ValueError(f"astype: {names.get(id(p), 'an adapter that is aside')}: {error}") from None
+        for p, wanted in self._precisions(dtype):
+            if p.dtype.kind in "fc" and p.dtype != wanted:
+                try:
+                    after.append((p, in_precision(p.data, wanted)))
+                except ValueError as error:
+                    raise ValueError(f"astype: {names.get(id(p), 'an adapter that is aside')}: {error}") from None
+        before = [(p, p.data) for p, _ in after]
         try:
-            for (p, _, trainable), data in zip(before, after, strict=True):
-                _put(p, data, trainable)
+            for p, data in after:
+                p.data = data
+                changed(data)
         except BaseException:  # Ctrl-C among them
-            for p, data, trainable in before:
-                _put(p, data, trainable)
+            for p, data in before:
+                p.data = data
             raise
         return self
 
@@ -247,12 +251,6 @@ def _key(owner: Any, part: str) -> Any:
     return part if part in owner else next((key for key in owner if str(key) == part), part)
 
 
-def _put(p: Tensor, data: Array, trainable: bool) -> None:
-    p.requires_grad = False
-    p.data = data
-    p.requires_grad = trainable
-
-
 def _fitting(value: Any, own: Array) -> Array:
     """A value as it can be copied into `own`. Raises ValueError that says why there is none."""
     if isinstance(value, np.ma.MaskedArray):
@@ -276,6 +274,11 @@ def _wanted_dtype(own: Array, value: Array) -> str:
     return "" if value.dtype == own.dtype else str(own.dtype)
 
 
+def shown(value: Any) -> str:
+    """What came, in the one line of an error: its repr, cut where it is long."""
+    return " ".join(reprlib.repr(value).split())
+
+
 def precision(dtype: Any, caller: str) -> np.dtype:
     """A dtype of floating-point numbers. Raises TypeError for another one, and for what is none."""
     try:
@@ -283,7 +286,7 @@ def precision(dtype: Any, caller: str) -> np.dtype:
     except (TypeError, ValueError, LookupError):
         found = None
     if found is None or dtype is None or found.kind not in "fc":
-        raise TypeError(f"{caller}: dtype = {dtype!r}, expected 'float16', 'float32' or 'float64'")
+        raise TypeError(f"{caller}: dtype = {shown(dtype)}, expected 'float16', 'float32' or 'float64'")
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..autograd.backend import to_numpy
 from .files import write_beside
 from .gpt import GPT, GPTConfig
+from .module import in_precision, precision, shown
 
 HEADER = "header"  # the name of the JSON text among the arrays
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
@@ -42,6 +43,8 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
     damage = (  # what NumPy, zipfile and JSON raise where a file is not what it should be
         ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
     )  # fmt: skip
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
     if Path(path).is_file() and not zipfile.is_zipfile(path):  # NumPy would take it for pickled objects
         raise ValueError(f"{path} is no complete minilora file: it is no .npz archive, or its end is missing")
     try:
@@ -71,20 +74,39 @@ def blaming(path: str | Path) -> Iterator[None]:
 def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -> Path:
     """Write a model's configuration and parameters, optionally rounded to another precision, with a record of facts.
 
-    Raises ValueError for a model with adapters or quantised weights, and OSError where the folder cannot be written to.
+    Raises ValueError for a model with adapters or quantised weights and for numbers that are not finite in that
+    precision (which, and where), TypeError for what is no GPT, and OSError where the folder cannot be written to.
     """
+    path = file_path(path, "save_model")
+    if not isinstance(model, GPT):
+        raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path)")
     if getattr(model, "adapters", None):
         raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
     if any(True for _ in model.named_buffers()):
         raise ValueError("save_model: the model is quantised; save the float model and quantise it again after loading")
-    state = {name: value.astype(dtype or value.dtype) for name, value in model.state_dict().items()}
+    if dtype is not None and precision(dtype, "save_model").kind != "f":
+        raise TypeError(f"save_model: dtype = {dtype!r}, expected 'float16', 'float32' or 'float64'")
+    state = {}
+    for name, value in model.state_dict().items():
+        try:
+            state[name] = in_precision(value, dtype or value.dtype)
+        except ValueError as error:
+            raise ValueError(f"save_model: {name}: {error}") from None
     return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **record})
 
 
 def load_model(path: str | Path = "base") -> GPT:
     """The model in a file, in float32; "base" is the pretrained model that comes with the package."""
+    path = file_path(path, "load_model")
     arrays, header = load_arrays(BASE if str(path) == "base" else path, "model")
     with blaming(path):
         model = GPT(GPTConfig(**header["config"]))
         model.load_state_dict(arrays)
     return model
+
+
+def file_path(path: Any, caller: str) -> Path:
+    """The path of a file. Raises TypeError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{caller}: path = {shown(path)}, expected the name of a file")
+    return Path(path)

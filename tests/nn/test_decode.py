@@ -40,12 +40,22 @@ def lora(merged: bool) -> ml.GPT:
     return model
 
 
+def mixed() -> ml.GPT:
+    """One layer in another precision than the rest."""
+    model = trained()
+    model.blocks[0].attn.q_proj.astype("float32")
+    return model
+
+
 MODELS = {
     "plain": (trained, True),
     "merged LoRA": (lambda: lora(merged=True), True),
     "LoRA": (lambda: lora(merged=False), False),
     "prefix": (lambda: ml.add_adapter(trained(), ml.PrefixConfig(2)), True),
     "bottleneck": (lambda: ml.add_adapter(trained(), ml.PfeifferConfig(2)), False),
+    "float32": (lambda: trained().astype("float32"), True),
+    "float16": (lambda: trained().astype("float16"), False),  # sums need more than its numbers have
+    "two precisions": (mixed, False),
     "quantised": (lambda: ml.quantize_model(trained(), block=4), False),
 }
 
@@ -60,3 +70,40 @@ def test_who_decodes_and_that_the_text_is_the_same_without_a_cache(name):
     texts = [model.generate(TOKENS[:, :2], 12, temperature=0, use_cache=use) for use in (True, False)]
     np.testing.assert_array_equal(*texts)
     assert len(np.unique(texts[0][:, 2:])) > 2  # no text of one token over and over
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("where", ["wte", "blocks.0.ln_1", "blocks.1.attn.q_proj", "blocks.0.mlp.up_proj", "ln_f"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e-30, 1e4, 1e15, 1e30])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_of_any_size_and_none_go_the_same_way(where, value, dtype):
+    """Logits finite in one path are finite in the other, and then the same."""
+    model, cache = trained().astype(dtype), Cache()
+    p = model.get_module(where).weight
+    p.data = (
+        p.data * np.asarray(value, dtype) if np.isfinite(value) else np.where(p.data == p.data.max(), value, p.data)
+    )
+    with no_grad():
+        model(TOKENS[:, :4], cache=cache)
+        decoder = Decoder(model, cache)
+        for t in range(4, 9):
+            logits, other = decoder(TOKENS[:, t]), model(TOKENS[:, t : t + 1], cache=cache).data[:, 0]
+            finite = np.isfinite(logits)
+            np.testing.assert_array_equal(finite, np.isfinite(other))
+            scale = np.abs(logits[finite]).max(initial=1e-300)
+            tolerance = {"float32": 2e-4, "float64": 1e-10}[dtype]
+            np.testing.assert_allclose(logits[finite] / scale, other[finite] / scale, atol=tolerance)
+
+
+@pytest.mark.parametrize("tokens", [[-1, 0, 1], [11, 0, 1], [0.5, 0, 1]])
+def test_the_decoder_takes_the_tokens_that_the_model_takes(tokens):
+    model, cache = trained(), Cache()
+    with no_grad():
+        model(TOKENS[:, :2], cache=cache)
+        decoder = Decoder(model, cache)
+        with pytest.raises((ValueError, TypeError), match="Decoder: tokens"):
+            decoder(np.array(tokens))
+        for _ in range(7):
+            decoder(np.array([1, 2, 3]))
+        with pytest.raises(ValueError, match="Decoder: the context of block_size = 9 is full"):
+            decoder(np.array([1, 2, 3]))

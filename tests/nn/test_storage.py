@@ -1,7 +1,9 @@
 """Files: what is written comes back, what is damaged is refused, and nothing is ever half written or unpickled."""
 
+import dataclasses
 import json
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -230,3 +232,64 @@ def test_a_model_with_adapters_is_not_saved_as_a_plain_one(tmp_path):
 def test_the_file_is_readable_like_any_other(tmp_path):
     ours = ml.save_model(ml.GPT(CONFIG), tmp_path / "model.npz")
     assert ours.stat().st_mode & 0o044 == 0o044  # a temporary file starts out private
+
+
+PRECISIONS = ("float16", "float32", "float64")
+
+
+@pytest.mark.parametrize("dtype", [None, *PRECISIONS])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["wte.weight", "blocks.0.mlp.up_proj.bias", "ln_f.weight"])
+def test_numbers_that_are_none_are_not_shipped(tmp_path, name, value, dtype):
+    model, path = ml.GPT(CONFIG), tmp_path / "model.npz"
+    old = ml.save_model(model, path).read_bytes()
+    p = dict(model.named_parameters())[name]
+    place = (2, 3) if p.ndim == 2 else (3,)
+    p.data[place] = value
+    with pytest.raises(ValueError, match=f"^save_model: {re.escape(f'{name}: entry {place} is {value}')}$"):
+        ml.save_model(model, path, dtype=dtype)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value, held, dtype", [(7e4, "float32", "float16"), (-1e39, "float64", "float32")])
+def test_numbers_that_the_precision_has_not_are_not_shipped(tmp_path, value, held, dtype):
+    model = ml.GPT(CONFIG).astype(held)
+    model.ln_f.bias.data[5] = value
+    ml.save_model(model, tmp_path / "whole.npz")
+    words = re.escape(f"ln_f.bias: entry (5,) is {float(model.ln_f.bias.data[5])}, too large for {dtype}")
+    with pytest.raises(ValueError, match=f"^save_model: {words}$"):
+        ml.save_model(model, tmp_path / "model.npz", dtype=dtype)
+    if dtype == "float32":  # a file of float64 numbers is read as float32, and says so, too
+        with pytest.raises(ValueError, match=f"whole.npz: load_state_dict: {words.replace(':', '', 1)}"):
+            ml.load_model(tmp_path / "whole.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["whole.npz"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", int, bool, "complex64", "bfloat16", "U3", object, 3])
+def test_what_is_no_precision_to_save_in(tmp_path, dtype):
+    with pytest.raises(TypeError, match=r"^save_model: dtype = .*, expected 'float16', 'float32' or 'float64'$"):
+        ml.save_model(ml.GPT(CONFIG), tmp_path / "model.npz", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_numbers_that_are_none_is_refused_by_name(tmp_path):
+    state = ml.GPT(CONFIG).state_dict()
+    state["blocks.0.ln_1.weight"][4] = np.nan
+    header = {"kind": "model", "config": dataclasses.asdict(CONFIG)}
+    path = save_arrays(tmp_path / "bad.npz", state, header)
+    with pytest.raises(ValueError, match=r"bad\.npz: load_state_dict: blocks\.0\.ln_1\.weight entry \(4,\) is nan$"):
+        ml.load_model(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"model.npz", ["a"], ml.GPT])
+def test_what_is_no_path(path):
+    with pytest.raises(TypeError, match=r"^save_model: path = .*, expected the name of a file$"):
+        ml.save_model(ml.GPT(CONFIG), path)
+    with pytest.raises(TypeError, match=r"^load_model: path = .*, expected the name of a file$"):
+        ml.load_model(path)
+
+
+@pytest.mark.parametrize("model", [None, "base", np.ones(3), ml.GPT, {}])
+def test_what_is_no_model(tmp_path, model):
+    with pytest.raises(TypeError, match=r"^save_model: got .*, expected a GPT"):
+        ml.save_model(model, tmp_path / "model.npz")
