@@ -6,6 +6,9 @@
 (16384, 838400)
 """
 
+from . import interrupt as interrupt  # before anything that takes time
+
+# isort: split
 from . import analysis
 from .adapters.attach import adapter_disabled, add_adapter, remove_adapter, set_adapter
 from .adapters.bottleneck import HoulsbyConfig, PfeifferConfig

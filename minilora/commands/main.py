@@ -5,12 +5,14 @@ import contextlib
 import difflib
 import inspect
 import shutil
+import signal
 import sys
 import textwrap
 from typing import Any
 
 import minilora as ml
 
+from ..interrupt import leave
 from .bench import bench
 from .count import count
 from .demo import demo
@@ -85,6 +87,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
         name = destination(flag)
         setattr(args, name, convert(flag, how, getattr(args, name, how["default"])))
     return args
+
+
+def run() -> int:
+    """This process is a command: -> its exit code. Ctrl-C is `main`'s while it lasts, and comes too late after it."""
+    with contextlib.suppress(ValueError):
+        if signal.getsignal(signal.SIGINT) is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = main()
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:
