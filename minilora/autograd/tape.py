@@ -34,6 +34,7 @@ class Node:
 
     @property
     def freed(self) -> bool:
+        """Whether a backward pass has used it up."""
         return self.vjps is None
 
     def fits(self, data: Array) -> None:
