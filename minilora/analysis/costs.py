@@ -79,8 +79,11 @@ class Walk:
         for i in range(self.plan.architecture.layers + 1):
             if i == 0:
                 self._embed()
+                embedded = self.live
             else:
                 self._block(f"blocks.{i - 1}")
+            if i == 1 and self.plan.architecture.conv_kernel:
+                self._convolution(embedded)
         self._finish()
 
     @property
@@ -107,8 +110,9 @@ class Walk:
 
     def _norm(self, name: str) -> None:
         """Keeps the normed rows, and one factor a row, where x or w gets a gradient; a bias needs neither."""
-        a = self.plan.architecture
-        self._keep(f"{name}.normed", self.rows * (a.width + 1), self.live or f"{name}.weight" in self.plan.trained)
+        w, plan = f"{name}.weight", self.plan
+        numbers = self.rows * (plan.architecture.width + 1)
+        self._keep(f"{name}.normed", numbers, self.live or w in plan.trained or w in plan.added)
         self.live = self.live or self._trains(name)
 
     def _linear(self, name: str, shape: tuple[int, ...], x: str) -> bool:
@@ -140,10 +144,8 @@ class Walk:
         scores = a.heads * (n * keys - alone * self.length)
         products = 2 * (2 * scores * a.dim)  # q k^T, and the weights times v
         self.operations.append(Operation(f"{block}.attn", products, 2 * products * self.live))
-        if a.relative_positions:  # DeBERTa: two more score matrices, from content to positions and back
-            c, r = a.width, a.relative_positions
-            extra = 4 * r * c * c + 4 * n * r * c
-            self.operations.append(Operation(f"{block}.relative", extra, 2 * extra * self.live))
+        if a.relative_positions:
+            self._relative(block)
         self._keep(f"{block}.q", n * a.heads * a.dim, self.live)
         self._keep(f"{block}.kv", 2 * (self.batch * keys + alone) * a.key_value_heads * a.dim, self.live)
         kept = scores - a.heads * self.batch * _left_out(self.length, self.engine.queries)
@@ -151,6 +153,21 @@ class Walk:
         self._keep(f"{block}.sums", n * a.heads, self.live and not self.engine.scores)
         self._keep(f"{block}.o", n * a.heads * a.dim, self.live and self.engine.outputs)
         self.live = self._linear(f"{block}.attn.o_proj", a.matrices["attn.o_proj"], f"{block}.attn.out")
+
+    def _relative(self, block: str) -> None:
+        """DeBERTa: two more score matrices, between content and a table of distances that W_q and W_k project."""
+        a, plan = self.plan.architecture, self.plan
+        c, r = a.width, a.relative_positions
+        table = self._trains("relative") or self._trains("ln_relative")
+        for name in (f"{block}.attn.q_proj", f"{block}.attn.k_proj"):
+            rank = plan.added.get(f"{name}.lora_A", (0,))[0]
+            project, scores = 2 * r * c * c, 2 * self.rows * r * c
+            low = 2 * r * rank * c  # x A^T, and as much h B^T
+            self.live = self.live or table
+            backward = project * (table + (f"{name}.weight" in plan.trained)) + low * (3 + table)
+            self.operations.append(
+                Operation(f"{name}.relative", project + 2 * low + scores, backward + 2 * scores * self.live)
+            )
 
     def _mlp(self, block: str) -> None:
         a, n = self.plan.architecture, self.rows
@@ -166,6 +183,8 @@ class Walk:
         shapes = {name: self.plan.added.get(f"{place}.{name}.weight", (0, 0)) for name in ("down", "up")}
         if shapes["down"][0] == 0:
             return
+        if f"{place}.norm.weight" in self.plan.added:
+            self._norm(f"{place}.norm")
         for name, shape in shapes.items():
             products = 2 * self.rows * shape[0] * shape[1]
             self.operations.append(Operation(f"{place}.{name}", products, products * (1 + self.live)))
@@ -174,22 +193,32 @@ class Walk:
         self._keep(f"{place}.inside", int(self.engine.activation * self.rows * shapes["down"][0]))
 
     def _block(self, block: str) -> None:
-        """The residual stream goes past each part: what was live before it stays live after it."""
-        self._norm(f"{block}.ln_1")
-        self._attention(block)
-        self._adapter(f"{block}.attn.adapter")
-        self._norm(f"{block}.ln_2")
-        self._mlp(block)
-        self._adapter(f"{block}.mlp.adapter")
+        """The residual stream goes past each part: what was live before it stays live after it.
+
+        A decoder norms what a part reads, an encoder, which ends without a norm, what a part has added to.
+        """
+        first = self.plan.architecture.final_norm
+        for part, norm, through in (("attn", "ln_1", self._attention), ("mlp", "ln_2", self._mlp)):
+            if first:
+                self._norm(f"{block}.{norm}")
+            through(block)
+            self._adapter(f"{block}.{part}.adapter")
+            if not first:
+                self._norm(f"{block}.{norm}")
+
+    def _convolution(self, embedded: bool) -> None:
+        """DeBERTa's: over the embeddings, added to what leaves the first block, and normed."""
+        a = self.plan.architecture
+        products, trained = 2 * self.rows * a.width * a.width * a.conv_kernel, "conv.weight" in self.plan.trained
+        self.operations.append(Operation("conv", products, products * (embedded + trained)))
+        self._keep("conv.in", self.rows * a.width, trained)
+        self.live = self.live or embedded or self._trains("conv")
+        self._norm("ln_conv")
 
     def _finish(self) -> None:
         if self.engine.shared:
             self.rows = self.batch * self.length  # a prompt's last keys and values are all that the text asks of it
-        a, n = self.plan.architecture, self.rows
-        if a.conv_kernel:
-            products = 2 * n * a.width * a.width * a.conv_kernel
-            trained = "conv.weight" in self.plan.trained
-            self.operations.append(Operation("conv", products, products * (self.live + trained)))
+        a = self.plan.architecture
         if a.final_norm:
             self._norm("ln_f")
         if a.pooler:

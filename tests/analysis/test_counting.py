@@ -15,7 +15,11 @@ from minilora.adapters.prefix import PrefixConfig
 from minilora.adapters.prompt import PromptConfig
 from minilora.analysis import costs, counting, paper
 
-METHODS = {"lora": ml.LoRAConfig, "prompt": PromptConfig, "prefix": PrefixConfig}
+METHODS = {
+    "lora": ml.LoRAConfig, "dora": ml.DoRAConfig, "prompt": PromptConfig, "prefix": PrefixConfig,
+    "houlsby": ml.HoulsbyConfig, "pfeiffer": ml.PfeifferConfig, "bitfit": ml.BitFitConfig,
+    "last-blocks": ml.LastBlocksConfig,
+}  # fmt: skip
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 configs = st.builds(
@@ -101,6 +105,51 @@ def test_the_keys_of_a_count():
     assert json.loads(json.dumps(record)) == record
     assert record.checkpoint_bytes == 2 * record.trainable_parameters
     assert counting.count("gpt2", "bitfit")["rank"] is None
+
+
+def test_ranks_and_targets_are_told_as_they_were_given():
+    """Rank 4 on q and v where nothing is said; None for a method that has neither."""
+    said = lambda method="lora", **o: (
+        (c := counting.count("gpt2", method, **o)).rank,
+        c.target_modules,
+        c.trainable_parameters,
+    )
+    one = lambda r: 12 * r * 2 * 768  # one square matrix a block
+    assert said() == said(rank=4, target_modules=("q_proj", "v_proj")) == (4, ["q_proj", "v_proj"], 2 * one(4))
+    assert said(rank=3, target_modules="o_proj") == (3, ["o_proj"], one(3))
+    assert said("dora", rank=7, target_modules=["k_proj", "o_proj"]) == (
+        7,
+        ["k_proj", "o_proj"],
+        2 * (one(7) + 12 * 768),
+    )
+    for method in ("full", "last-blocks", "bitfit", "prompt", "prefix", "houlsby", "pfeiffer"):
+        assert said(method, rank=5, target_modules=("k_proj",))[:2] == (None, None)
+
+
+def test_layers_and_matrices_have_their_names():
+    blocks = [f"blocks.{i}" for i in range(12)]
+    assert list(counting.by_layer("gpt2", "lora")) == ["embeddings", *blocks, "head"]
+    assert list(counting.by_layer("gpt2", "prompt", tokens=3)) == ["embeddings", *blocks, "head", "front"]
+    assert counting.by_layer("gpt2", "prefix", tokens=3)["front"] == {"total": 2 * 12 * 3 * 768} | {
+        "trainable": 2 * 12 * 3 * 768
+    }
+    layers, c = counting.by_layer("roberta-base", "last-blocks", blocks=1), 768
+    assert layers["embeddings"] == {"total": (50265 + 514 + 1 + 2) * c, "trainable": 0}  # and the norm of their sum
+    assert layers["head"] == {"total": c * c + c, "trainable": 0}  # the pooler
+    assert layers["blocks.11"] == {"total": 12 * c * c + 13 * c, "trainable": 12 * c * c + 13 * c}
+    assert layers["blocks.10"]["trainable"] == 0
+    head = counting.by_layer("deberta-v2-xxlarge", "full")["head"]["total"]
+    assert head == 512 * 1536 + 2 * 1536 + 3 * 1536**2 + 3 * 1536
+    matrices = counting.by_matrix("gpt2", "lora", rank=2, target_modules=("v_proj",))
+    projections = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert list(matrices) == ["wte", "wpe", "ln_1", *projections, "ln_2", "up_proj", "down_proj", "ln_f"]
+    assert matrices["v_proj"] == {"total": 12 * (c * c + c + 4 * c), "trainable": 12 * 4 * c}
+    assert matrices["q_proj"] == {"total": 12 * (c * c + c), "trainable": 0}
+    assert list(counting.by_matrix("gpt2", "prefix"))[-2:] == ["front.keys", "front.values"]
+    adapters = counting.by_matrix("gpt2", "houlsby", bottleneck=1)
+    assert (
+        adapters["attn.adapter"] == adapters["mlp.adapter"] == {"total": 12 * 3 * c + 12, "trainable": 12 * 3 * c + 12}
+    )
 
 
 def test_the_papers_columns():
@@ -225,6 +274,12 @@ def measured_memory(config, method, batch, length, **options):
         ("lora", {"rank": 8, "target_modules": ALL}),
         ("prompt", {"tokens": 20}),
         ("prefix", {"tokens": 20}),
+        ("dora", {"rank": 8}),
+        ("houlsby", {"bottleneck": 16}),
+        ("houlsby", {"bottleneck": 1, "adapter_norm": True}),
+        ("pfeiffer", {"bottleneck": 64, "adapter_norm": True}),
+        ("bitfit", {}),
+        ("last-blocks", {"blocks": 3}),
     ],
 )
 def test_predicted_memory_is_what_tracemalloc_measures(sizes, method, options):

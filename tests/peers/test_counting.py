@@ -266,7 +266,21 @@ SMALL = {  # real tensors, for the operation counter must run them
     "untied gpt2": ODD["untied gpt2"],
     "llama with biases, tied": ODD["llama with biases, tied"],
     "qwen2": ODD["qwen2"],
+    "bert": ODD["bert"],  # with its pooler
+    "deberta without buckets or convolution": ODD["deberta without buckets or convolution"],
+    "deberta": (
+        "DebertaV2Config",
+        "DebertaV2Model",
+        {**ODD["deberta without buckets or convolution"][2], "conv_kernel_size": 3, "position_buckets": 4},
+    ),
 }
+
+
+def loss(output):
+    """Something that needs every number a model gives."""
+    if "logits" in output:
+        return output.logits.sum()
+    return output.last_hidden_state.sum() + (output.pooler_output.sum() if "pooler_output" in output else 0)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -276,15 +290,46 @@ def test_operations_equal_pytorchs_own_counter(name, method):
     from torch.utils.flop_counter import FlopCounterMode
 
     kind, model_class, sizes = SMALL[name]
-    config = getattr(transformers, kind)(**sizes, attn_implementation="eager", use_cache=False)
+    config = getattr(transformers, kind)(**sizes, attn_implementation="eager")
+    config.use_cache = False
     model = getattr(transformers, model_class)(config)
     for parameter, p in model.named_parameters():
         trained = {"full": True, "last-blocks": ".1." in parameter, "bitfit": parameter.endswith("bias")}
         p.requires_grad = trained[method]
     ours = counting.operations(counting.from_hugging_face(config.to_dict()), method, batch=2, length=16, blocks=1)
     with FlopCounterMode(display=False) as counter:
-        logits = model(torch.zeros(2, 16, dtype=torch.long)).logits
+        output = model(torch.zeros(2, 16, dtype=torch.long))
         forward = counter.get_total_flops()
-        logits.sum().backward()
+        loss(output).backward()
     assert forward == ours["forward"]
     assert counter.get_total_flops() == ours["training"]
+
+
+@pytest.mark.parametrize(
+    "name, theirs",
+    [
+        ("qwen2", ("q_proj", "k_proj", "down_proj")),
+        ("bert", ("query", "key", "output.dense")),
+        ("deberta", ("query_proj", "key_proj", "output.dense")),
+    ],
+)
+def test_loras_operations_equal_pytorchs_own_counter_in_the_forward_pass(name, theirs):
+    """Backward, ours takes attention as one step: a gradient for q alone costs it as much as one for q, k and v."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    peft = pytest.importorskip("peft", reason="this test needs PEFT: pip install 'minilora[peers]'")
+    kind, model_class, sizes = SMALL[name]
+    config = getattr(transformers, kind)(**sizes, attn_implementation="eager")
+    targets = ("q_proj", "k_proj", "down_proj") + (("o_proj",) if name != "qwen2" else ())  # output.dense is both
+    ours = counting.operations(
+        counting.from_hugging_face(config.to_dict()), rank=3, batch=2, length=16, target_modules=targets
+    )
+    adapted = peft.get_peft_model(
+        getattr(transformers, model_class)(config), peft.LoraConfig(r=3, target_modules=list(theirs))
+    )
+    with FlopCounterMode(display=False) as counter:
+        output = adapted(input_ids=torch.zeros(2, 16, dtype=torch.long))
+        forward = counter.get_total_flops()
+        loss(output).backward()
+    assert forward == ours["forward"]
+    assert 0.9 * ours["training"] < counter.get_total_flops() <= ours["training"]
