@@ -42,6 +42,14 @@ merge_lora, unmerge_lora, remove_lora = (
 )  # their names in the paper's story
 lora_disabled = adapter_disabled
 
+
+def __getattr__(name: str) -> object:  # asked only for what is not there
+    from .nn.habits import PACKAGE, advice
+
+    table = {primitive: f"ml.ops.{primitive}" for primitive in ops.PRIMITIVES} | PACKAGE
+    raise AttributeError(f"minilora has no {name!r}{advice(name, table, __all__)}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
+from ..nn.habits import names_its_settings
 from ..nn.module import Module
 
 METHODS: dict[str, Any] = {}  # the name of a method -> its configuration's class
@@ -27,7 +28,7 @@ def method(kind: str) -> Callable:
 
     def register(config: Any) -> Any:
         config.kind = kind
-        METHODS[kind] = config
+        METHODS[kind] = names_its_settings(config)
         return config
 
     return register
@@ -73,6 +74,11 @@ class StandIn(Module):
     def left_behind(self, base: Module) -> Module:
         """What stays when the adapter is taken out: the base's module, or one that holds what was merged."""
         return base
+
+    def extra_repr(self) -> str:
+        """What the base's module says, and whether the update is folded into the weights."""
+        words = super().extra_repr(), "merged" if self.unmerged is not None else ""
+        return ", ".join(filter(None, words))
 
     def check_loadable(self, path: str, state: Mapping[str, Any]) -> None:
         """A loaded value would be taken for the merged one, and lost when that is undone."""

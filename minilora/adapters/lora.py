@@ -147,6 +147,10 @@ class LoRALinear(StandIn, Linear):
         h = ops.linear(ops.dropout(x, p, rng), A)  # (..., r), or 2r where corrected
         return ops.linear(x, self.weight, self.bias) + s * ops.linear(h, B)
 
+    def extra_repr(self) -> str:
+        """Rank and alpha; a quantised base's kind; whether it is merged."""
+        return ", ".join(filter(None, (f"rank {self.config.rank}, alpha {self.config.alpha:g}", super().extra_repr())))
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r) of the update s B A; where corrected, [A; A - A0] and [B - B0, B0]"""
         if not self.corrected:

@@ -72,6 +72,10 @@ class QuantizedLinear(Linear):
         """{"weight.codes": ..., "weight.scales": ...}: what stands in a state dict in the place of "weight"."""
         return {f"weight.{name}": array for name, array in self.quantized.arrays().items()}
 
+    def extra_repr(self) -> str:
+        """The kind of its codes."""
+        return self.quantized.kind
+
     def packed(self) -> dict[str, tuple[int, ...]]:
         """W, which is no parameter here and still one of the model's numbers."""
         return {"weight": self.quantized.shape}

@@ -1,12 +1,15 @@
 """The words of errors that several files have."""
 
-import difflib
 import reprlib
 from typing import Any
+
+import numpy as np
 
 
 def unknown(what: str, name: str, known: list[str], close: list[str] | None = None) -> str:
     """The text of an error about a name that is not known: the closest one (among `close`), then all of them."""
+    import difflib  # here: only a slip needs it
+
     best = difflib.get_close_matches(name.lower(), known if close is None else close, n=1, cutoff=0.5)
     hint = f" (did you mean {best[0]!r}?)" if best else ""
     return f"unknown {what} {reprlib.repr(name)}{hint}; there are {', '.join(known)}"
@@ -19,3 +22,27 @@ def whole(name: str, field: str, value: Any, least: int = 1) -> int:
         expected += " below 2^63" if isinstance(value, int) and value >= 2**63 else ""
         raise ValueError(f"{name}: {field} = {reprlib.repr(value)}, expected {expected}")
     return value
+
+
+def shown(value: Any) -> str:
+    """What came, in the one line of an error: its repr, cut where it is long."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is one integer, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is one real number, and no truth value."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def generator(rng: Any, caller: str) -> np.random.Generator:
+    """The Generator of a seed, or the one that is given. Raises TypeError or ValueError for what is no seed."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        wanted = "expected a seed, an integer of 0 or more, or a numpy Generator"
+        raise type(error)(f"{caller}: rng = {shown(rng)}, {wanted}") from None

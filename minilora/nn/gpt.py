@@ -15,11 +15,14 @@ from ..autograd import ops
 from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.fused import check_tokens, dropout_mask
 from ..autograd.tensor import Tensor, no_grad
+from .checks import generator, is_real, is_whole, shown
 from .decode import Decoder
-from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear, generator
-from .module import Module, shown
+from .habits import names_its_settings
+from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
+from .module import Module
 
 
+@names_its_settings
 @dataclass(frozen=True)
 class GPTConfig:
     """The sizes of a GPT.
@@ -290,13 +293,3 @@ def as_tokens(tokens: Any, caller: str = "GPT") -> Array:
     if array.dtype.kind in "OSUV" or isinstance(tokens, np.ma.MaskedArray):
         raise TypeError(f"{caller}: got {shown(tokens)}, expected integers, the numbers of tokens")
     return array
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is one integer, and no truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def is_real(value: Any) -> bool:
-    """Whether a value is one real number, and no truth value."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import new_array
 from ..autograd.tensor import Tensor
-from .module import Module, shown
+from .module import Module
 
 STANDARD_DEVIATION = 0.02  # of initial weights: Radford et al. 2018, "GPT", section 4.1
 
@@ -15,15 +15,6 @@ STANDARD_DEVIATION = 0.02  # of initial weights: Radford et al. 2018, "GPT", sec
 def parameter(values: Any, dtype: Any = np.float32) -> Tensor:
     """A trainable leaf on the current backend."""
     return Tensor(new_array(values, dtype=dtype), requires_grad=True)
-
-
-def generator(rng: Any, caller: str) -> np.random.Generator:
-    """The Generator of a seed, or the one that is given. Raises TypeError or ValueError for what is no seed."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        wanted = "expected a seed, an integer of 0 or more, or a numpy Generator"
-        raise type(error)(f"{caller}: rng = {shown(rng)}, {wanted}") from None
 
 
 class Linear(Module):

@@ -1,7 +1,6 @@
 """Module: a tree of named parameters. Attributes that are tensors or modules, or hold some, are its branches."""
 
 import math
-import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,9 @@ import numpy as np
 from ..autograd.backend import Array, array_module, new_array, to_numpy
 from ..autograd.tensor import Tensor
 from ..autograd.versions import changed
+from .checks import shown
+from .habits import MODULE, advice
+from .tree import line, summary, tree
 
 
 class Module:
@@ -23,6 +25,17 @@ class Module:
 
     optional_parameters: tuple[str, ...] = ()  # names that a state dict may lack: an adapter's, beside its base
     references: tuple[str, ...] = ()  # attributes that hold what belongs to other modules
+    dropout: float = 0.0  # acts where a generator is given
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What the module computes: subclasses say it, here or, as in PyTorch, in `forward`."""
+        if type(self).forward is Module.forward:
+            raise TypeError(f"{type(self).__name__} computes nothing: it has no __call__, and no forward")
+        return self.forward(*args, **options)
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """model.forward(x) is model(x)."""
+        return self(*args, **options)
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
         """(name, module) for this module (whose name is the prefix) and everything below it.
@@ -217,6 +230,48 @@ class Module:
         names = vars(self)["adapters"].active
         return names[0] if len(names) == 1 else names or None
 
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> "Module":
+        """model.to("float64") is model.astype("float64"); model.to("cpu") is for arrays that are there."""
+        for place in (*places, *(given for given in (device, dtype) if given is not None)):
+            if not isinstance(place, str) or not place.startswith(("cpu", "cuda", "mps")):
+                self.astype(place)
+            elif place != "cpu" or any(array_module(array) is not np for array in self._arrays().values()):
+                raise ValueError(f"to: got {place!r}; write {MODULE['cuda']}")
+        return self
+
+    def train(self, mode: bool = True) -> "Module":
+        """The model itself. Raises ValueError where it has dropout, which a generator switches on here, not a mode."""
+        if mode and any(module.dropout for _, module in self.named_modules()):
+            raise ValueError(f"train: this model has dropout; write {MODULE['training']}")
+        return self
+
+    def eval(self) -> "Module":
+        """The model itself: without a generator every pass is deterministic."""
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that `backward()` has accumulated."""
+        for p in self.parameters():
+            p.grad = None
+
+    def extra_repr(self) -> str:
+        """What else there is to know about this module, for `print(model)`."""
+        return ""
+
+    def __str__(self) -> str:
+        return tree(self)
+
+    def __repr__(self) -> str:  # of one line, for errors
+        inside = [module for _, module in self.named_modules()][1:]
+        return f"{type(self).__name__}({summary(self)})" if inside else line(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what a notebook shows
+        printer.text(str(self))
+
+    def __getattr__(self, name: str) -> Any:  # asked only for what is not there
+        what = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(what + advice(name, MODULE), name=name, obj=self)
+
     def first_not_finite(self) -> str:
         """Where the first number stands that is none: "blocks.0.ln_1.weight: entry (3,) is nan"; "" without one."""
         for name, array in self._arrays().items():
@@ -272,11 +327,6 @@ def _wanted_dtype(own: Array, value: Array) -> str:
     if own.dtype.kind == "f":
         return "" if value.dtype.kind in "fiub" else "real numbers"
     return "" if value.dtype == own.dtype else str(own.dtype)
-
-
-def shown(value: Any) -> str:
-    """What came, in the one line of an error: its repr, cut where it is long."""
-    return " ".join(reprlib.repr(value).split())
 
 
 def precision(dtype: Any, caller: str) -> np.dtype:

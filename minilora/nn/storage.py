@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import to_numpy
+from .checks import shown
 from .files import write_beside
 from .gpt import GPT, GPTConfig
-from .module import in_precision, precision, shown
+from .module import in_precision, precision
 
 HEADER = "header"  # the name of the JSON text among the arrays
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
