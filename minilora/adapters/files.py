@@ -12,6 +12,7 @@ from ..autograd.tensor import Tensor
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .adapter import METHODS, Adapter
 from .attach import attach, build
+from .qlora import quantization
 from .state import active_adapter, base_parameters, brought, carried, changeable, refuse_merged
 
 
@@ -53,7 +54,7 @@ def save_adapter(model: Any, path: str | Path) -> Path:
     own = brought(model, adapter)
     if not own:
         raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
-    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
+    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model), "quantized": kinds(model)}
     return save_arrays(path, {name: p.data for name, p in own.items()}, header)
 
 
@@ -70,6 +71,7 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
             raise ValueError(
                 f"the adapter was trained on another base model "
                 f"(fingerprint {header['base'][:12]}, this model has {ours[:12]})"
+                f"{_in_few_bits(header.get('quantized', kinds(model)), kinds(model))}"
             )
 
         def make() -> Adapter:
@@ -78,6 +80,20 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
             return adapter
 
         return attach(model, name, make, "load_adapter")
+
+
+def kinds(model: Any) -> list[str]:
+    """How the linear layers of a model are quantised: [] for floats, ["nf4"] where all that are quantised are alike."""
+    return sorted({settings["kind"] for settings in quantization(model).values()})
+
+
+def _in_few_bits(theirs: list[str], ours: list[str]) -> str:
+    """What to do where an adapter's base and this model differ in how they are quantised."""
+    if theirs == ours:
+        return ""
+    was, holds = (" and ".join(names) or "floats" for names in (theirs, ours))
+    do = f"quantize_model(model, {theirs[0]!r}) first" if theirs else "put it on the model that is not quantised"
+    return f": it was trained on {was}, this model holds {holds}; {do}"
 
 
 def fill(parameters: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:

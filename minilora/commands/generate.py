@@ -8,7 +8,7 @@ import numpy as np
 import minilora as ml
 
 from ..training.corpus import VOCABULARY
-from .models import existing, load_model
+from .models import load_adapted, load_model
 from .options import BACKEND, MODEL, QUANTIZE, SEED, command, number, option, whole
 
 
@@ -28,9 +28,8 @@ from .options import BACKEND, MODEL, QUANTIZE, SEED, command, number, option, wh
 )  # fmt: skip
 def generate(args: argparse.Namespace) -> int:
     """Continue a text, character by character."""
-    model = load_model(args.model, args.quantize)
-    if args.adapter is not None:
-        ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
+    adapted = args.adapter is not None
+    model = load_adapted(args.model, args.quantize, args.adapter) if adapted else load_model(args.model, args.quantize)
     prompt = args.prompt or "\n"  # a model needs a character to start from; a new line is the start of one
     foreign = sum(c not in VOCABULARY for c in prompt)
     if foreign:

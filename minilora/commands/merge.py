@@ -10,7 +10,7 @@ import minilora as ml
 
 from ..adapters.state import active_adapter
 from ..nn.storage import BASE
-from .models import existing, load_model
+from .models import load_adapted
 from .options import BACKEND, MODEL, QUANTIZE, command, option
 from .outputs import output_file, refuse_overwriting
 
@@ -32,8 +32,7 @@ def merge(args: argparse.Namespace) -> int:
     """
     inputs = [("the model", BASE if args.model == "base" else args.model), ("the adapter", args.adapter)]
     refuse_overwriting([("--output", args.output)], inputs)
-    model = load_model(args.model, args.quantize)
-    ml.load_adapter(model, existing(args.adapter, "adapter", "minilora finetune writes one"))
+    model = load_adapted(args.model, args.quantize, args.adapter)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, model.context))
     with ml.no_grad():
         apart = model(tokens).numpy()  # (B, T, V)

@@ -1,10 +1,12 @@
 """The model and adapter files that commands are given."""
 
+import contextlib
 import difflib
 from pathlib import Path
 
 import minilora as ml
 
+from ..nn.storage import load_arrays
 from ..training.corpus import VOCABULARY
 
 
@@ -34,3 +36,17 @@ def load_model(name: str, kind: str | None = None) -> ml.GPT:
             f"{name} has a vocabulary of {model.config.vocab_size}, expected the {len(VOCABULARY)} characters"
         )
     return ml.quantize_model(model, kind) if kind else model
+
+
+def load_adapted(name: str, kind: str | None, adapter: str) -> ml.GPT:
+    """The model of this name or file with the adapter in a file. Raises ValueError, with the option that lacks."""
+    path = existing(adapter, "adapter", "minilora finetune writes one")
+    model = load_model(name, kind)
+    try:
+        return ml.load_adapter(model, path)
+    except ValueError as error:
+        with contextlib.suppress(ValueError):
+            trained_on = load_arrays(path, "adapter")[1].get("quantized")
+            if trained_on is not None and trained_on != ([kind] if kind else []):
+                error.add_note(f"here: --quantize {trained_on[0]}" if trained_on else "here: leave out --quantize")
+        raise

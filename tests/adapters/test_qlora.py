@@ -19,6 +19,7 @@ from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfi
 from minilora.adapters.state import adapter_parameters
 from minilora.analysis.methods import plan
 from minilora.nn.layers import Linear
+from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
@@ -568,3 +569,26 @@ def test_files_and_functions_that_need_another_model(tmp_path):
     with pytest.raises(ValueError, match=r"merge_adapter: .* nonlinearity"):
         requantize(model)
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8"])
+def test_an_adapter_says_how_its_base_was_held(kind, tmp_path):
+    """The fingerprint alone would call a base in other bits another model."""
+    few, many = tmp_path / "few.npz", tmp_path / "many.npz"
+    ml.save_adapter(ml.add_lora(quantized(kind=kind), LORA), few)
+    ml.save_adapter(ml.add_lora(floats(), LORA), many)
+    other = "int8" if kind != "int8" else "nf4"
+    for model, path, held in ((floats(), few, "floats"), (quantized(kind=other), few, other)):
+        with pytest.raises(ValueError, match=rf"trained on {kind}, .* {held}; quantize_model\(model, '{kind}'\) first"):
+            ml.load_adapter(model, path)
+    with pytest.raises(
+        ValueError, match=f"trained on floats, this model holds {kind}; put it on the model that is not"
+    ):
+        ml.load_adapter(quantized(kind=kind), many)
+    ml.load_adapter(quantized(kind=kind), few)
+    arrays, header = load_arrays(few, "adapter")
+    del header["quantized"]  # as files from before have it
+    save_arrays(few, arrays, header)
+    ml.load_adapter(quantized(kind=kind), few)
+    with pytest.raises(ValueError, match=r"another base model \(fingerprint \w+, this model has \w+\)$"):
+        ml.load_adapter(floats(), few)

@@ -67,7 +67,13 @@ def test_qlora_from_the_command_line(base, capsys):
     assert f"base model {ml.load_model(base).count():,}" in out
     chosen = ["--model", "base.npz", "--adapter", "q.npz"]
     assert main(["generate", *chosen, "--quantize", "nf4", "--tokens", "5"]) == 0
-    assert "trained on another base model" in the_error(capsys, "generate", *chosen)
+    for command in ("generate", "merge"):
+        line = the_error(capsys, command, *chosen)
+        assert "trained on another base model" in line and line.endswith("here: --quantize nf4")
+        assert "here: --quantize nf4" in the_error(capsys, command, *chosen, "--quantize", "int8")
+    finetune("--output", "floats.npz")
+    line = the_error(capsys, "merge", *chosen[:2], "--adapter", "floats.npz", "--quantize", "nf4")
+    assert "trained on floats, this model holds nf4" in line and line.endswith("here: leave out --quantize")
     assert main(["merge", *chosen, "--quantize", "nf4", "--output", "merged.npz"]) == 0
     full = ["finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--quantize", "nf4"]
     assert "quantised weights cannot be trained" in the_error(capsys, *full)
