@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from ..nn.files import write_beside
 from ..studies.studies import load_records
-from . import accounts, alternatives, choices, diagrams, learning, ranks
+from . import accounts, alternatives, choices, diagrams, learning, ranks, resources
 from .style import save
 
 FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
@@ -43,10 +43,10 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "data": (("data",), learning.data),
     "alternatives": (("methods",), alternatives.alternatives),
     "sizes": (("sizes",), alternatives.sizes),
-    "bits": (("bits",), alternatives.bits),
+    "bits": (("bits",), resources.bits),
     "tasks": (("tasks",), alternatives.tasks),
-    "latency": (("latency",), alternatives.latency),
-    "step-memory": (("memory",), alternatives.step_memory),
+    "latency": (("latency",), resources.latency),
+    "step-memory": (("memory",), resources.step_memory),
     "parameters": ((), accounts.parameter_counts),
     "memory": ((), accounts.memory),
 }
