@@ -15,13 +15,9 @@ import pytest
 from homework_grading import COURSE, Wrong
 
 from minilora import homework
-<<<<<<< HEAD
 from minilora.commands.main import main
-=======
-from minilora.cli import main
 from minilora.homework import course, submissions
 from minilora.homework import grading as grading_steps
->>>>>>> b6bdd9e (Grading contains what it runs: a process and a scratch course for each submission, limits, --isolate)
 
 SETS = {"ps1": "gradients", "ps2": "lora"}
 

@@ -23,7 +23,7 @@ CODE = {
     "killer": "import os\nos.kill(os.getppid(), 9)",
     "rich": "import sqlite3, pathlib\nup = pathlib.Path().resolve().parents\n"
     "book = next(p / 'gradebook.db' for p in up if (p / 'gradebook.db').exists())\n"
-    "with sqlite3.connect(book) as db:\n    db.execute('UPDATE grade_cell SET max_score = 1937')",
+    "with sqlite3.connect(book) as db:\n    db.execute('UPDATE grade_cells SET max_score = 1937')",
     "loud": "for _ in range(30):\n    print('x' * 10**6)",
     "greedy": "memory = bytearray(3 * 2**30)",
     "many": "import subprocess, time\nthem = [subprocess.Popen(['sleep', '60']) for _ in range(70)]\ntime.sleep(20)",
@@ -137,7 +137,9 @@ def test_isolated_there_is_no_network_no_disk_and_no_solution(tmp_path):
         (row,) = homework.grade(folder, tmp_path / "out", COURSE, 30, isolate=True)
     assert grading.lost(row) == {}, row.note
     said = outputs(tmp_path / "out", "ada")
-    assert [line for line in said.splitlines() if ":" in line] == [f"{name}: refused" for name in attempts]
+    assert [line for line in said.splitlines() if line.endswith((": done", ": refused"))] == [
+        f"{name}: refused" for name in attempts
+    ]
     assert int(said.split(" processes")[0].split()[-1]) < 10
     assert not (tmp_path / "written").exists()
 

@@ -22,19 +22,20 @@ from .outputs import output_folder
 def homework(args: argparse.Namespace) -> int:
     """Hand out the homework, or grade it, with nbgrader.
 
-    Grading runs the students' code with your rights: read notebooks/homework/README.md first. What was graded before
-    and has not changed is not run again. The exit code is 1 when a submission could not be graded.
+    Grading runs the students' code with your rights; with --isolate, with hardly any: see notebooks/homework/README.md.
+    What was graded before and has not changed is not run again. The exit code is 1 when a submission could not be
+    graded.
     """
-    from ..homework import WARNING, grade, release, save_table, table
+    from ..homework import grade, release, save_table, table
 
     if args.action == "release":
-        refuse_ignored(args, ["folder", "--timeout", "--memory", "--isolate"], "cannot be given with release, which grades nothing")
+        of_grading = ["folder", "--timeout", "--memory", "--isolate"]
+        refuse_ignored(args, of_grading, "cannot be given with release, which grades nothing")
         for path in release(args.output, args.course):
             print(path)
         return 0
     if args.folder is None:
         raise ValueError("grade what? minilora homework grade FOLDER takes the folder with the submissions")
-    print(f"minilora: warning: {WARNING}", file=sys.stderr)
     memory = args.memory * 2**20
     rows = grade(args.folder, args.output, args.course, args.timeout, sys.stderr.isatty(), args.isolate, memory)
     saved = save_table(rows, args.output / "grades.csv")

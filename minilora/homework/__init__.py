@@ -14,7 +14,7 @@ course of its own (nbgrader formgrader opens it):
 """
 
 from .course import release
-from .grading import WARNING, grade
+from .grading import grade
 from .table import Cell, Row, save_table, table
 
-__all__ = ["WARNING", "Cell", "Row", "grade", "release", "save_table", "table"]
+__all__ = ["Cell", "Row", "grade", "release", "save_table", "table"]

@@ -18,7 +18,7 @@ def find_course(folder: str | Path | None = None) -> Path:
 
     Raises FileNotFoundError when there is no source/ with problem sets in it.
     """
-    places = [Path(folder)] if folder else [COURSE, Path(__file__).parents[1] / COURSE]
+    places = [Path(folder)] if folder else [COURSE, Path(__file__).parents[2] / COURSE]
     for place in places:
         if any(place.glob("source/*/*.ipynb")):
             return place

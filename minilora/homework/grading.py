@@ -19,8 +19,8 @@ from .table import Cell, Row
 from .worker import RESULT
 
 WARNING = (
-    "grading runs the students' code with your rights; --isolate takes its network away and all of the disk but a "
-    "scratch folder (notebooks/homework/README.md)"
+    "grading runs the students' code with your rights; --isolate takes the network away, and all of the disk but a "
+    "scratch folder"
 )
 GRADEBOOK = "gradebook.db"
 LARGEST = 50 * 2**20  # bytes of a notebook
@@ -49,6 +49,8 @@ def grade(
     api = open_course(output, course, {name: sets[name] for _, name, _ in found}, timeout)
     hidden = [course, output, folder] if isolate else None
     notes: dict[tuple[str, str], str] = {}
+    if not isolate:
+        warnings.warn(WARNING, stacklevel=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of nbgrader about its database, of nbformat about old notebooks
         for student, name, path in tqdm(found, "grading", unit=" notebooks", disable=not progress):

@@ -19,6 +19,10 @@ RESULT = "result.json"
 MOST_OUTPUT = 2**20  # characters that a cell may print
 
 
+class TamperingError(Exception):
+    """A submission changed what it is none of its business to change."""
+
+
 def main(folder: str, student: str, name: str, timeout: str, memory: str) -> None:
     """Grade one submission of a scratch course; the last two in seconds a cell and bytes a process, 0 for no limit."""
     adopt_orphans(True)
@@ -31,13 +35,13 @@ def main(folder: str, student: str, name: str, timeout: str, memory: str) -> Non
 
 
 def limit(memory: int) -> None:
-    """At most so many bytes of address space a process, and no core files. Kernels inherit it."""
+    """At most so many bytes of address space a process and in a file, and no core files. Kernels inherit it."""
     with contextlib.suppress(ImportError):  # Windows has no such limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if memory:
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE) if memory else ():
+            resource.setrlimit(kind, (memory, memory))
 
 
 def contained(gradebook: Path) -> list:
@@ -50,14 +54,14 @@ def contained(gradebook: Path) -> list:
         """Run the cells; a cell that prints too much has an error, and so no points where it is a test."""
 
         def preprocess(self, nb: Any, resources: Any, retries: Any = None) -> tuple:
-            """Execute the notebook. Raises RuntimeError when the gradebook is another one afterwards."""
+            """Execute the notebook. Raises TamperingError when the gradebook is another one afterwards."""
             before, self.printed = gradebook.read_bytes(), dict[int, int]()
             try:
                 return super().preprocess(nb, resources, retries)
             finally:
                 end_children()
                 if gradebook.read_bytes() != before:
-                    raise RuntimeError("TamperingError: the gradebook changed while the submission ran")
+                    raise TamperingError("the gradebook changed while the submission ran")
 
         def output(self, outs: list, msg: Any, display_id: Any, cell_index: int) -> Any:
             """Keep an output, up to a total of MOST_OUTPUT characters a cell."""
