@@ -10,6 +10,7 @@ import numpy as np
 
 from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.tensor import Tensor
+from ..nn.gpt import GPT
 from ..nn.module import in_precision
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .adapter import METHODS, Adapter
@@ -83,7 +84,10 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
             in_precision(p.data, p.dtype)
         except ValueError as error:
             raise ValueError(f"save_adapter: {parameter}: {error}") from None
-    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model), "quantized": kinds(model)}
+    header: dict[str, Any] = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
+    header["quantized"] = kinds(model)
+    if isinstance(model, GPT):
+        header["config"] = asdict(model.config)  # the base's sizes, from which it can be counted
     return save_arrays(path, {name: p.data for name, p in own.items()}, header)
 
 
