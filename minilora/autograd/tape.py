@@ -9,14 +9,33 @@ gradient. The vjp of a frozen weight W is dropped on the spot, and with it the o
 frozen layer stores no activation. That is LoRA's memory story.
 """
 
+import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .backend import Array
+import numpy as np
+
+from .backend import Array, array_module, is_array
 from .versions import clock, latest, note_change, stale
 
+PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
+
+ERRORS = (ValueError, TypeError, IndexError, AttributeError)  # that a vjp raises where it is wrong
+
 _order = operator.attrgetter("order")
+
+
+class Taped:
+    """What has a node on the tape, or could have one: `Tensor`, as the rooms' files know it that it imports."""
+
+    __slots__ = ("_array", "grad", "node", "_leaf", "_replaced", "__weakref__")
+
+    _array: Array
+    grad: Array | None  # what `backward` has added up
+    node: "Node | None"  # None where no gradient arrives
+    _leaf: "Node"  # of a tensor that is, or was, a leaf: one for its life, so that freezing it loses no gradient
+    _replaced: Any  # a weak reference to the array that `data` was before
 
 
 class Node:
@@ -75,7 +94,23 @@ def pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: bo
         if node not in leads_to_target or node not in cotangents:
             continue
         g = cotangents[node] if node in targets else cotangents.pop(node)
-        for source, cotangent in _apply(node, g, leads_to_target):
+        joint = None if type(node.vjps) is tuple else _all_at_once(node, g)
+        rules = node.vjps if joint is None else joint
+        for i, source in enumerate(node.inputs):
+            if source is None or source not in leads_to_target:
+                continue
+            if i >= len(rules):
+                raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; detach it: x.detach()")
+            cotangent = rules[i]
+            if joint is None:
+                if cotangent is None:
+                    continue  # nothing to differentiate with respect to: a condition, token numbers
+                try:
+                    cotangent = cotangent(g)
+                except ERRORS as error:
+                    raise _named(error, node, i) from error
+            if type(cotangent) is not type(g) or cotangent.shape != source.shape or cotangent.dtype != source.dtype:
+                cotangent = _received(cotangent, g, node, i, source)
             cotangents[source] = _added(cotangent, cotangents[source], g) if source in cotangents else cotangent
         if not retain_graph and node.leaf is None:
             node.vjps, node.inputs = None, ()
@@ -90,6 +125,65 @@ def _added(fresh: Array, earlier: Array, g: Array) -> Array:
     return fresh
 
 
+def _all_at_once(node: Node, g: Array) -> Sequence:
+    """The cotangents of all inputs, from the one function that returns them."""
+    try:
+        joint = node.vjps(g)
+    except ERRORS as error:
+        raise _named(error, node) from error
+    if not isinstance(joint, tuple | list):
+        raise TypeError(f"backward: {node.name}'s vjp returned {type(joint).__name__}, expected a tuple, one per input")
+    return joint
+
+
+def _received(cotangent: Any, g: Array, node: Node, place: int, source: Node) -> Array:
+    """An input's cotangent in the input's shape and precision: the one place where broadcasting is undone."""
+    cotangent = cotangent._array if isinstance(cotangent, Taped) else cotangent
+    if isinstance(cotangent, int | float | complex | np.generic) and not hasattr(cotangent, "ndim"):
+        cotangent = array_module(g).asarray(cotangent)
+    if not (is_array(cotangent) or isinstance(cotangent, np.generic)):
+        came = type(cotangent).__name__
+        raise TypeError(f"backward: {node.name}'s vjp of {_argument(node, place)} returned {came}, expected an array")
+    if cotangent.dtype.kind == "c" and source.dtype.kind != "c":
+        raise TypeError(
+            f"backward: {node.name} makes complex numbers of its real {_argument(node, place)}, whose derivative would "
+            "be complex; give it as complex numbers, or take real parts apart"
+        )
+    if cotangent.shape != source.shape:
+        if not _was_broadcast(cotangent.shape, source.shape, g.shape):
+            raise ValueError(
+                f"backward: {node.name}'s vjp of {_argument(node, place)} returned shape {cotangent.shape}, expected "
+                f"{source.shape}, or the output's {g.shape} where that was broadcast"
+            )
+        cotangent = sum_to_shape(cotangent, source.shape)
+    return cotangent if cotangent.dtype == source.dtype else cotangent.astype(source.dtype)
+
+
+def _was_broadcast(came: tuple, expected: tuple, output: tuple) -> bool:
+    """Whether summing `came` to `expected` undoes broadcasting, over axes that the output has and the input has not."""
+    extra = len(came) - len(expected)
+    new = [i for i in range(len(came)) if came[i] != 1 and (i < extra or expected[i - extra] == 1)]
+    kept = all(n in (m, 1) or m == n for m, n in zip(came[max(extra, 0) :], expected, strict=False))
+    in_output = all(i < len(output) and output[i] == came[i] for i in new)
+    in_front = sum(i < extra for i in new) <= max(len(output) - len(expected), 0)
+    return extra >= 0 and kept and in_output and in_front
+
+
+def _argument(node: Node, place: int) -> str:
+    """What the input at this place is called."""
+    names = inspect.unwrap(PRIMITIVES.get(node.name, _argument)).__code__.co_varnames
+    known = node.name in PRIMITIVES and place < len(names)
+    return f"argument {names[place]!r}" if known else f"argument {place}"
+
+
+def _named(error: Exception, node: Node, place: int | None = None) -> Exception:
+    """An error out of a vjp, with the primitive's name."""
+    of = "" if place is None else f" of {_argument(node, place)}"
+    said = " ".join(str(error).split())
+    kind = TypeError if isinstance(error, AttributeError | TypeError) else ValueError
+    return kind(f"backward: {node.name}'s vjp{of}: {said}")
+
+
 def _refuse_stale(node: Node, wanted: set) -> None:
     """Raise where a vjp about to be applied keeps an array that was written over after it was recorded."""
     for i, source in enumerate(node.inputs):
@@ -97,8 +191,8 @@ def _refuse_stale(node: Node, wanted: set) -> None:
             continue
         if source.order > node.order:
             raise ValueError(
-                f"backward: the data of {node.name}'s argument {i} has another shape, {source.shape}, than in the "
-                "forward pass; run the forward pass again"
+                f"backward: the data of {node.name}'s {_argument(node, i)} has changed shape, {source.shape} now, "
+                "since the forward pass; run the forward pass again"
             )
         rule = node.vjps if callable(node.vjps) else node.vjps[i] if i < len(node.vjps) else None
         if found := stale(rule, node.order):
@@ -108,26 +202,6 @@ def _refuse_stale(node: Node, wanted: set) -> None:
                 f"{then}, and it is at version {now}: an optimiser's step, say, has written over it since; run the "
                 "forward pass again"
             )
-
-
-def _apply(node: Node, g: Array, wanted: set) -> Iterator[tuple[Node, Array]]:
-    """(input node, its cotangent) for each wanted input, with broadcasting undone: the one place where it is."""
-    joint = node.vjps(g) if callable(node.vjps) else None
-    rules = node.vjps if joint is None else joint
-    for i, source in enumerate(node.inputs):
-        if source is None or source not in wanted:
-            continue
-        if i >= len(rules):
-            raise TypeError(f"backward: {node.name} has no derivative in its argument {i}; detach it: x.detach()")
-        if joint is not None:
-            cotangent = joint[i]
-        elif rules[i] is not None:
-            cotangent = rules[i](g)
-        else:
-            continue  # nothing to differentiate with respect to: a condition, token numbers
-        if cotangent.shape != source.shape:
-            cotangent = sum_to_shape(cotangent, source.shape)
-        yield source, cotangent if cotangent.dtype == source.dtype else cotangent.astype(source.dtype)
 
 
 def sum_to_shape(g: Array, shape: tuple) -> Array:

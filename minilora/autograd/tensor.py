@@ -6,40 +6,23 @@ tensors that also records a node of the tape (`tape.py`). `grad` walks the nodes
 """
 
 import functools
-import inspect
 import operator
 import reprlib
-import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Array, array_module, as_computed, mixed, new_array, to_numpy
-from .tape import Node, nodes_behind, pull_back
+from . import border, words
+from .arguments import AS_IT_IS, ODD, Parameters, as_array, gathered
+from .backend import Array, array_module, to_numpy
+from .recording import blocks, no_grad, paused  # noqa: F401  (no_grad for those who import it from here)
+from .tape import PRIMITIVES, Node, Taped, nodes_behind, pull_back
 from .versions import changed, version
 
-PRIMITIVES: dict[str, Callable[..., "Tensor"]] = {}  # name -> primitive: the complete list
-
 UNUSED = ("zeros", "none", "error")  # what `grad` may give for an input that the output does not depend on
-
-
-class _Recording(threading.local):
-    paused = 0  # how many no_grad blocks this thread is inside
-
-
-_recording = _Recording()
-
-
-class no_grad:
-    """Context manager: inside it this thread records no tape, so nothing is kept for a backward pass."""
-
-    def __enter__(self) -> None:
-        _recording.paused += 1
-
-    def __exit__(self, *error: object) -> None:
-        _recording.paused -= 1
 
 
 def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
@@ -47,32 +30,50 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
 
     vjps: a tuple with one function (or None, where there is nothing to differentiate) per leading input, or one
     function that returns all the cotangents, where inputs share work. Everything that is not mathematics is done here:
-    unwrapping tensors, recording the node, dropping the vjps that nobody needs, naming the primitive in errors.
+    unwrapping tensors, recording the node, dropping the vjps that nobody needs, and what `arguments.py` says of lists,
+    of numbers, and of errors. Arguments that are no arrays go by the names in `arguments.OPTIONS`.
     """
-    name = function.__name__
-    code: Any = inspect.unwrap(function).__code__  # read in a tenth of the time that inspect.signature takes
-    names = code.co_varnames[: code.co_argcount]
-    options = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    variadic = bool(code.co_flags & inspect.CO_VARARGS)
+    name, parameters = function.__name__, Parameters(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if variadic and args and isinstance(args[0], (list, tuple)):  # concatenate([a, b], axis), as in NumPy
-            kwargs, args = {**dict(zip(options, args[1:], strict=False)), **kwargs}, tuple(args[0])
-        while kwargs and len(args) < len(names) and names[len(args)] in kwargs:  # bias=b is as good as the third place
-            args = (*args, kwargs.pop(names[len(args)]))
+        if kwargs or parameters.variadic:
+            args, kwargs = parameters.bound(args, kwargs)
+        values: list = []
+        nodes: list[Node | None] = []
+        dtype, kinds = None, 0  # how often the precision changes from one array to the next
+        for a in args:
+            if type(a) is Tensor:
+                data = a._array
+                if data.dtype is not dtype:
+                    dtype, kinds = data.dtype, kinds + 1
+                values.append(data)
+                nodes.append(a.node)
+            elif type(a) in AS_IT_IS:
+                values.append(a)
+                nodes.append(None)
+            elif type(a) is np.ndarray:
+                values.append(a)
+                nodes.append(None)
+                kinds = 2
+            else:
+                values, nodes, kinds = *parameters.unwrapped(args), 2
+                break
         try:
-            values = [a._data if isinstance(a, Tensor) else new_array(a) if type(a) is list else a for a in args]
             output, vjps = function(*values, **kwargs)
-        except (ValueError, IndexError, TypeError) as error:
-            raise _named(error, name, args) from None
-        result = _around(as_computed(output))
-        if not _recording.paused:
-            nodes = tuple([a.node if isinstance(a, Tensor) else None for a in args])
-            if any(nodes):
-                if None in nodes and not callable(vjps):
-                    vjps = tuple([node and vjp for node, vjp in zip(nodes, vjps, strict=False)])
-                result.node = Node(name, nodes, vjps, result.data)
+        except ODD as error:
+            output, vjps = parameters.again(values, kwargs, error)
+        if type(output) is not np.ndarray:
+            output = parameters.array_of(output)
+        if kinds > 1:
+            output = parameters.not_raised(output, values)
+        if type(vjps) is not tuple:
+            vjps = parameters.functions(vjps)
+        result = _around(output)
+        if any(nodes) and not (blocks.get() and paused()):
+            if None in nodes and type(vjps) is tuple:
+                vjps = tuple([node and vjp for node, vjp in zip(nodes, vjps, strict=False)])
+            result.node = Node(name, tuple(nodes), vjps, output)
         return result
 
     return call
@@ -81,25 +82,17 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
 def _around(data: Array) -> "Tensor":
     """A tensor that holds this array, where it is; `Tensor(data)` would bring it to the current backend."""
     tensor = Tensor.__new__(Tensor)
-    tensor._data, tensor.grad, tensor.node = data, None, None
+    tensor._array, tensor.grad, tensor.node = data, None, None
     return tensor
 
 
 def register(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
-    """`primitive`, entered into `PRIMITIVES`."""
-    PRIMITIVES[function.__name__] = primitive(function)
-    return PRIMITIVES[function.__name__]
-
-
-def _named(error: Exception, name: str, args: Sequence) -> Exception:
-    """The same error with the primitive's name, and the shapes and options that came."""
-    if str(error).startswith(f"{name}:"):
-        return error
-    if isinstance(error, TypeError) and (words := mixed(map(_data, args))):
-        return TypeError(f"{name}: {words}")
-    shapes = ", ".join(str(a.shape) if hasattr(a, "shape") else reprlib.repr(a) for a in args)
-    kind = type(error) if type(error) in (TypeError, IndexError) else ValueError  # NumPy's AxisError, for one
-    return kind(f"{name}: got ({shapes}): {error}")
+    """`primitive`, entered into `PRIMITIVES`; one whose first argument is x or a is also a method of Tensor."""
+    name, made = function.__name__, primitive(function)
+    PRIMITIVES[name] = made
+    if made.__wrapped__.__code__.co_varnames[:1] in (("x",), ("a",)) and name not in vars(Tensor):  # type: ignore[attr-defined]
+        setattr(Tensor, name, made)
+    return made
 
 
 def _seed(output: "Tensor", cotangent: Any) -> Array:
@@ -113,10 +106,15 @@ def _seed(output: "Tensor", cotangent: Any) -> Array:
     xp = array_module(output.data)
     if cotangent is None:
         return xp.ones(output.shape, dtype=output.dtype)
-    cotangent = xp.asarray(cotangent.data if isinstance(cotangent, Tensor) else cotangent, dtype=output.dtype)
+    try:
+        cotangent = _numbers(cotangent)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"backward: the cotangent: {error}") from None
+    if cotangent.dtype.kind == "c" and output.dtype.kind != "c":
+        raise TypeError(f"backward: the cotangent is complex ({cotangent.dtype}), and the output real")
     if cotangent.shape != output.shape:
         raise ValueError(f"backward: the cotangent has shape {cotangent.shape}, the output {output.shape}")
-    return cotangent
+    return xp.asarray(cotangent, dtype=output.dtype)
 
 
 def grad(
@@ -133,6 +131,9 @@ def grad(
     """
     if isinstance(inputs, Tensor):
         raise TypeError("grad: inputs is one Tensor, expected a list of them: grad(output, [x])")
+    for what, value in [("output", output), *((f"input {i}", x) for i, x in enumerate(inputs))]:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"grad: {what} is {reprlib.repr(value)} ({type(value).__name__}), expected a Tensor")
     if unused not in UNUSED:
         raise ValueError(f"grad: unused = {unused!r}, expected one of {', '.join(map(repr, UNUSED))}")
     for place, tensor in enumerate(inputs):
@@ -166,29 +167,26 @@ def _owned(gradients: list, inputs: Sequence["Tensor"], seed: Array) -> list:
     return gradients
 
 
-class Tensor:
+class Tensor(Taped):
     """An array that remembers how it was computed.
 
-    data: an array, a number, nested lists, or another Tensor (its data is shared). The current backend holds it, or the
-    GPU that it is on. With requires_grad=True it is a leaf: `backward()` on anything computed from it adds to its
-    `.grad`. Arithmetic, indexing and the methods below are NumPy's, on either side of an array or a number.
-    Comparisons give plain boolean arrays.
+    data: an array, a number, nested lists, or another Tensor (its data is shared); tensors in lists are stacked, and
+    keep their tape. The current backend holds it, or the GPU that it is on. With requires_grad=True it is a leaf:
+    `backward()` on anything computed from it adds to its `.grad`. Arithmetic, indexing, methods and functions are
+    NumPy's, on either side of an array or a number; comparisons give plain boolean arrays. A number of any kind, and an
+    array of integers or of shape (), raises the precision of no floating-point array.
     Raises TypeError when a gradient is asked of integers, or when the data is no numbers.
     """
 
-    __slots__ = ("_data", "grad", "node", "_leaf", "_replaced", "__weakref__")
-
-    _data: Array
-    _leaf: Node  # of a tensor that is, or was, a leaf: one for its life, so that freezing it loses no gradient
-    _replaced: Any  # a weak reference to the array that `data` was before
-    grad: Array | None
-    node: Node | None
+    __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = False):
-        self._data = _numbers(data)
-        self.grad = None
-        self.node = None
-        if requires_grad:
+        self.grad = self.node = None
+        if isinstance(data, list | tuple):
+            data = _named("Tensor", gathered, data)
+            self.node = data.node if isinstance(data, Tensor) else None
+        self._array = _named("Tensor", _numbers, data)
+        if requires_grad and self.node is None:
             self.requires_grad = True
 
     @property
@@ -207,10 +205,10 @@ class Tensor:
         self.node = self._leaf if value else None
 
     def _assign(self, value: Any) -> None:
-        before, value = self._data, _numbers(value)
+        before, value = self._array, _named("data", _numbers, value)
         if value.dtype.kind not in "fc" and hasattr(self, "_leaf") and self.node is not None:
             raise TypeError(f"data: gradients need floating-point data, got dtype {value.dtype}")
-        self._data = value
+        self._array = value
         if value is before:  # x.data -= step
             self.changed()
         elif value.dtype == before.dtype:
@@ -219,7 +217,7 @@ class Tensor:
             self._leaf.fits(value)
 
     data = property(
-        operator.attrgetter("_data"),
+        operator.attrgetter("_array"),
         _assign,
         doc="""The array. Assign another one, of any shape or precision, and the next forward pass uses it; a derivative
         of an earlier one uses the values it had. `x.data -= step` is noticed as an optimiser's step is. A write into
@@ -230,11 +228,11 @@ class Tensor:
     @property
     def version(self) -> int:
         """How often the values were written over, as far as `changed` was told."""
-        return version(self._data)
+        return version(self._array)
 
     def changed(self) -> None:
         """Say that the values were written over: derivatives that need the values before are refused from now on."""
-        changed(self._data)
+        changed(self._array)
         if (before := getattr(self, "_replaced", None)) and before() is not None:
             changed(before())
 
@@ -261,6 +259,10 @@ class Tensor:
         """The data as a NumPy array, without copying where it is one already."""
         return to_numpy(self.data)
 
+    def copy(self) -> "Tensor":
+        """The same values in memory of their own, on the same tape."""
+        return ops.multiply(self, 1)
+
     def detach(self) -> "Tensor":
         """The same data, cut off from the tape."""
         return Tensor(self)
@@ -269,16 +271,15 @@ class Tensor:
         return Tensor, (self.data, self.node is not None and self.node.leaf is not None)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.node is not None:
+            raise TypeError(border.NO_ARRAY)
         return np.array(self.data, dtype=dtype, copy=copy)  # refused by CuPy: .numpy() says that data crosses
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """np.exp(x) and array + x are the primitives of those names; comparisons give plain boolean arrays."""
-        name = {"negative": "negate"}.get(ufunc.__name__, ufunc.__name__)
-        if method == "__call__" and not options and name in PRIMITIVES:
-            return PRIMITIVES[name](*inputs)
-        if method == "__call__" and name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
-            return ufunc(*(_data(value) for value in inputs), **options)
-        raise TypeError(f"np.{ufunc.__name__} has no derivative here; use a primitive of ml.ops, or x.data without one")
+        return border.ufunc(ufunc, method, inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return border.function(function, args, kwargs)
 
     def __repr__(self) -> str:
         text = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=100)
@@ -303,6 +304,10 @@ class Tensor:
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
 
+    if TYPE_CHECKING:  # `register` makes methods of primitives, and `words.teach` of other people's words
+
+        def __getattr__(self, name: str) -> Any: ...
+
     # fmt: off
     def __add__(self, other: Any) -> "Tensor": return ops.add(self, other)
     def __radd__(self, other: Any) -> "Tensor": return ops.add(other, self)
@@ -316,8 +321,11 @@ class Tensor:
     def __rpow__(self, other: Any) -> "Tensor": return ops.power(other, self)
     def __matmul__(self, other: Any) -> "Tensor": return ops.matmul(self, other)
     def __rmatmul__(self, other: Any) -> "Tensor": return ops.matmul(other, self)
+    def __pos__(self) -> "Tensor": return self
+    def __abs__(self) -> "Tensor": return ops.abs(self)
     def __neg__(self) -> "Tensor": return ops.negate(self)
     def __getitem__(self, key: Any) -> "Tensor": return ops.index(self, key)
+    def __setitem__(self, key: Any, value: Any) -> None: raise TypeError(words.NO_WRITING)
 
     def __eq__(self, other: Any) -> Any: return self.data == _data(other)
     def __ne__(self, other: Any) -> Any: return self.data != _data(other)
@@ -327,13 +335,6 @@ class Tensor:
     def __ge__(self, other: Any) -> Any: return self.data >= _data(other)
     __hash__ = object.__hash__
 
-    def exp(self) -> "Tensor": return ops.exp(self)
-    def log(self) -> "Tensor": return ops.log(self)
-    def sqrt(self) -> "Tensor": return ops.sqrt(self)
-    def tanh(self) -> "Tensor": return ops.tanh(self)
-    def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor": return ops.sum(self, axis, keepdims)
-    def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor": return ops.mean(self, axis, keepdims)
-    def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor": return ops.max(self, axis, keepdims)
     @property
     def T(self) -> "Tensor": return ops.transpose(self)
     # fmt: on
@@ -344,18 +345,27 @@ class Tensor:
 
     def transpose(self, *axes: Any) -> "Tensor":
         """x.transpose() reverses the axes; x.transpose(1, 0) or x.transpose((1, 0)) puts them in that order."""
+        if axes == (0, 1) and self.ndim == 2:
+            warnings.warn(words.SAME_ORDER, stacklevel=2)
         return ops.transpose(self, axes[0] if len(axes) == 1 else axes or None)
 
 
 def _numbers(data: Any) -> Array:
-    data = data._data if isinstance(data, Tensor) else new_array(data)
-    if data.dtype.kind in "OUSV":
-        raise TypeError(f"Tensor: got data of dtype {data.dtype}, expected numbers")
-    return data
+    return data._array if isinstance(data, Tensor) else as_array(data)
+
+
+def _named(name: str, function: Callable, value: Any) -> Any:
+    """function(value), with the name in its errors."""
+    try:
+        return function(value)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _data(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
 
+
+words.teach(Tensor)
 
 from . import ops  # noqa: E402  (at the end: ops needs Tensor, and Tensor's operators need ops)
