@@ -20,6 +20,7 @@ pytest.importorskip("nbgrader", reason="the extra `homework` is not installed")
 import nbformat
 
 from minilora import homework
+from minilora.homework import course, submissions
 
 COURSE = Path(__file__).parents[1] / "notebooks" / "homework"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -38,12 +39,12 @@ class Wrong:
 
 def source(name):
     """The instructor's notebook of a problem set."""
-    return nbformat.read(COURSE / "source" / name / f"{homework.problem_sets(COURSE)[name]}.ipynb", as_version=4)
+    return nbformat.read(COURSE / "source" / name / f"{course.problem_sets(COURSE)[name]}.ipynb", as_version=4)
 
 
 def cell(notebook, name):
     """The cell of a notebook that nbgrader knows by this name."""
-    (found,) = (c for c in notebook.cells if homework.name_of(c) == name)
+    (found,) = (c for c in notebook.cells if submissions.name_of(c) == name)
     return found
 
 
@@ -60,8 +61,8 @@ def hidden_out(text):
 
 def answers(name):
     """{solution cell: its solved source}"""
-    cells = [c for c in source(name).cells if homework.name_of(c) and c.metadata.nbgrader.solution]
-    return {homework.name_of(c): c.source for c in cells}
+    cells = [c for c in source(name).cells if submissions.name_of(c) and c.metadata.nbgrader.solution]
+    return {submissions.name_of(c): c.source for c in cells}
 
 
 @functools.cache
@@ -74,7 +75,7 @@ def course_folder():
 
 def released(name):
     """The students' version, made by nbgrader."""
-    path = Path(course_folder().name, "release", name, f"{homework.problem_sets(COURSE)[name]}.ipynb")
+    path = Path(course_folder().name, "release", name, f"{course.problem_sets(COURSE)[name]}.ipynb")
     return nbformat.read(path, as_version=4)
 
 
@@ -122,7 +123,7 @@ def hand_in(name, students, folder):
     for student, notebook in students.items():
         place = Path(folder, student, name)
         place.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, place / f"{homework.problem_sets(COURSE)[name]}.ipynb")
+        nbformat.write(notebook, place / f"{course.problem_sets(COURSE)[name]}.ipynb")
     return Path(folder)
 
 
@@ -136,9 +137,11 @@ def grade(name, students, folder, timeout=8):
 
 def maxima(name, by_hand):
     """{graded cell: its points} of what tests grade, or of what a person grades, from the instructor's notebook."""
-    cells = [c for c in source(name).cells if homework.name_of(c) and c.metadata.nbgrader.grade]
+    cells = [c for c in source(name).cells if submissions.name_of(c) and c.metadata.nbgrader.grade]
     return {
-        homework.name_of(c): c.metadata.nbgrader.points for c in cells if bool(c.metadata.nbgrader.solution) == by_hand
+        submissions.name_of(c): c.metadata.nbgrader.points
+        for c in cells
+        if bool(c.metadata.nbgrader.solution) == by_hand
     }
 
 
@@ -161,17 +164,17 @@ def check_form(name):
     """What every problem set must be: 100 points, nbgrader's metadata, no outputs, hidden tests, 20 to 30 by hand."""
     notebook = source(name)
     nbformat.validate(notebook)
-    marked = [c for c in notebook.cells if homework.name_of(c)]
-    names = [homework.name_of(c) for c in marked]
+    marked = [c for c in notebook.cells if submissions.name_of(c)]
+    names = [submissions.name_of(c) for c in marked]
     assert len(set(names)) == len(names)
     assert all(c.metadata.nbgrader.schema_version == 3 for c in marked)
     assert sum(maxima(name, by_hand=False).values()) + sum(maxima(name, by_hand=True).values()) == 100
     assert 20 <= sum(maxima(name, by_hand=True).values()) <= 30
     for c in marked:
         if c.metadata.nbgrader.solution:
-            assert c.source.count(BEGIN) == c.source.count(END) >= 1, homework.name_of(c)
+            assert c.source.count(BEGIN) == c.source.count(END) >= 1, submissions.name_of(c)
         elif c.metadata.nbgrader.grade:
-            assert "### BEGIN HIDDEN TESTS" in c.source and "### END HIDDEN TESTS" in c.source, homework.name_of(c)
-            assert hidden_out(c.source).strip(), f"{homework.name_of(c)} has no visible test"
+            assert "### BEGIN HIDDEN TESTS" in c.source and "### END HIDDEN TESTS" in c.source, submissions.name_of(c)
+            assert hidden_out(c.source).strip(), f"{submissions.name_of(c)} has no visible test"
     code = [c for c in notebook.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)

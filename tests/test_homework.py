@@ -16,6 +16,8 @@ from homework_grading import COURSE, Wrong
 
 from minilora import homework
 from minilora.commands.main import main
+from minilora.homework import course, submissions
+from minilora.homework import grading as grading_steps
 
 SETS = {"ps1": "gradients", "ps2": "lora"}
 
@@ -211,19 +213,19 @@ def test_an_answer_is_taken_and_everything_else_put_back():
     handed_in.cells[-1].metadata = {"tags": ["skip-execution"], "nbgrader": {"grade_id": ["own"], "grade": True}}
     for cell in handed_in.cells:
         del cell["id"]  # as older editors write it
-    mended, changed = homework.put_back(handed_in, released)
+    mended, changed = submissions.put_back(handed_in, released)
     assert [c.source for c in mended.cells] == ["text", "first try", "helper", "answer", "assert f", "mine", "stub"]
-    assert [homework.name_of(c) for c in mended.cells] == [None, None, None, "f", "test_f", None, "g"]
+    assert [submissions.name_of(c) for c in mended.cells] == [None, None, None, "f", "test_f", None, "g"]
     assert changed == ["test_f", "g"]
     assert mended.cells[5].metadata == {}
     nbformat.validate(mended)
     assert len({c.id for c in mended.cells}) == 7
-    assert homework.put_back(mended, released) == (mended, [])
+    assert submissions.put_back(mended, released) == (mended, [])
 
 
 def test_ctrl_c_inside_nbgrader_is_ctrl_c_here():
     with pytest.raises(KeyboardInterrupt):
-        homework.cause({"success": False, "error": "Traceback (most recent call last):\n  ...\nKeyboardInterrupt\n"})
+        course.cause({"success": False, "error": "Traceback (most recent call last):\n  ...\nKeyboardInterrupt\n"})
 
 
 @pytest.mark.slow
@@ -254,7 +256,7 @@ def test_the_door_from_release_to_the_grade_by_hand(tmp_path, monkeypatch, capsy
     for broken in ("in/bob/lora.ipynb", "in/cyd/ps2.ipynb"):
         Path(broken).unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(homework, "write_beside", lambda path, write: pytest.fail(f"{path} is graded again"))
+        patched.setattr(grading_steps, "write_beside", lambda path, write: pytest.fail(f"{path} is graded again"))
         patched.setattr(homework, "save_table", lambda rows, path: path)
         assert main(["homework", "grade", "in"]) == 1
     assert capsys.readouterr().out.splitlines()[1].split() == ["ada", "ps2", "75", "75", "21", "25", "0", "96", "100"]
@@ -285,7 +287,9 @@ def test_where_a_submission_may_lie(tmp_path):
         (tmp_path / "submitted" / name).touch()
     found = [("ada", "ps1"), ("ada", "ps2"), ("bob", "ps1"), ("bob", "ps2")]
     for folder in (tmp_path, tmp_path / "submitted"):  # a course folder, or the submissions themselves
-        paths = {(s, n): p.relative_to(tmp_path / "submitted") for s, n, p in homework.find_submissions(folder, SETS)}
+        paths = {
+            (s, n): p.relative_to(tmp_path / "submitted") for s, n, p in submissions.find_submissions(folder, SETS)
+        }
         assert sorted(paths) == found
         assert [str(paths[key]) for key in found] == names[:2] + names[2:]
 
@@ -306,8 +310,8 @@ def test_where_a_submission_may_lie(tmp_path):
 )
 def test_a_folder_that_does_not_fit_is_one_line(files, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(homework, "problem_sets", lambda course: SETS)
-    monkeypatch.setattr(homework, "open_course", lambda *_: pytest.fail("nothing may be graded"))
+    monkeypatch.setattr(grading_steps, "problem_sets", lambda course: SETS)
+    monkeypatch.setattr(grading_steps, "open_course", lambda *_: pytest.fail("nothing may be graded"))
     (tmp_path / "in").mkdir()
     for name in files:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,14 @@ folding into the weights: `merge.py`; files: `files.py`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.habits import names_its_settings
+from ..nn.layers import parameter
 from ..nn.module import Module
 
 METHODS: dict[str, Any] = {}  # the name of a method -> its configuration's class
@@ -42,6 +43,12 @@ class StandIn(Module):
     copied: Mapping[str, Tensor] = {}  # the base's parameters by name, of which this module trains copies of its own
     unmerged: dict[str, Array] | None = None  # the base's values by name, kept aside while merged
 
+    def train_copies(self, names: list[str], copied: dict[int, Tensor]) -> None:
+        """Have trainable copies of some of the base's parameters. copied: those made before, of tensors shared."""
+        self.copied = {name: getattr(self, name) for name in names}
+        for name, p in self.copied.items():
+            setattr(self, name, copied.setdefault(id(p), parameter(p.data.copy(), p.dtype)))
+
     def merged_values(self) -> dict[str, Array]:
         """{name of a base parameter: its value with the update folded in}"""
         return {name: getattr(self, name).data.copy() for name in self.copied}
@@ -50,22 +57,31 @@ class StandIn(Module):
         """The base's parameter of that name, beside which this module may have its own."""
         return self.copied[name] if name in self.copied else getattr(self, name)
 
+    def written(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """{name: the base's tensor} of those merged values that are written into one."""
+        return {name: self.base_parameter(name) for name in names}
+
     def merge(self, put: Put, values: Mapping[str, Array]) -> None:
         """Write merged values into the base, keeping the base's own aside. Copies are trained on once it is undone."""
-        put(self, "unmerged", {name: self.base_parameter(name).data for name in values})
-        for name, value in values.items():
-            put(self.base_parameter(name), "data", value)
+        base = self.written(values)
+        put(self, "unmerged", {name: p.data for name, p in base.items()})
+        for name, p in base.items():
+            write(put, p, values[name])
         for name in self.copied:
             put(getattr(self, name), "requires_grad", False)
 
     def unmerge(self, put: Put) -> None:
         """Put the base's values back, bit for bit."""
         for name, value in (self.unmerged or {}).items():
-            p = self.base_parameter(name)
-            put(p, "data", value.astype(p.dtype, copy=False))
+            write(put, self.base_parameter(name), value)
         for name in self.copied:
             put(getattr(self, name), "requires_grad", True)
         put(self, "unmerged", None)
+
+    def beside(self, base: Module, parts: list[Any]) -> "StandIn":
+        """The module that does what the stand-ins of several adapters do for one place. Most cannot be added up."""
+        kinds = " and ".join(dict.fromkeys(type(part).__name__ for part in parts))
+        raise ValueError(f"{kinds} cannot be added up; only the updates of LoRA and its variants can, without biases")
 
     def folded(self) -> "StandIn":
         """This module without what only training needs, and with the same outputs: what a file holds."""
@@ -87,10 +103,17 @@ class StandIn(Module):
         super().check_loadable(path, state)
 
 
+def write(put: Put, p: Tensor, value: Array) -> None:
+    """Give a base parameter other values, in its precision. A derivative that needs those before is refused then."""
+    put(p, "data", value.astype(p.dtype, copy=False))
+    p.changed()
+
+
 @functools.cache
 def stand_in_for(mixin: Any, kind: Any) -> Any:
     """A class that does what the StandIn `mixin` says and the rest as `kind` does: Trained, Linear -> TrainedLinear."""
-    return type(mixin.__name__ + kind.__name__, (mixin, kind), {"__doc__": mixin.__doc__})
+    on_top = (one for one in getattr(kind, "on_top", ()) if not issubclass(mixin, one))
+    return type(mixin.__name__ + kind.__name__, (*on_top, mixin, kind), {"__doc__": mixin.__doc__})
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Adapters are put on a model, switched, disabled and taken out. Only references move: no weight is copied."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from .state import (
     carried,
     changeable,
     check_model,
+    outer_first,
+    places,
     refuse_merged,
     refuse_taken,
     whole,
@@ -29,6 +31,8 @@ def add_adapter(model: Any, config: Any, rng: Any = 0, name: str = "default") ->
     disabled, two methods want the same module, or a method does not fit the model.
     """
     refuse_taken(changeable(model, "add_adapter"), name, "add_adapter")
+    if isinstance(config, list | tuple) and not config:
+        raise ValueError("add_adapter: got no configuration, expected one or several, such as LoRAConfig(rank=8)")
     return attach(model, name, lambda: build("add_adapter", model, config, rng), "add_adapter")
 
 
@@ -54,50 +58,78 @@ def attach(model: Any, name: str, make: Callable[[], Adapter], caller: str) -> A
 def build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
     """The modules of a new adapter, while the base's stand in their places."""
     configs = tuple(config) if isinstance(config, list | tuple) else (config,)
-    rng = np.random.default_rng(rng)
+    try:
+        rng = np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{caller}: rng = {rng!r:.80}, expected a seed or a numpy Generator: {error}") from None
     modules: dict[str, Any] = {}
     owner: dict[str, str] = {}  # path -> the method that wants it
     base = {id(p): p.dtype for p in model.parameters()}
+    if not base:
+        raise ValueError(f"{caller}: this {type(model).__name__} has no parameters, and so nothing to adapt")
     wanted = np.promote_types(next(iter(base.values())), "float32")  # an adapter is never below float32
+    where = places(model)
     for one in configs:
         if type(one) not in METHODS.values():
             names = ", ".join(config.__name__ for config in METHODS.values())
             raise TypeError(f"{caller}: got {one!r}, expected a configuration: {names}")
         for path, module in one.build(model, rng).items():
-            if path in owner:
-                both = f"{owner[path]} and {one.kind} both want the place of {path}"
-                raise ValueError(f"{caller}: {both}; choose one of them, or other target_modules")
-            modules[path], owner[path] = module, one.kind
+            for alike in where.get(id(model.get_module(path)), [path]):  # wherever the model has the same module
+                if alike in owner:
+                    both = f"{owner[alike]} and {one.kind} both want the place of {alike}"
+                    raise ValueError(f"{caller}: {both}; choose one of them, or other target_modules")
+                modules[alike], owner[alike] = module, one.kind
             for p in module.parameters():
                 if id(p) not in base:
                     p.data = p.data.astype(wanted, copy=False)
-    return Adapter(configs, dict(sorted(modules.items(), key=lambda item: item[0].count("."))))
+    return Adapter(configs, outer_first(modules))
 
 
-def set_adapter(model: Any, name: str | None) -> None:
-    """Switch to a named adapter, or with None to the base model. Only references move: no weight is copied."""
+def set_adapter(model: Any, name: str | Sequence[str] | None) -> None:
+    """Switch to a named adapter, to several at once, or with None to the base model. No weight is copied.
+
+    Several, set_adapter(model, ["a", "b"]), give the sum of their updates; of those that want one place this takes LoRA
+    and its variants. All of them are trained then. Raises ValueError, and changes nothing, for names that are unknown
+    or given twice, for adapters that cannot be added up, and while one is merged or disabled.
+    """
     check_model(model, "set_adapter")
     state = carried(model)
-    if name is not None and name not in (state or ()):
-        raise ValueError(f"set_adapter: no adapter {name!r}; there are {', '.join(state or ()) or 'none'}")
+    listed = isinstance(name, Sequence) and not isinstance(name, str)
+    names: tuple[Any, ...] = () if name is None else tuple(name) if listed else (name,)
+    for one in names:
+        if not isinstance(one, str) or one not in (state or ()):
+            raise ValueError(f"set_adapter: no adapter {one!r}; there are {', '.join(state or ()) or 'none'}")
+    if listed and (not names or len(set(names)) < len(names)):
+        raise ValueError(f"set_adapter: got {name!r}, expected names, each once; None is the base model")
     if state is None:
         return
     changeable(model, "set_adapter")
     refuse_merged(state, "set_adapter")
     with whole() as put:
-        state.switch(put, model, () if name is None else (name,))
+        state.switch(put, model, names)
 
 
-def remove_adapter(model: Any) -> Any:
+def remove_adapter(model: Any, name: str | None = None) -> Any:
     """Take all adapters out and make trainable again what the first one froze; returns the model.
 
     Not merged, this gives the base model back. Merged, the update stays in the weights: a plain model, ready to ship.
+    name: take out one adapter alone; if it is in use, what is in use beside it stays so, or the base does. Raises
+    ValueError, and changes nothing, where there is no such adapter, and for one of several while it is merged.
     """
     state = changeable(model, "remove_adapter")
     if carried(model) is None:
         raise ValueError("remove_adapter: the model has no adapter")
+    if name is not None and (not isinstance(name, str) or name not in state or name in state.rows):
+        there = ", ".join(one for one in state if one not in state.rows)
+        raise ValueError(f"remove_adapter: no adapter {name!r}; there are {there}")
     with whole() as put:
-        take_away(put, model, state)
+        if name is None or len(state) == 1:
+            take_away(put, model, state)
+        else:
+            if name in state.active:
+                refuse_merged(state, "remove_adapter")
+                state.switch(put, model, tuple(one for one in state.active if one != name))
+            put(state, "named", {one: adapter for one, adapter in state.items() if one != name})
     return model
 
 

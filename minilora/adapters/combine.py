@@ -74,7 +74,8 @@ def lora_updates(model: Any, name: str, caller: str) -> dict[str, Factors]:
         raise ValueError(f"{caller}: no adapter {name!r}; there are {', '.join(adapters) or 'none'}")
     updates = {}
     for path, layer in adapters[name].modules.items():
-        if not isinstance(layer, LoRALinear) or type(layer).delta is not LoRALinear.delta:  # DoRA has another Delta W
+        plain = isinstance(layer, LoRALinear) and type(layer).delta is LoRALinear.delta  # DoRA has another Delta W
+        if not plain or layer.copied:
             kind = adapters[name].kind
             raise ValueError(f"{caller}: adapter {name!r} is {kind}, expected LoRA: what it does to {path} is no s B A")
         A, B = layer.factors()

@@ -22,7 +22,7 @@ from ..autograd.tensor import Tensor
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import method
-from .lora import LoRAConfig, LoRALinear
+from .lora import LoRAConfig, LoRALinear, added, cast
 
 
 @method("dora")
@@ -42,7 +42,7 @@ class DoRAConfig(LoRAConfig):
         """{path: a DoRA layer}. Raises ValueError where a row of W is zero or not finite: it has no direction."""
         layers: dict[str, Any] = super().build(model, rng)
         for path, layer in layers.items():
-            for row, length in enumerate(to_numpy(layer.magnitude.data)):
+            for row, length in enumerate(to_numpy(layer.magnitude.data) if isinstance(layer, DoRALinear) else ()):
                 if not 0 < length < math.inf:
                     raise ValueError(f"dora: row {row} of {path}.weight has length {length}, and so no direction")
         return layers
@@ -60,7 +60,7 @@ class DoRALinear(LoRALinear):
 
     def __init__(self, base: Linear, config: DoRAConfig, rng: np.random.Generator):
         super().__init__(base, config, rng)
-        self.magnitude = parameter(self.norm().data, base.weight.dtype)  # (d_out,), by the very sum that divides it
+        self.magnitude = parameter(self.norm().data, self.lora_A.dtype)  # (d_out,), by the very sum that divides it
 
     def norm(self) -> Tensor:
         """||V|| = ||W + s B A||, the length of each row: (d_out,)"""
@@ -73,17 +73,26 @@ class DoRALinear(LoRALinear):
         Differentiated exactly, the gradient of each row of V also loses its part along that row, since a longer row of
         V is divided by its length again (section 4.2, eq. 6).
         """
+        W, b = self.weight, self.bias
         if self.unmerged is not None:
-            return ops.linear(x, self.weight, self.bias)
-        W, b, A, B, s = self.weight, self.bias, self.lora_A, self.lora_B, self.config.scale
-        norm = self.norm() if self.config.exact_norm else self.norm().detach()  # (d_out,)
-        c = self.magnitude / norm  # (d_out,)
-        if rng is None or not self.dropout:
-            y = c * ops.lora_linear(x, W, None, A, B, s)  # (..., d_out)
+            return ops.linear(x, W, b)
+        if x.dtype.itemsize > 2 and (rng is None or not self.dropout):
+            y = self.stretch() * ops.lora_linear(
+                x, W, None, self.lora_A, self.lora_B, self.config.scale
+            )  # (..., d_out)
             return y if b is None else y + b
-        kept = ops.dropout(x, self.dropout, rng)  # the base's own x W^T + b drops nothing
-        update = s * ops.linear(ops.linear(kept, A), B)  # (..., d_out)
-        return ops.linear(x, W, b) + (c - 1) * ops.linear(kept, W) + c * update
+        return added(ops.linear(x, W, b), self.update(x, rng))  # the base's own x W^T + b drops nothing
+
+    def stretch(self) -> Tensor:
+        """c = m / ||V||: (d_out,)"""
+        return self.magnitude / (self.norm() if self.config.exact_norm else self.norm().detach())
+
+    def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """What is added to the base layer's output: (c - 1) x' W^T + c s (x' A^T) B^T with x' = dropout(x)."""
+        x, c = x if x.dtype.itemsize > 2 else cast(x, "float32"), self.stretch()
+        kept = ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x
+        update = self.config.scale * ops.linear(ops.linear(kept, self.lora_A), self.lora_B)  # (..., d_out)
+        return (c - 1) * ops.linear(kept, self.weight) + c * update
 
     def delta(self) -> Array:
         """Delta W = c (W + s B A) - W, (d_out, d_in)"""

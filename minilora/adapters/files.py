@@ -1,19 +1,22 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..autograd.backend import array_module, to_numpy
+from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.tensor import Tensor
+from ..nn.gpt import GPT
+from ..nn.module import in_precision
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .adapter import METHODS, Adapter
-from .attach import attach, build
+from .attach import attach, build, set_adapter
 from .qlora import quantization
-from .state import active_adapter, base_parameters, brought, carried, changeable, refuse_merged
+from .state import active_adapter, base_parameters, brought, carried, changeable, check_model, refuse_merged
 
 
 def stored_parameters(model: Any) -> dict[str, Tensor]:
@@ -48,13 +51,43 @@ def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
     return [METHODS[m["kind"]](**m["config"]) for m in methods]
 
 
-def save_adapter(model: Any, path: str | Path) -> Path:
-    """Write the active adapter alone: its parameters, its configuration and the fingerprint of its base model."""
-    adapter = active_adapter(model, "save_adapter").folded()
+def named_adapter(model: Any, name: str | None, caller: str) -> Adapter:
+    """The adapter of that name, or the one in use. Raises ValueError where there is none, or it is not one alone."""
+    if name is None:
+        adapter, state = active_adapter(model, caller), carried(model)
+        if len(state.active) > 1:  # type: ignore[union-attr]
+            each = ", ".join(state.active)  # type: ignore[union-attr]
+            raise ValueError(f"{caller}: {each} are in use together; say which: name=...")
+        return adapter
+    check_model(model, caller)
+    state = carried(model)
+    if not isinstance(name, str) or name not in (state or ()):
+        raise ValueError(f"{caller}: no adapter {name!r}; there are {', '.join(state or ()) or 'none'}")
+    return state[name]  # type: ignore[index]
+
+
+def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
+    """Write one adapter alone: its parameters, its configuration and the fingerprint of its base model.
+
+    name: which; by default the one in use. Raises ValueError where there is none, where parameters of the base are
+    trained beside it, which its file would lack, and for values that are not finite: which, and where.
+    """
+    adapter = named_adapter(model, name, "save_adapter").folded()
     own = brought(model, adapter)
     if not own:
         raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
-    header = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model), "quantized": kinds(model)}
+    if beside := [name for name, p in base_parameters(model).items() if p.requires_grad]:
+        fix = f"freeze it, or train it in the adapter: LoRAConfig(modules_to_save=({beside[0].rpartition('.')[0]!r},))"
+        raise ValueError(f"save_adapter: {beside[0]} is trained beside the adapter, whose file would lack it; {fix}")
+    for parameter, p in own.items():
+        try:
+            in_precision(p.data, p.dtype)
+        except ValueError as error:
+            raise ValueError(f"save_adapter: {parameter}: {error}") from None
+    header: dict[str, Any] = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
+    header["quantized"] = kinds(model)
+    if isinstance(model, GPT):
+        header["config"] = asdict(model.config)  # the base's sizes, from which it can be counted
     return save_arrays(path, {name: p.data for name, p in own.items()}, header)
 
 
@@ -96,7 +129,7 @@ def _in_few_bits(theirs: list[str], ours: list[str]) -> str:
     return f": it was trained on {was}, this model holds {holds}; {do}"
 
 
-def fill(parameters: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
+def fill(parameters: dict[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:
     """Copy saved values into an adapter's parameters. Raises ValueError unless names and shapes are the same."""
     if not arrays:
         raise ValueError("it holds no parameters")
@@ -107,4 +140,44 @@ def fill(parameters: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
         if value is None or value.shape != p.shape:
             came = "nothing" if value is None else f"shape {value.shape}"
             raise ValueError(f"it has {came} for {name}, expected {p.shape}")
-        p.data[...] = array_module(p.data).asarray(value)
+        try:
+            p.data[...] = in_precision(array_module(p.data).asarray(value, dtype=p.dtype), p.dtype)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def adapters_state(model: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    """All adapters of a model, to be written beside its base: (a JSON-able header, {"name:parameter": array}).
+
+    What only training needs is in it. Raises ValueError while one is merged or disabled, or a rows_use block is open.
+    """
+    state = changeable(model, "adapters_state")
+    refuse_merged(state, "adapters_state")
+    if state.rows:
+        raise ValueError("adapters_state: the rows of a batch use different adapters; leave the rows_use block first")
+    own = {name: brought(model, adapter) for name, adapter in state.items()}
+    header = {
+        "active": list(state.active),
+        "adapters": {
+            name: {"methods": recipe(adapter), "trainable": [key for key, p in own[name].items() if p.requires_grad]}
+            for name, adapter in state.items()
+        },
+    }
+    return header, {f"{name}:{key}": p.data for name, named in own.items() for key, p in named.items()}
+
+
+def put_adapters(model: Any, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Put on a base model what `adapters_state` wrote. Raises ValueError where names or shapes do not fit it."""
+    for name, what in header["adapters"].items():
+        values = {key.removeprefix(f"{name}:"): value for key, value in arrays.items() if key.startswith(f"{name}:")}
+
+        def make(what: Any = what, values: Any = values) -> Adapter:
+            adapter = build("put_adapters", model, from_recipe(what["methods"]), 0)
+            own = brought(model, adapter)
+            fill(own, values)
+            for key, p in own.items():
+                p.requires_grad = key in what["trainable"]
+            return adapter
+
+        attach(model, name, make, "put_adapters")
+    set_adapter(model, header["active"] or None)

@@ -7,7 +7,7 @@ makes its W from the codes when it runs and lets it go: forwards, and once more 
 Gradients flow through W to the layers below, dx = g W, and none flows to W. So this buys memory with time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.layers import Linear
 from ..nn.module import Module
-from .adapter import Put
+from .adapter import Put, StandIn
 from .attach import take_away
-from .lora import LoRAConfig, LoRALinear, match_targets
+from .lora import LoRAConfig, LoRALinear, added
 from .merge import fold
 from .quantization import Quantized, quantize
 from .state import carried, in_use, place, whole
+from .targets import match_targets
 
 NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
 
@@ -51,14 +52,17 @@ class FrozenWeight(Tensor):
 class QuantizedLinear(Linear):
     """y = x W^T + b with W held as codes and scales.   W: (d_out, d_in), b: (d_out,) or None, in floating point"""
 
+    on_top: tuple[type, ...] = ()  # what the classes that take its place are, too: OnCodes, below
+    merged_weight: Any = None  # (d_out, d_in) of what takes its place, while merged
+
     def __init__(self, linear: Linear, kind: str = "nf4", block: int = 64, double: bool = True):
         self.quantized: Quantized = quantize(linear.weight.data, kind, block, double)
         self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W (d_out, d_in) in float32, made anew each time, to look at."""
-        return FrozenWeight(self.quantized.dequantize())
+        """W (d_out, d_in) in float32, made anew each time, to look at; while merged, W with the update."""
+        return FrozenWeight(self.quantized.dequantize() if self.merged_weight is None else self.merged_weight)
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -66,6 +70,8 @@ class QuantizedLinear(Linear):
 
     def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """x: (..., d_in) -> (..., d_out)"""
+        if self.merged_weight is not None:
+            return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
         return ops.linear_on_demand(x, self.quantized.dequantize, self.bias)
 
     def buffers(self) -> dict[str, Array]:
@@ -98,39 +104,23 @@ class QuantizedLinear(Linear):
         return QLoRALinear(self, config, rng)
 
 
-class QLoRALinear(LoRALinear, QuantizedLinear):
-    """LoRA's layer on a quantised weight, which it shares with the layer whose place it takes.
+class OnCodes(StandIn):
+    """What stands in a quantised layer's place, over the same codes.
 
-    Merging makes a floating-point weight, since the codes have no room for s B A: outputs stay the same up to rounding,
-    and the layer's memory is that of a float layer again. The codes are kept, so unmerging gives every bit back.
-    `requantize` says what it costs to go back to few bits.
+    Merging makes a floating-point weight, since the codes have no room for an update: outputs stay the same up to
+    rounding, and the layer's memory is that of a float layer again. The codes are kept, so unmerging gives every bit
+    back. `requantize` says what it costs to go back to few bits.
     """
 
-    merged_weight: Any = None  # (d_out, d_in) while merged
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """W, or W + s B A while merged: (d_out, d_in), to look at."""
-        return super().weight if self.merged_weight is None else FrozenWeight(self.merged_weight)
-
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        raise ValueError(f"weight: {NO_TRAINING}")
-
-    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """x: (..., d_in) -> (..., d_out)"""
-        if self.merged_weight is not None:
-            return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
-        (A, B), s, p = self.factors(), self.config.scale, self.dropout
-        y = ops.linear_on_demand(x, self.quantized.dequantize, self.bias)  # (..., d_out)
-        kept = ops.dropout(x, p, rng) if rng is not None and p else x
-        h = s * ops.linear(kept, A)  # (..., r)
-        return y + ops.linear(h, B)
+    def written(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """A bias, say; the weight is held by codes."""
+        return super().written(name for name in names if name != "weight")
 
     def merge(self, put: Put, values: Mapping[str, Array]) -> None:
         """W + s B A becomes a floating-point weight beside the codes, which do not change."""
-        super().merge(put, {name: value for name, value in values.items() if name != "weight"})
-        put(self, "merged_weight", values["weight"])
+        super().merge(put, values)
+        if "weight" in values:
+            put(self, "merged_weight", values["weight"])
 
     def unmerge(self, put: Put) -> None:
         """Let the floating-point weight go."""
@@ -139,11 +129,24 @@ class QLoRALinear(LoRALinear, QuantizedLinear):
 
     def left_behind(self, base: Any) -> Module:
         """The quantised layer, or while merged a plain one with W + s B A, frozen like the rest of the base."""
-        if self.merged_weight is None:
+        weight = vars(self).get("merged_weight")
+        if weight is None:
             return base
         linear = Linear.__new__(Linear)  # one with these very values, none drawn at random
-        linear.weight, linear.bias = Tensor(self.merged_weight), base.bias
+        linear.weight, linear.bias = Tensor(weight), base.bias
         return linear
+
+
+QuantizedLinear.on_top = (OnCodes,)
+
+
+class QLoRALinear(OnCodes, LoRALinear, QuantizedLinear):
+    """LoRA's layer on a quantised weight, which it shares with the layer whose place it takes."""
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """x: (..., d_in) -> (..., d_out)"""
+        y = QuantizedLinear.__call__(self, x)  # (..., d_out)
+        return y if self.merged_weight is not None else added(y, self.update(x, rng))
 
 
 def quantize_model(
@@ -177,7 +180,7 @@ def _quantize(put: Put, model: Any, settings: Mapping[str, Mapping[str, Any]], c
         except ValueError as error:
             raise ValueError(f"{caller}: {path}.weight: {error}") from None
     for path, layer in layers.items():
-        put(*place(model, path), layer)
+        place(put, model, path, layer)
     for p in model.parameters():
         put(p, "requires_grad", False)
 
@@ -198,7 +201,7 @@ def requantize(model: Any) -> Any:
     settings, state = quantization(model), in_use(model, "requantize")
     with whole() as put:
         if not state.merged:
-            fold(put, model)
+            fold(put, model, "requantize: merge_adapter")
         take_away(put, model, state)
         lost = settings.keys() - quantization(model).keys()  # what was quantised, and is a plain layer now
         _quantize(put, model, {path: settings[path] for path in lost}, "requantize")

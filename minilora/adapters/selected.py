@@ -10,40 +10,14 @@ they start exactly at the base model, can be switched, saved and taken out, and 
 their values are written into the base's parameters.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..autograd.tensor import Tensor
-from ..nn.layers import parameter
 from ..nn.module import Module
-from .adapter import StandIn, method, stand_in_for
-
-
-class Trained(StandIn):
-    """A module with copies of some of its parameters, which are trained; the rest is the base's own."""
-
-    def __init__(self, base: Module, names: list[str]):
-        vars(self).update(vars(base))
-        self.copied = {name: getattr(base, name) for name in names}
-        for name, p in self.copied.items():
-            setattr(self, name, parameter(p.data.copy(), p.dtype))
-
-
-def _copies(model: Module, wanted: Callable[[str], bool]) -> dict[str, Module]:
-    """{path: a copy} for every module with parameters of its own whose full names are wanted."""
-    found: dict[str, Module] = {}
-    for path, module in model.named_modules():
-        if any(wanted(f"{path}.{name}") for name in module.buffers()):
-            raise ValueError(f"add_adapter: {path} is quantised and cannot be trained; put LoRA on it instead")
-        own = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
-        names = [name for name in own if wanted(f"{path}.{name}")]
-        if names and path:
-            kind: Any = type(module)
-            found[path] = stand_in_for(Trained, kind)(module, names)
-    return found
+from .adapter import method
+from .copies import copies
 
 
 @method("full")
@@ -53,7 +27,7 @@ class FullConfig:
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a copy} for every module that has parameters. Raises ValueError where one is quantised."""
-        return _copies(model, lambda name: True)
+        return copies(model, lambda name: True)
 
 
 @method("last-blocks")
@@ -73,7 +47,7 @@ class LastBlocksConfig:
         if self.blocks > count:
             raise ValueError(f"add_adapter: last-blocks: blocks = {self.blocks}, but the model has {count}")
         last = tuple(f"blocks.{i}." for i in range(count - self.blocks, count))
-        return _copies(model, lambda name: name.startswith(last))
+        return copies(model, lambda name: name.startswith(last))
 
 
 @method("bitfit")
@@ -83,7 +57,7 @@ class BitFitConfig:
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a copy with its own bias} for every module that has one. Raises ValueError where there is none."""
-        copies = _copies(model, lambda name: name.endswith(".bias"))
-        if not copies:
+        found = copies(model, lambda name: name.endswith(".bias"))
+        if not found:
             raise ValueError("add_adapter: bitfit: the model has no biases to train; it was made with bias=False")
-        return copies
+        return found

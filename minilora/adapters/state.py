@@ -106,7 +106,7 @@ class Adapters(Mapping[str, Adapter]):
         """Put the modules of other adapters in, or of none. Only references move."""
         self.take_out(put, model)
         put(self, "active", names)
-        put(self, "current", together([(name, self.named[name]) for name in names]))
+        put(self, "current", together(model, {name: self.named[name] for name in names}))
         put(self, "refold", False)
         if not self.disabled:
             self.put_in(put, model)
@@ -115,12 +115,12 @@ class Adapters(Mapping[str, Adapter]):
         """The modules in use stand in the places of the base's."""
         for path, module in self.current.modules.items() if self.current is not None else ():
             put(self.originals, path, model.get_module(path))
-            put(*place(model, path), module)
+            place(put, model, path, module)
 
     def take_out(self, put: Put, model: Any) -> None:
         """The base's modules stand in their own places, inner ones before the outer ones they sit in."""
         for path, module in reversed(self.originals.items()):
-            put(*place(model, path), module)
+            place(put, model, path, module)
         put(self, "originals", {})
 
     def precisions(self, model: Any, dtype: Any) -> Iterator[tuple[Tensor, Any]]:
@@ -131,17 +131,62 @@ class Adapters(Mapping[str, Adapter]):
         yield from ((p, np.promote_types(dtype, "float32")) for i, p in own.items() if i not in base)
 
 
-def place(model: Any, path: str) -> tuple[Any, str]:
-    """What holds the module at a path, and under which name or number: what `put` takes."""
+def place(put: Put, model: Any, path: str, module: Any) -> None:
+    """Put a module at a path; where that is in a tuple, which cannot be written to, another tuple takes its place."""
     parent, _, last = path.rpartition(".")
-    return model.get_module(parent), last
+    owner = model.get_module(parent)
+    if isinstance(owner, tuple):
+        at = int(last)
+        place(put, model, parent, (*owner[:at], module, *owner[at + 1 :]))
+    else:
+        put(owner, _key(owner, last), module)
 
 
-def together(adapters: list[tuple[str, Adapter]]) -> Adapter | None:
-    """One adapter that does what several do: a place that more than one wants gets the sum of their updates."""
+def _key(owner: Any, part: str) -> Any:
+    """The attribute, number or key that a part of a path stands for."""
+    return next(key for key in owner if str(key) == part) if isinstance(owner, dict) else part
+
+
+def places(model: Any) -> dict[int, list[str]]:
+    """{id of a module: the paths of all places where it stands}; what is inside a shared module is one place."""
+    found: dict[int, list[str]] = {}
+    taken = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        parent, _, last = path.rpartition(".")
+        owner = model.get_module(parent)
+        while isinstance(owner, tuple):
+            parent, _, above = parent.rpartition(".")
+            owner, last = model.get_module(parent), f"{above}.{last}"
+        if path and (id(owner), last) not in taken:
+            taken.add((id(owner), last))
+            found.setdefault(id(module), []).append(path)
+    return found
+
+
+def together(model: Any, adapters: Mapping[str, Adapter]) -> Adapter | None:
+    """One adapter that does what several do; a place that more than one wants gets the sum of their updates."""
     if len(adapters) < 2:
-        return adapters[0][1] if adapters else None
-    raise NotImplementedError
+        return next(iter(adapters.values()), None)
+    wanted: dict[str, list[Any]] = {}
+    for adapter in adapters.values():
+        for path, module in adapter.modules.items():
+            wanted.setdefault(path, []).append(module)
+    modules: dict[str, Any] = {}
+    sums: dict[tuple[int, ...], Any] = {}  # one for all places of a shared module
+    for path, parts in wanted.items():
+        key = tuple(id(part) for part in parts)
+        try:
+            if key not in sums:
+                sums[key] = parts[0].beside(model.get_module(path), parts) if len(parts) > 1 else parts[0]
+        except ValueError as error:
+            raise ValueError(f"set_adapter: {' and '.join(map(repr, adapters))} both want {path}: {error}") from None
+        modules[path] = sums[key]
+    return Adapter(tuple(c for adapter in adapters.values() for c in adapter.configs), outer_first(modules))
+
+
+def outer_first(modules: dict[str, Any]) -> dict[str, Any]:
+    """Modules before those that stand inside them."""
+    return dict(sorted(modules.items(), key=lambda item: item[0].count(".")))
 
 
 def carried(model: Any) -> Adapters | None:
@@ -217,16 +262,19 @@ def brought(model: Any, adapter: Adapter) -> dict[str, Tensor]:
 def check(model: Any) -> None:
     """Raise AssertionError unless what a model carries fits together, and fits the model."""
     state = carried(model) or Adapters()
-    there = {path: m for path, m in model.named_modules() if isinstance(m, StandIn)}
+    summed = {id(part) for _, m in model.named_modules() for part in getattr(m, "parts", ())}
+    there = [m for _, m in model.named_modules() if isinstance(m, StandIn) and id(m) not in summed]
     modules = state.current.modules if state.current is not None else {}
     expected = {} if state.disabled else modules
     assert state.originals.keys() == expected.keys(), "places are taken that are not in use, or the other way round"
-    assert {id(m) for m in there.values()} == {id(m) for m in expected.values()}, "a module stands in a wrong place"
+    assert {id(m) for m in there} == {id(m) for m in expected.values()}, "a module stands in a wrong place"
     assert all(model.get_module(path) is module for path, module in expected.items()), "a place is not taken"
+    assert "adapters" not in vars(model) or len(state), "what is carried is empty"
     assert {*state.active, *state.rows} <= state.keys(), "a name in use is not there"
     assert len(state.active) != 1 or state.current is state[state.active[0]], "another adapter is in use"
     folded = {id(m) for adapter in state.values() for m in adapter.modules.values() if m.unmerged is not None}
+    used = {id(part) for m in modules.values() for part in (m, *getattr(m, "parts", ()))}
     folded |= {id(m) for m in modules.values() if m.unmerged is not None}
-    assert not folded or folded == {id(m) for m in modules.values()}, "an adapter is merged in part, or not in use"
+    assert not folded or folded == used, "an adapter is merged in part, or not in use"
     assert not folded or not state.disabled, "an adapter is merged where it is disabled"
     assert not state.refold or state.disabled, "an update is to be folded in again, and no block is open"

@@ -137,7 +137,7 @@ class Walk:
         live = [
             self._linear(f"{block}.{m}", s, f"{block}.ln_1.out") for m, s in matrices.items() if m.startswith("attn")
         ]
-        prefix = plan.added.get("front.keys", (0, 0))[1]
+        prefix = plan.virtual - self.prompt
         self.live = any(live) or prefix > 0
         keys = self.length + self.prompt + prefix
         alone = self.prompt if self.engine.shared else 0  # rows of a prompt that sees only itself, and no text

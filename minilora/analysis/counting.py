@@ -81,7 +81,8 @@ def count(
 ) -> Count:
     """The accounts of one model and one method.
 
-    name: a model's name, a Hugging Face config (dictionary or path of a .json), an `Architecture`, a GPTConfig, a GPT.
+    name: a model's name, a Hugging Face config (dictionary or path of a .json), an `Architecture`, a GPTConfig, a GPT,
+    or the path of a minilora file (.npz). An adapter or a checkpoint says itself what is trained, and how.
     batch, length: texts in a step and tokens in each (default 1, and the context up to 2,048, less the positions that
     virtual tokens take). bits a base weight: 32, 16, 8 or 4 (default 16, for our own model 32). optimizer: "adamw",
     "adamw-16bit" or "sgd". engine: what is kept for the backward pass, "pytorch", "flash" or "minilora" (default: our
@@ -94,12 +95,12 @@ def count(
     """
     chosen = plan(name, method, rank=rank, target_modules=target_modules, **options)
     length, bits, engine = _defaults(chosen, batch, length, bits, engine)
-    trainable, low_rank = size(chosen.trainable), method in ("lora", "dora")
+    trainable, low_rank = size(chosen.trainable), not {"lora", "dora"}.isdisjoint(chosen.method.split(" + "))
     total = size(chosen.base) + size(chosen.added)
     return Count(
         model=chosen.architecture.name,
-        method=method,
-        rank=rank if low_rank else None,
+        method=chosen.method,
+        rank=chosen.options.rank if low_rank else None,
         target_modules=list(chosen.options.target_modules) if low_rank else None,
         total_parameters=total,
         trainable_parameters=trainable,
@@ -119,7 +120,7 @@ def _defaults(
         what = f"length = {length} and {virtual} virtual tokens exceed" if virtual else f"length = {length} exceeds"
         raise ValueError(f"count: {what} the context of {a.name}, {a.context}")
     ours = a.bits == 32
-    return length, a.bits if bits is None else bits, engine or ("minilora" if ours else "pytorch")
+    return length, (chosen.bits or a.bits) if bits is None else bits, engine or ("minilora" if ours else "pytorch")
 
 
 def operations(
@@ -221,21 +222,22 @@ def table(name: Any, method: str = "lora", **options: Any) -> str:
 def _cost_lines(name: Any, method: str, options: dict[str, Any], record: Count, chosen: Plan) -> list[str]:
     """Memory by part and operations, beside those of full fine-tuning (whose weights cannot be held in 8 or 4 bits)."""
     length, bits, _ = _defaults(chosen, options.get("batch", 1), options.get("length"), options.get("bits"), None)
+    told = chosen.method if len(chosen.method) <= 20 else "several"
     step = {"batch": options.get("batch", 1), "length": length}
-    unquantised = {"bits": 16} if options.get("bits") in (8, 4) else {}
-    full = count(name, "full", **{**options, **step, **unquantised})
+    whole_options = {k: v for k, v in options.items() if k in ("optimizer", "engine")}
+    full = count(chosen.architecture, "full", **whole_options, **step, bits=max(bits, 16))
     sizes = {k: v for k, v in options.items() if k not in (*step, "bits", "optimizer", "engine")}
     lines = [
         f"a training step: batch {step['batch']}, length {length:,}, {bits}-bit weights, "
         f"{options.get('optimizer', 'adamw')}",
-        f"{'memory':<20} {method:>20} {'full':>20}",
+        f"{'memory':<20} {told:>20} {'full':>20}",
     ]
     parts, others = record.training_memory_bytes, full.training_memory_bytes
     for part in parts:
         lines.append(f"{part.replace('_', ' '):<20} {_mib(parts[part]):>20} {_mib(others[part]):>20}")
     lines.append(f"{'sum':<20} {_mib(sum(parts.values())):>20} {_mib(sum(others.values())):>20}")
-    mine, all_of_it = operations(name, method, **step, **sizes), operations(name, "full", **step)
-    lines.append(f"{'operations':<20} {method:>20} {'full':>20}")
+    mine, all_of_it = operations(name, method, **step, **sizes), operations(chosen.architecture, "full", **step)
+    lines.append(f"{'operations':<20} {told:>20} {'full':>20}")
     for key in ("forward", "training"):
         lines.append(f"{key:<20} {mine[key]:>20.4e} {all_of_it[key]:>20.4e}")
     merged = "none after merging" if chosen.mergeable else "cannot be merged"

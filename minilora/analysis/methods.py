@@ -6,12 +6,13 @@ The formulas are those of Hu et al. 2021, "LoRA", section 5.1, and of each metho
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..adapters.lora import match_targets as match_targets
 from ..nn.architectures import Architecture, find, parameters, size
 from ..nn.checks import unknown, whole
+from ..nn.storage import blaming, load_arrays
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -50,6 +51,7 @@ class Plan:
     base: Shapes
     added: Shapes
     trained: Shapes
+    bits: int | None = None  # what the base's matrices are held in, where a file says that they are quantised
 
     @property
     def trainable(self) -> Shapes:
@@ -59,8 +61,8 @@ class Plan:
     @property
     def virtual(self) -> int:
         """How many positions virtual tokens take from the text."""
-        prompt, prefix = self.added.get("front.prompt", (0,)), self.added.get("front.keys", (0, 0))
-        return prompt[0] + prefix[1]
+        a_row_each = sum(self.added.get(name, (0,))[0] for name in ("front.prompt", "front.embedding"))
+        return a_row_each + self.added.get("front.keys", (0, 0))[1]
 
     @property
     def mergeable(self) -> bool:
@@ -74,12 +76,16 @@ class Plan:
 def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     """What `method` trains of `model` (whatever `architectures.find` takes), with the sizes of `Options`.
 
+    A file that holds an adapter or a run says itself what is trained; method and options must not say otherwise.
     Raises ValueError for an unknown model or method, a target that matches nothing, a rank beyond a matrix, or virtual
     tokens that leave no room for a text.
     """
     architecture = find(model)
     if method not in METHODS:
         raise ValueError(unknown("method", str(method), list(METHODS)))
+    if str(model).endswith(".npz") and (held := _held(model, architecture)) is not None:
+        _agree(model, held, method, Options(**options))
+        return held
     chosen, base = Options(**options), parameters(architecture)
     added, trained = METHODS[method](architecture, base, chosen)
     planned = Plan(architecture, method, chosen, base, added, trained)
@@ -87,6 +93,37 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
         room = f"no room for a text in the context of {architecture.name}, {architecture.context}"
         raise ValueError(f"{method}: {planned.virtual} virtual tokens leave {room}")
     return planned
+
+
+def _held(path: Any, architecture: Architecture) -> Plan | None:
+    """What is trained in a file of an adapter or a run, by its arrays; None for a file of a model alone."""
+    arrays, header = load_arrays(path, None)
+    if header["kind"] == "model":
+        return None
+    with blaming(path):
+        if header["kind"] == "adapter":
+            held, shapes = header.get("quantized", []), {name: array.shape for name, array in arrays.items()}
+        else:
+            held = [settings["kind"] for settings in header["quantization"].values()]
+            shapes = {name: arrays[f"model.{name}"].shape for name in header["trainable"]}
+        methods, base = header["methods"] or [{"kind": "full", "config": {}}], parameters(architecture)
+        own = {field.name for field in fields(Options)}
+        options = Options(**{k: v for m in methods for k, v in m["config"].items() if k in own})
+        added = {name: shape for name, shape in shapes.items() if name not in base}
+        trained = {name: shape for name, shape in base.items() if name in shapes}
+        bits = (8 if "int8" in held else 4) if held else None
+        return Plan(architecture, " + ".join(m["kind"] for m in methods), options, base, added, trained, bits)
+
+
+def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:
+    """Refuse a method or an option that is neither the default nor what the file holds."""
+    pairs: list[tuple[str, Any, Any, Any]] = [("method", method, held.method, "lora")]
+    pairs += [(f.name, getattr(asked, f.name), getattr(held.options, f.name), f.default) for f in fields(Options)]
+    for name, value, there, default in pairs:
+        if value not in (there, default):
+            raise ValueError(
+                f"count: {name} = {value!r}, but {path} holds {describe(held)}; count its base model instead"
+            )
 
 
 def targets(architecture: Architecture, patterns: tuple[str, ...]) -> Shapes:
@@ -181,7 +218,11 @@ METHODS: dict[str, Callable[[Architecture, Shapes, Options], tuple[Shapes, Shape
 
 def describe(chosen: Plan) -> str:
     """The method and the sizes it uses, in a few words: "lora, rank 4 on q_proj, v_proj"."""
-    o, method = chosen.options, chosen.method
+    return " + ".join(_describe(chosen, method) for method in chosen.method.split(" + "))
+
+
+def _describe(chosen: Plan, method: str) -> str:
+    o = chosen.options
     if method in ("lora", "dora"):
         return f"{method}, rank {o.rank} on {', '.join(o.target_modules)}"
     if method in ("houlsby", "pfeiffer"):

@@ -17,7 +17,8 @@ TAKES = {  # which options a method takes, of those that only some take
 
 
 @command(
-    option("model", "base", "a model's name, such as gpt3-175b, or a Hugging Face config.json", nargs="?"),
+    option("model", "base", "a model's name, such as gpt3-175b, a Hugging Face config.json, or a file of minilora's",
+           nargs="?"),
     option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
            metavar="NAME"),
     option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),

@@ -11,11 +11,13 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from .checks import unknown, whole
 from .config_json import read_config
 from .gpt import GPTConfig
+from .storage import blaming, load_arrays
 
 DEEPEST = 2_000  # layers: every parameter is listed by name, and the deepest published transformers have 1,000
 
@@ -201,8 +203,28 @@ def from_hugging_face(config: Any, name: str | None = None) -> Architecture:
     return Architecture(**read_config(config, name))
 
 
+def from_file(path: str | Path) -> Architecture:
+    """The architecture of the model in a minilora file: a model's own, an adapter's base, a checkpoint's.
+
+    Raises FileNotFoundError, or ValueError for a file that is damaged or whose arrays are not its configuration's.
+    """
+    arrays, header = load_arrays(path, None)
+    with blaming(path):
+        if (kind := header.get("kind")) not in ("model", "adapter", "checkpoint"):
+            raise ValueError(f"it holds {reprlib.repr(kind)}, expected a model, an adapter or a checkpoint")
+        if not isinstance(config := header.get("config"), dict):
+            raise ValueError("it does not say which model it belongs to (an older minilora wrote it); count that model")
+        architecture = from_gpt_config(GPTConfig(**config), Path(path).stem)
+        prefix = "model." if kind == "checkpoint" else ""
+        for name, shape in parameters(architecture).items():
+            found = arrays[prefix + name].shape if prefix + name in arrays else None
+            if found != shape and (found or kind == "model"):
+                raise ValueError(f"it has {found or 'nothing'} for {name}, where its configuration has {shape}")
+    return architecture
+
+
 def find(name: Any) -> Architecture:
-    """The architecture that a name, a GPTConfig, a model, or the path of a config.json means.
+    """The architecture that a name, a GPTConfig, a model, or the path of a config.json or a minilora file means.
 
     Raises ValueError for anything else, with the names there are and the closest one.
     """
@@ -214,8 +236,10 @@ def find(name: Any) -> Architecture:
         return from_gpt_config(name.config)
     if isinstance(name, Mapping) or str(name).endswith(".json"):
         return from_hugging_face(name)
+    if str(name).endswith(".npz"):
+        return from_file(name)
     if name not in MODELS:
         close = [known for known in MODELS if set(known) >= set(str(name).lower()) - set("0123456789")]
         known = unknown("model", str(name), list(MODELS), close)
-        raise ValueError(f"{known}; or give the path of a Hugging Face config.json")
+        raise ValueError(f"{known}; or give the path of a Hugging Face config.json or of a minilora file")
     return MODELS[name]

@@ -34,8 +34,8 @@ def _number(value: Any) -> Any:
     raise TypeError(f"save_arrays: the header holds {value!r}, which is neither text nor a number")
 
 
-def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote: (arrays, header). The header's "kind" must be `kind`.
+def load_arrays(path: str | Path, kind: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_arrays` wrote: (arrays, header). The header's "kind" must be `kind`; None takes any.
 
     Raises FileNotFoundError, or ValueError for a file that is truncated, holds pickled objects, or is of another kind.
     """
@@ -57,7 +57,7 @@ def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dic
         if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
             raise
         raise ValueError(f"{path} is no complete minilora file: {error}") from None
-    if header.get("kind") != kind:
+    if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}")
     return arrays, header
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.adapters.copies import Trained
 from minilora.adapters.qlora import quantize_model
-from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig, Trained
+from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
 from minilora.adapters.state import adapter_parameters, base_parameters
 from minilora.nn.layers import Embedding, LayerNorm, Linear
 

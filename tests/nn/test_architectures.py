@@ -296,7 +296,7 @@ def test_a_models_name_that_is_not_known(name, close):
     assert (
         (f"did you mean '{close}'" in str(error.value)) == (close is not None) == ("did you mean" in str(error.value))
     )
-    assert str(error.value).endswith("or give the path of a Hugging Face config.json")
+    assert str(error.value).endswith("or give the path of a Hugging Face config.json or of a minilora file")
 
 
 DAMAGED = {

@@ -1,0 +1,45 @@
+"""Who reads a weight past its layer: an adapter on the layer is not seen there, and merging it would be.
+
+A module that computes with `self.proj.weight`, or holds the same tensor under a name of its own, does not call the
+adapted layer. The first shows in the code of the module's class, the second in the model. What shows in neither, a
+weight reached through a list, or by a function outside, cannot be warned of: such a layer should be no target.
+"""
+
+import dis
+import functools
+import itertools
+import types
+from typing import Any
+
+from ..nn.module import Module
+
+
+def bypassed(model: Any, paths: list[str]) -> list[str]:
+    """What is to be said about each weight of the layers at `paths` that something else reads."""
+    words, layers = [], {id(model.get_module(path)): path for path in paths}
+    places = list(model.named_modules(remove_duplicate=False))
+    held = {path: vars(model.get_module(path)).get("weight") for path in paths}  # a quantised one is no tensor
+    weights = {id(p): path for path, p in held.items() if p is not None}
+    for path, module in places:
+        kind: Any = type(module)
+        for child, attribute in reads(kind):
+            if id(vars(module).get(child)) in layers:
+                reader = f"{kind.__name__} at {path}" if path else f"this {kind.__name__}"
+                words.append(f"{layers[id(vars(module)[child])]}.{attribute} is read directly by {reader}")
+        if id(module) not in layers:
+            for name, p in vars(module).items():
+                if id(p) in weights:
+                    words.append(f"{weights[id(p)]}.weight is {path}.{name}, too".replace(" is .", " is "))
+    return words
+
+
+@functools.cache
+def reads(kind: type) -> frozenset[tuple[str, str]]:
+    """{(child, "weight" or "bias")} where the class's code says self.child.weight."""
+    found = set()
+    for one in kind.__mro__[: kind.__mro__.index(Module)]:
+        for function in vars(one).values():
+            if isinstance(function, types.FunctionType):
+                code = [i.argval if i.opname == "LOAD_ATTR" else "" for i in dis.get_instructions(function)]
+                found |= {pair for pair in itertools.pairwise(code) if pair[0] and pair[1] in ("weight", "bias")}
+    return frozenset(found)

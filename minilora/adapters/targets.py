@@ -1,0 +1,67 @@
+"""Which modules are meant: names, shell patterns, regular expressions, exclusions, layers, and settings a pattern.
+
+A tuple holds names or shell patterns, each of which names a module in full or by its last parts: "q_proj" is every
+q_proj, "blocks.0.*" and "*.mlp.*" are whole names, "*" is everything. A single string is the same, unless it holds one
+of \\ ^ $ + | ( ) { } or starts with ".*": then it is a regular expression that must match a whole name, as in PEFT.
+"""
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+REGULAR = re.compile(r"[\\^$+|(){}]|^\.\*")  # what a regular expression has and a shell pattern has not
+
+Patterns = str | Sequence[str]
+
+
+def patterns(value: Any, what: str) -> Patterns:
+    """A regular expression as it is, and anything else as a tuple. Raises ValueError for what is neither."""
+    if isinstance(value, str) and REGULAR.search(value):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{what} = {value!r} is no regular expression: {error}") from None
+        return value
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence | set) else (value,)
+    if not all(isinstance(one, str) and one for one in found):
+        raise ValueError(f"{what} = {value!r}, expected names or patterns, such as ('q_proj', 'v_proj')")
+    return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern names this module in full or by its last parts."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
+
+
+def match_targets(wanted: Patterns, names: list[str], what: str = "target_modules") -> list[str]:
+    """The names that the patterns, or the regular expression, mean. Raises ValueError for one that means none."""
+    if isinstance(wanted, str) and REGULAR.search(wanted):
+        found = {name for name in names if re.fullmatch(wanted, name)}
+        hits = {wanted: found}
+    else:
+        each = (wanted,) if isinstance(wanted, str) else wanted
+        hits = {pattern: {name for name in names if matches(pattern, name)} for pattern in each}
+        found = set().union(*hits.values())
+    if unmet := [pattern for pattern, those in hits.items() if not those]:
+        kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        raise ValueError(f"{what}: {unmet[0]!r} matches nothing; there are {kinds} (as in {names[0]})")
+    return [name for name in names if name in found]
+
+
+def in_layers(layers: Sequence[int], names: list[str], what: str) -> list[str]:
+    """The names whose first number is one of `layers`. Raises ValueError for a layer that no name has."""
+    numbers = {name: re.search(r"\.(\d+)\.", f".{name}.") for name in names}
+    layer = {name: int(found[1]) for name, found in numbers.items() if found}
+    if absent := sorted(set(layers) - set(layer.values())):
+        there = ", ".join(map(str, sorted(set(layer.values())))) or "none with a number"
+        raise ValueError(f"{what}: no target is in layer {absent[0]}; the targets' layers are {there}")
+    return [name for name in names if layer.get(name) in layers]
+
+
+def by_pattern(settings: Mapping[str, Any], names: list[str], what: str) -> dict[str, Any]:
+    """{name: the setting of the first pattern that means it}. Raises ValueError for a pattern that means none."""
+    for pattern in settings:
+        match_targets((pattern,), names, what)
+    means = {name: [pattern for pattern in settings if matches(pattern, name)] for name in names}
+    return {name: settings[hits[0]] for name, hits in means.items() if hits}
