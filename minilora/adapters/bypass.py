@@ -38,8 +38,8 @@ def reads(kind: type) -> frozenset[tuple[str, str]]:
     """{(child, "weight" or "bias")} where the class's code says self.child.weight."""
     found = set()
     for one in kind.__mro__[: kind.__mro__.index(Module)]:
-        for function in vars(one).values():
-            if isinstance(function, types.FunctionType):
+        for name, function in vars(one).items():
+            if isinstance(function, types.FunctionType) and name != "__init__":  # where weights are tied, not used
                 code = [i.argval if i.opname == "LOAD_ATTR" else "" for i in dis.get_instructions(function)]
                 found |= {pair for pair in itertools.pairwise(code) if pair[0] and pair[1] in ("weight", "bias")}
     return frozenset(found)

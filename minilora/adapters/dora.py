@@ -22,7 +22,7 @@ from ..autograd.tensor import Tensor
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import method
-from .lora import LoRAConfig, LoRALinear, added, cast
+from .lora import LoRAConfig, LoRALinear, added, cast, flag
 
 
 @method("dora")
@@ -37,6 +37,10 @@ class DoRAConfig(LoRAConfig):
 
     inits: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian")
     exact_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(self.exact_norm, f"{type(self).__name__}: exact_norm")
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a DoRA layer}. Raises ValueError where a row of W is zero or not finite: it has no direction."""

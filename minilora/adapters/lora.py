@@ -106,12 +106,9 @@ class LoRAConfig:
         _positive(self.alpha, f"{name}: alpha")
         if not isinstance(self.dropout, float | int | np.number) or not 0 <= self.dropout < 1:
             raise ValueError(f"{name}: dropout = {self.dropout!r}, expected 0 <= dropout < 1")
-        for what, allowed in (("init", self.inits), ("bias", ("none", "lora_only", "all"))):
-            if getattr(self, what) not in allowed:
-                expected = " or ".join(map(repr, allowed))
-                raise ValueError(f"{name}: {what} = {getattr(self, what)!r}, expected {expected}")
-        if not isinstance(self.rank_stabilized, bool | np.bool_):
-            raise ValueError(f"{name}: rank_stabilized = {self.rank_stabilized!r}, expected True or False")
+        one_of(self.init, self.inits, f"{name}: init")
+        one_of(self.bias, ("none", "lora_only", "all"), f"{name}: bias")
+        flag(self.rank_stabilized, f"{name}: rank_stabilized")
         for what, check in (("rank_pattern", _positive_integer), ("alpha_pattern", _positive)):
             settings = getattr(self, what)
             if not isinstance(settings, Mapping):
@@ -120,12 +117,12 @@ class LoRAConfig:
                 check(value, f"{name}: {what}[{pattern!r}]")
             object.__setattr__(self, what, dict(settings))
         if self.layers_to_transform is not None:
-            one = isinstance(self.layers_to_transform, int | np.integer)
-            layers = (self.layers_to_transform,) if one else tuple(self.layers_to_transform)  # type: ignore[arg-type]
+            layers = self.layers_to_transform
+            layers = (
+                tuple(layers) if isinstance(layers, Sequence) and not isinstance(layers, str | bytes) else (layers,)
+            )
             if not layers or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in layers):
-                raise ValueError(
-                    f"{name}: layers_to_transform = {self.layers_to_transform!r}, expected layers' numbers"
-                )
+                raise ValueError(f"{name}: layers_to_transform = {came!r}, expected integers")
             object.__setattr__(self, "layers_to_transform", layers)
 
     @property
@@ -174,10 +171,9 @@ class LoRAConfig:
         """Of these linear layers, those that are adapted."""
         found = match_targets(self.target_modules, names)
         out = match_targets(self.exclude_modules, names, "exclude_modules")
-        found = [name for name in found if name not in out]
         if self.layers_to_transform is not None:
             found = in_layers(self.layers_to_transform, found, "layers_to_transform")  # type: ignore[arg-type]
-        if not found:
+        if not (found := [name for name in found if name not in set(out)]):
             raise ValueError(f"exclude_modules: {', '.join(self.exclude_modules)} leaves no target to adapt")
         return found
 
@@ -200,6 +196,18 @@ class LoRAConfig:
     def layer(self, base: Linear, rng: np.random.Generator) -> "LoRALinear":
         """The layer that takes the place of one linear layer."""
         return LoRALinear(base, self, rng)
+
+
+def one_of(value: Any, allowed: tuple[str, ...], what: str) -> None:
+    """Raise ValueError unless a setting is one of these words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{what} = {value!r}, expected {' or '.join(map(repr, allowed))}")
+
+
+def flag(value: Any, what: str) -> None:
+    """Raise ValueError unless a setting is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{what} = {value!r}, expected True or False")
 
 
 def _positive_integer(value: Any, what: str) -> None:

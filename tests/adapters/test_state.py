@@ -40,7 +40,7 @@ KINDS = {
     "pair": [ml.LoRAConfig(rank=1, target_modules="v_proj"), ml.PfeifferConfig(bottleneck=2)],
     "too large": ml.LoRAConfig(rank=99),
 }  # fmt: skip
-ON_CODES = ("lora", "rs", "bitfit", "pfeiffer", "pair")  # what stands on quantised weights
+ON_CODES = ("lora", "rs", "rich", "bitfit", "pfeiffer", "pair")  # what stands on quantised weights
 MERGEABLE = ("lora", "rs", "pissa", "dora", "rich", "bitfit", "full", "combined")
 ADDED_UP = ("lora", "rs", "pissa", "dora", "combined")  # what may share a place with its like
 PURE = ("lora", "rs", "pissa", "combined")  # s B A and nothing else
