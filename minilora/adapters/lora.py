@@ -117,10 +117,9 @@ class LoRAConfig:
                 check(value, f"{name}: {what}[{pattern!r}]")
             object.__setattr__(self, what, dict(settings))
         if self.layers_to_transform is not None:
-            layers = self.layers_to_transform
-            layers = (
-                tuple(layers) if isinstance(layers, Sequence) and not isinstance(layers, str | bytes) else (layers,)
-            )
+            came: Any = self.layers_to_transform
+            several = isinstance(came, Sequence) and not isinstance(came, str | bytes)
+            layers = tuple(came) if several else (came,)
             if not layers or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in layers):
                 raise ValueError(f"{name}: layers_to_transform = {came!r}, expected integers")
             object.__setattr__(self, "layers_to_transform", layers)

@@ -140,9 +140,9 @@ ODD = [None, True, 0, -1, 1.5, float("nan"), float("inf"), 1j, "x", "", b"q", ()
        {1}, object(), np.array([1.0, 2.0]), lambda: 0, "(", ("q_proj", 3)]  # fmt: skip
 SETTINGS = [f.name for f in dataclasses.fields(ml.DoRAConfig)]
 FITTING = {  # what of the table is a right value
-    "rank": (), "alpha": (1.5,), "dropout": (0,), "target_modules": ("x", ["x"]), "init": (),
-    "rank_stabilized": (True,), "exclude_modules": ("x", (), [], ""), "layers_to_transform": (None, 0, -1, [1]), "rank_pattern": ({},),
-    "alpha_pattern": ({},), "bias": (), "modules_to_save": ("x", (), []), "exact_norm": (True,),
+    "rank": (), "alpha": (1.5,), "dropout": (0,), "target_modules": ("x", ["x"]), "init": (), "bias": (),
+    "rank_stabilized": (True,), "exclude_modules": ("x", (), [], ""), "layers_to_transform": (None, 0, -1, [1]),
+    "rank_pattern": ({},), "alpha_pattern": ({},), "modules_to_save": ("x", (), []), "exact_norm": (True,),
 }  # fmt: skip
 
 
