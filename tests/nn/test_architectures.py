@@ -129,6 +129,12 @@ def test_fields_left_out_have_the_familys_defaults():
     }  # fmt: skip
     for family, expected in totals.items():
         assert total({"model_type": family}) == expected, family
+    assert total(DEBERTA) == 879_083_520
+    assert from_hugging_face(DEBERTA).token_types == 0 == from_hugging_face(DEBERTA).conv_kernel
+    for left_out in ("relative_attention", "share_att_key", "norm_rel_ebd"):  # the base DeBERTa has none of the three
+        with pytest.raises(ValueError, match=f"{left_out} = (False|'none') is not known for deberta-v2"):
+            from_hugging_face({k: v for k, v in DEBERTA.items() if k != left_out})
+    assert from_hugging_face({"model_type": "gemma"}).kv_heads == 16
     contexts = {family: from_hugging_face({"model_type": family}).context for family in totals}
     assert contexts == {
         "bert": 512, "gemma": 8192, "gpt2": 1024, "llama": 2048, "mistral": 131072, "qwen2": 32768, "roberta": 510,
@@ -152,6 +158,7 @@ def test_deberta_reads_its_relative_positions():
         14,
         10,
     )
+    assert (rows(position_buckets=1), rows(max_relative_positions=1)) == (2, 2)
     assert rows(position_buckets=0, max_relative_positions=0, max_position_embeddings=9) == 18
     found = from_hugging_face({**DEBERTA, "conv_kernel_size": 3, "type_vocab_size": 2, "position_biased_input": False})
     assert (found.conv_kernel, found.token_types, found.positions, found.pooler) == (3, 2, 0, False)
@@ -200,6 +207,9 @@ REFUSED = [  # (family, fields, what the line says)
     ("bert", {"type_vocab_size": -2}, "type_vocab_size = -2, expected an integer, 0 or more"),
     ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes', expected true or false"),
     ("llama", {"attention_bias": 1}, "attention_bias = 1, expected true or false"),
+    ("bert", {"head_dim": 64.0}, "head_dim = 64.0 is not known for bert, expected 64"),
+    ("roberta", {"pad_token_id": -1}, "pad_token_id = -1, expected an integer, 0 or more"),
+    ("deberta-v2", {"conv_kernel_size": -1}, "conv_kernel_size = -1, expected an integer, 0 or more"),
     ("gpt2", {"n_inner": 0}, "n_inner = 0, expected a positive integer"),
     ("gpt2", {"n_layer": 10**9}, "1000000000 layers, expected at most 2,000"),
     ("gpt2", {"vocab_size": 10**30}, "expected a positive integer below 2^63"),
@@ -322,11 +332,14 @@ def test_a_damaged_file_is_one_line(case, tmp_path):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_a_file_is_called_by_its_folder(tmp_path):
+def test_a_file_is_called_by_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "some-model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "_name_or_path": "x"}))
     assert find(folder / "config.json").name == find(str(folder / "config.json")).name == "some-model"
+    assert from_hugging_face(folder / "config.json", "mine").name == "mine"
+    monkeypatch.chdir(folder)
+    assert find("config.json").name == "config"  # a bare name has no folder
     named = lambda value: from_hugging_face({"model_type": "llama", "_name_or_path": value}).name
     assert [named(value) for value in ("x/y", "", None, 3, ["a"], "a\nb")] == ["x/y"] + 5 * ["llama"]
     assert from_hugging_face({"model_type": "llama"}, "mine").name == "mine"
