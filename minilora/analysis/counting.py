@@ -17,6 +17,7 @@ from typing import Any
 from ..nn.architectures import MODELS, Architecture, find, from_gpt_config, from_hugging_face, parameters, size
 from ..nn.checks import whole
 from ..nn.config_json import FAMILIES
+from ..nn.module import Module, shown
 from .costs import ENGINES, OPTIMIZERS, Walk, activation_bytes, latency, training_memory, weight_bytes
 from .methods import METHODS, Options, Plan, describe, plan
 from .paper import paper_rows, paper_table, savings
@@ -185,15 +186,16 @@ def _matrix(name: str) -> str:
 def count_model(model: Any) -> Count:
     """The counts of a running model, from walking its parameters: total, trainable, their share, and bytes to store.
 
-    -> {"total_parameters", "trainable_parameters", "trainable_fraction", "checkpoint_bytes"}
+    -> {"total_parameters" (quantised ones, too), "trainable_parameters", "trainable_fraction", "checkpoint_bytes"}
     """
-    tensors = dict(model.named_parameters())
-    trained = [p for p in tensors.values() if p.requires_grad]
-    total, trainable = sum(p.size for p in tensors.values()), sum(p.size for p in trained)
+    if not isinstance(model, Module):
+        raise TypeError(f"count_model: got {shown(model)}, expected a model; for a name or a file: count(name)")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    total, trainable = model.count(), model.count(trainable=True)
     return Count(
         total_parameters=total,
         trainable_parameters=trainable,
-        trainable_fraction=trainable / total,
+        trainable_fraction=trainable / total if total else 0.0,
         checkpoint_bytes=sum(p.size * p.dtype.itemsize for p in trained),
     )
 

@@ -5,6 +5,7 @@ The formulas are those of Hu et al. 2021, "LoRA", section 5.1, and of each metho
 `adapters/` says the same by the arrays it makes, which is no way to count GPT-3; a test holds the two equal.
 """
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -33,10 +34,14 @@ class Options:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        targets = (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
-        object.__setattr__(self, "target_modules", targets)
+        targets: Any = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
+        if not isinstance(targets, tuple | list) or not all(isinstance(name, str) for name in targets):
+            raise ValueError(f"count: target_modules = {reprlib.repr(targets)}, expected names, such as ('q_proj',)")
+        object.__setattr__(self, "target_modules", tuple(targets))
         for name in ("rank", "bottleneck", "tokens", "blocks"):
             whole("count", name, getattr(self, name))
+        if not isinstance(self.adapter_norm, bool):
+            raise ValueError(f"count: adapter_norm = {reprlib.repr(self.adapter_norm)}, expected True or False")
         if not targets or not all(targets):
             raise ValueError("count: target_modules is empty; name at least one, such as 'q_proj'")
 
@@ -81,8 +86,10 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     tokens that leave no room for a text.
     """
     architecture = find(model)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(unknown("method", str(method), list(METHODS)))
+    if odd := options.keys() - {field.name for field in fields(Options)}:
+        raise TypeError(f"count: no option {min(odd)!r}; there are {', '.join(f.name for f in fields(Options))}")
     if str(model).endswith(".npz") and (held := _held(model, architecture)) is not None:
         _agree(model, held, method, Options(**options))
         return held

@@ -238,7 +238,7 @@ def find(name: Any) -> Architecture:
         return from_hugging_face(name)
     if str(name).endswith(".npz"):
         return from_file(name)
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         close = [known for known in MODELS if set(known) >= set(str(name).lower()) - set("0123456789")]
         known = unknown("model", str(name), list(MODELS), close)
         raise ValueError(f"{known}; or give the path of a Hugging Face config.json or of a minilora file")

@@ -171,9 +171,35 @@ def test_the_command_counts_a_file(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("mine: 2,656 parameters\n")
 
 
+def test_a_running_model_is_counted_as_its_architecture_is():
+    """Quantised weights, too: 2,040 numbers are 2,040, in whatever bits; what two places share counts once."""
+    model = ml.quantize_model(ml.GPT(ml.GPTConfig(9, 16, 1, 1, 64)), "nf4")
+    ml.add_lora(model, ml.LoRAConfig(rank=2))
+    walked, counted = counting.count_model(model), counting.count(model, rank=2)
+    assert {key: counted[key] for key in walked} == {**walked, "checkpoint_bytes": 4 * walked.trainable_parameters}
+    for odd in (None, 3, "base", [model]):
+        with pytest.raises(TypeError, match=r"count_model: got .*expected a model"):
+            counting.count_model(odd)
+
+
+@pytest.mark.parametrize("model", [None, 3, [1], b"base", object(), {"base"}])
+def test_what_is_no_model_is_named(model):
+    with pytest.raises(ValueError, match="unknown model "):
+        counting.count(model)
+
+
+def test_what_is_no_method_and_no_option_is_named():
+    for method in (None, ["lora"], 3):
+        with pytest.raises(ValueError, match=r"unknown method .*; there are full"):
+            counting.count("gpt2", method)
+    with pytest.raises(TypeError, match=r"count: no option 'alpha'; there are rank, target_modules, bottleneck"):
+        counting.count("gpt2", alpha=3)
+
+
 BAD_OPTIONS = {
     "rank": (0, -1, 2.0, "2", None, True, np.float64(2)), "bottleneck": (0, 1.5, "8"), "tokens": (0, None, [3]),
-    "blocks": (0, -2, 2.5), "target_modules": ((), ("",), [""], ("q_proj", "")),
+    "blocks": (0, -2, 2.5), "target_modules": ((), ("",), [""], ("q_proj", ""), "", 3, None, (3,), {"q_proj": 1}),
+    "adapter_norm": (1, "yes", None),
 }  # fmt: skip
 
 

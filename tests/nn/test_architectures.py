@@ -184,6 +184,18 @@ def test_encoders_have_their_own_parts():
     assert from_hugging_face({"model_type": "bert", "is_decoder": True}) == from_hugging_face({"model_type": "bert"})
 
 
+def test_fields_that_say_what_is_counted_anyway_are_read_over():
+    said = {"add_cross_attention": False, "position_embedding_type": "absolute", "pruned_heads": {}, "conv_groups": 1}
+    said |= {"per_layer_config": {}, "attention_head_size": 64, "embedding_size": 768, "hidden_dropout_prob": 0.1}
+    biases = {"attention_bias": True, "mlp_bias": True, "head_dim": 64, "num_key_value_heads": 12}
+    assert from_hugging_face({"model_type": "bert", **said, **biases}) == from_hugging_face({"model_type": "bert"})
+    assert from_hugging_face({"model_type": "gpt2", **said, **biases}) == from_hugging_face({"model_type": "gpt2"})
+    null = dict.fromkeys(("add_cross_attention", "pruned_heads", "per_layer_config", "attention_bias", "head_dim"))
+    assert from_hugging_face({"model_type": "bert", **null}) == from_hugging_face({"model_type": "bert"})
+    qwen2 = {"model_type": "qwen2", "attention_bias": True, "mlp_bias": False}
+    assert from_hugging_face(qwen2) == from_hugging_face({"model_type": "qwen2"})
+
+
 REFUSED = [  # (family, fields, what the line says)
     *((family, {"add_cross_attention": True, "is_decoder": True}, "add_cross_attention = True") for family in FAMILIES),
     *((family, {"attention_bias": False}, "attention_bias = False") for family in ("bert", "gpt2", "qwen2")),
