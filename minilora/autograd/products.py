@@ -5,7 +5,6 @@ axes that this factor does not have.
 """
 
 import math
-import string
 from typing import Any
 
 from .backend import array_module, wide
@@ -109,7 +108,7 @@ def _letters(subscripts: Any, shapes: list) -> tuple[list[str], str]:
     inputs = left.split(",")
     if len(inputs) != len(shapes):
         raise ValueError(f"einsum: {subscripts!r} names {len(inputs)} operands, got {len(shapes)}")
-    free = [letter for letter in string.ascii_letters if letter not in subscripts]
+    free = [chr(c) for c in (*range(0x41, 0x5B), *range(0x61, 0x7B)) if chr(c) not in subscripts]  # A-Z and a-z
     batch = [(len(shape) - len(own) + 3) * ("..." in own) for own, shape in zip(inputs, shapes, strict=True)]
     dots = "".join(free[: max(batch)])
     inputs = [own.replace("...", dots[len(dots) - n :]) for own, n in zip(inputs, batch, strict=True)]

@@ -19,7 +19,8 @@ from ..autograd.fused import check_tokens
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
 PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
 
-_number_of = np.full(0x110000, -1, dtype=np.int16)  # code point -> token
+_BEYOND = 0x7F  # no character of the vocabulary: stands for all that follow
+_number_of = np.full(_BEYOND + 1, -1, dtype=np.int16)  # code point -> token
 _number_of[[ord(c) for c in VOCABULARY]] = np.arange(len(VOCABULARY))
 _UNKNOWN = VOCABULARY.index("?")
 
@@ -27,7 +28,7 @@ _UNKNOWN = VOCABULARY.index("?")
 def encode(text: str) -> np.ndarray:
     """Text as tokens, (T,) integers in [0, 96). A character outside the vocabulary becomes '?'."""
     codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-    tokens = _number_of[codes]
+    tokens = _number_of[np.minimum(codes, _BEYOND)]
     return np.where(tokens < 0, _UNKNOWN, tokens).astype(np.int64)
 
 
