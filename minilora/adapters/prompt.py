@@ -121,6 +121,6 @@ class Prompt(VirtualTokens):
 
     def fill(self, model: GPT, cache: Cache, batch: int, rng: Any = None) -> Cache:
         """One row goes through the blocks and leaves its keys and values; the batch repeats them."""
-        row = Cache()
+        row, rng = Cache(), getattr(rng, "shared", rng)  # it is no row of the batch: every piece of that draws the same
         model.hidden(self.prompt.reshape(1, *self.prompt.shape), rng, row)
         return self.repeat(row.pairs.values(), cache, batch)

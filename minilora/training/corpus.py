@@ -4,6 +4,7 @@
 the names of Unicode characters. They differ in vocabulary, grammar and layout, which is what adaptation needs.
 """
 
+import os
 import re
 import sysconfig
 import unicodedata
@@ -11,10 +12,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..autograd.fused import check_tokens
+from .checks import described
 
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
 PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
@@ -40,11 +43,12 @@ def decode(tokens: np.ndarray) -> str:
     return "".join(VOCABULARY[token] for token in tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """A text as tokens, in two parts without overlap: train, and validation (every tenth page of 1,024 characters).
 
-    replaced counts the characters outside the vocabulary, which stand as '?'.
+    replaced counts the characters outside the vocabulary, which stand as '?'. Raises TypeError unless both parts are
+    arrays (T,) of integers.
     """
 
     name: str
@@ -52,8 +56,20 @@ class Corpus:
     validation: np.ndarray
     replaced: int = 0
 
+    def __post_init__(self) -> None:
+        for part in ("train", "validation"):
+            tokens = getattr(self, part)
+            if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+                came = f"{tokens.shape} of {tokens.dtype}" if isinstance(tokens, np.ndarray) else described(tokens)
+                raise TypeError(f"Corpus: {part} is {came}, expected an array (T,) of integers: ml.encode(text)")
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r}, {len(self.train):,} tokens to train on, {len(self.validation):,} to validate on)"
+
     def batch(self, batch_size: int, block_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Windows of the training text at random places: (tokens, targets), both (B, T); targets are one ahead."""
+        if len(self.train) <= block_size:
+            self.require(block_size)
         starts = rng.integers(0, len(self.train) - block_size, batch_size)
         windows = self.train[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
@@ -76,13 +92,15 @@ class Corpus:
         return self
 
 
-def load_corpus(name_or_path: str | Path) -> Corpus:
+def load_corpus(name_or_path: str | os.PathLike) -> Corpus:
     """The corpus 'python-docs', 'python-code' or 'unicode-names', or the text of a UTF-8 file.
 
     Warns once when characters outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a
     corpus nor a file, and ValueError for a file that is empty or no text.
     """
-    name = str(name_or_path)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"load_corpus: got {described(name_or_path)}, expected {', '.join(BUILT_IN)}, or a file's path")
+    name = os.fspath(name_or_path)
     text = BUILT_IN[name]() if name in BUILT_IN else _read(Path(name))
     if not text.strip():
         raise ValueError(f"corpus {name!r} is empty")
@@ -92,6 +110,15 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
             f"{name}: {replaced:,} of {len(text):,} characters are outside the vocabulary and read '?'", stacklevel=2
         )
     return Corpus(name, *_split(encode(text)), replaced)
+
+
+def as_corpus(caller: str, corpus: Any) -> Corpus:
+    """A corpus, or the one that a name or a path means. Raises TypeError, with the caller's name, for anything else."""
+    if isinstance(corpus, Corpus):
+        return corpus
+    if isinstance(corpus, str | os.PathLike):
+        return load_corpus(corpus)
+    raise TypeError(f"{caller}: corpus is {described(corpus)}, expected one such as ml.load_corpus('unicode-names')")
 
 
 def _split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

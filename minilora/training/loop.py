@@ -1,6 +1,7 @@
 """The training loop: batches in, gradients out, one step at a time, until the end or Ctrl-C."""
 
 import contextlib
+import itertools
 import math
 import signal
 import threading
@@ -14,26 +15,39 @@ from ..autograd.backend import Array, array_module
 from ..autograd.tensor import grad, no_grad
 from ..nn.gpt import as_tokens
 from .checkpoint import save_checkpoint
-from .corpus import Corpus
+from .checks import NORM, described, integer, number
+from .corpus import Corpus, as_corpus
 from .memory import keep_freed_memory
 from .optim import Optimizer, clip_gradients, cosine_schedule
-from .parallel import cores, in_parallel
+from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
 from .run import Run
 
 EVALUATION_BATCH = 16  # windows at a time
 
 
 def train_step(
-    model: Any, optimizer: Optimizer, tokens: Any, targets: Any, rng: Any = None, max_norm: float | None = None
+    model: Any,
+    optimizer: Optimizer,
+    tokens: Any,
+    targets: Any,
+    rng: Any = None,
+    max_norm: float | None = None,
+    pieces: int | None = None,
 ) -> float:
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
     tokens, targets: (B, T) integers. The batch is split over the cores and the gradients are added in a fixed order,
-    so the same call gives the same bits. rng: a Generator for dropout, needed where the model has any. max_norm: clip.
-    Raises FloatingPointError when the loss is not finite; the parameters are then as they were.
+    so the same call gives the same bits; pieces: how many it is split into, if not one for each core. rng: a Generator
+    for dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left
+    alone. Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the
+    parameters are then as they were.
     """
     keep_freed_memory()
-    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"train_step: optimizer is {described(optimizer)}, expected ml.AdamW(model.parameters())")
+    if max_norm is not None:
+        max_norm = number("train_step: max_norm", max_norm, NORM)
+    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces)
     norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(_diagnosis(model, optimizer, gradients, loss))
@@ -42,58 +56,98 @@ def train_step(
 
 
 def loss_and_gradients(
-    model: Any, parameters: list, tokens: Any, targets: Any, rng: Any = None
-) -> tuple[float, list[Array]]:
-    """The mean loss over a batch and its gradients, computed on every core.
+    model: Any, parameters: list, tokens: Any, targets: Any, rng: Any = None, pieces: int | None = None
+) -> tuple[float, list[Array | None]]:
+    """The mean loss over a batch and its gradients, computed on every core; None for a parameter it does not reach.
 
     A mean over the batch is the weighted mean of the means over its pieces, and so is its gradient.
     """
+    tokens, targets = _checked_batch(model, tokens, targets, rng)
+    wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
+    most = integer("train_step: pieces", pieces, 1) if pieces is not None else _pieces_of(parameters)
+    n = min(len(tokens), most)
+    bounds = [len(tokens) * i // n for i in range(n + 1)]
+    # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
+    # cores. So the batches that are drawn after it are those of the records.
+    seed = None if rng is None else rng.integers(2**63, size=2)
+
+    def piece(start: int, stop: int) -> tuple[float, list]:
+        rows = None if seed is None else RowsOf(seed, start, stop - start)
+        loss = model.loss(tokens[start:stop], targets[start:stop], rows)
+        share, gradients = (stop - start) / len(tokens), [None] * len(parameters)
+        if loss.node is not None and wanted:
+            found = grad(loss, [parameters[i] for i in wanted], cotangent=share, unused="none")
+            for i, g in zip(wanted, found, strict=True):
+                gradients[i] = g
+        return loss.item() * share, gradients
+
+    with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
+        parts = in_parallel(piece, list(itertools.pairwise(bounds)))
+    loss, gradients = parts[0]
+    for other_loss, others in parts[1:]:
+        loss += other_loss
+        for i, (g, other) in enumerate(zip(gradients, others, strict=True)):
+            gradients[i] = _sum(g, other)
+    if all(g is None for g in gradients):
+        raise ValueError(
+            "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
+            "AdamW(model.parameters()) takes those that the model trains now"
+        )
+    return loss, gradients
+
+
+def _pieces_of(parameters: list) -> int:
+    return cores() if array_module(parameters[0].data) is np else 1  # a GPU is one large core
+
+
+def _sum(g: Array | None, other: Array | None) -> Array | None:
+    """Their sum, in the place of the first; a piece that does not reach a parameter adds nothing to its gradient."""
+    if g is None or other is None:
+        return other if g is None else g
+    g += other
+    return g
+
+
+def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any) -> tuple[Array, Array]:
+    """Tokens and targets as arrays (B, T), or an error that says what came."""
+    if not hasattr(model, "loss"):
+        raise TypeError(f"train_step: model is {described(model)}, expected one such as ml.load_model('base')")
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        why = "; a seed would drop out the same in every step" if isinstance(rng, int | np.integer) else ""
+        raise TypeError(f"train_step: rng = {described(rng)}, expected a numpy.random.Generator{why}")
     if rng is None and any(getattr(m, "dropout", 0) for _, m in model.named_modules()):
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
     tokens, targets = as_tokens(tokens), as_tokens(targets)
     if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
-    pieces = min(len(tokens), cores() if array_module(parameters[0].data) is np else 1)  # a GPU is one large core
-    bounds = [len(tokens) * i // pieces for i in range(pieces + 1)]
-    seeds = [None] * pieces if rng is None else rng.integers(2**63, size=pieces)
-
-    def piece(start: int, stop: int, seed: Any) -> tuple[float, list[Array]]:
-        dropout_rng = None if seed is None else np.random.default_rng(seed)
-        loss = model.loss(tokens[start:stop], targets[start:stop], dropout_rng)
-        if loss.node is None:
-            raise ValueError("train_step: the loss depends on no trainable parameter (adapter merged or disabled?)")
-        share = (stop - start) / len(tokens)
-        return loss.item() * share, grad(loss, parameters, cotangent=share)
-
-    parts = in_parallel(piece, list(zip(bounds, bounds[1:], seeds, strict=False)))
-    loss, gradients = parts[0]
-    for other_loss, others in parts[1:]:
-        loss += other_loss
-        for g, other in zip(gradients, others, strict=True):
-            g += other
-    return loss, gradients
+    return tokens, targets
 
 
-def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array], loss: float) -> str:
+def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
     """Which step and which parameter: what a person needs to know about a loss that is not finite."""
     # Values before gradients: one broken value breaks every gradient.
-    values = [(name, p.data) for name, p in model.named_parameters()]
     names = {id(p): name for name, p in model.named_parameters()}
-    values += [(names.get(id(p), "none"), g) for p, g in zip(optimizer.parameters, gradients, strict=True)]
-    culprit = next((name for name, array in values if not bool(array_module(array).isfinite(array).all())), "none")
+    pairs = zip(optimizer.parameters, gradients, strict=True)
+    broken = [p for p, g in pairs if g is not None and not bool(array_module(g).isfinite(g).all())]
+    culprit = model.first_not_finite() or next((names.get(id(p), "none") for p in broken), "none")
     return (
         f"training diverged at step {optimizer.steps + 1}: the loss is {loss}, the first parameter affected {culprit}; "
         f"the step was not taken. A lower learning rate than {optimizer.lr:g} or gradient clipping may help"
     )
 
 
-def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
+def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -> float:
     """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows.
 
-    Windows are of block_size whatever the model. Where virtual tokens take places, the last of each are scored, so that
-    models are compared on one text.
+    corpus: a Corpus, or what load_corpus takes. Windows are of block_size whatever the model. Where virtual tokens take
+    places, the last of each are scored, so that models are compared on one text. Raises FloatingPointError, with the
+    name of the parameter that is not finite, when the loss is not.
     """
+    if not hasattr(model, "loss"):
+        raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
+    corpus = as_corpus("evaluate", corpus)
     size = model.config.block_size
+    most = None if most is None else integer("evaluate: most", most, 1)
     windows = corpus.require(size).validation_windows(size, most)
     tokens, targets = (rows[:, size - model.context :] for rows in windows)  # (N, T)
 
@@ -104,7 +158,12 @@ def evaluate(model: Any, corpus: Corpus, most: int | None = None) -> float:
 
     starts = [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)]
     on_processor = array_module(model.parameters()[0].data) is np
-    return sum(in_parallel(piece, starts) if on_processor else [piece(*start) for start in starts]) / len(tokens)
+    loss = sum(in_parallel(piece, starts) if on_processor else [piece(*start) for start in starts]) / len(tokens)
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"evaluate: the loss is {loss}; {model.first_not_finite() or 'every parameter is finite'}"
+        )
+    return loss
 
 
 def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
@@ -115,15 +174,17 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
     """
     from tqdm import tqdm  # here, so that `import minilora` stays quick
 
+    if not isinstance(run, Run):
+        raise TypeError(f"train: got {described(run)}, expected a run: ml.Run(model, corpus, ml.Settings(steps=200))")
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
     s, corpus = run.settings, run.corpus.require(run.model.context)
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", ncols=79, leave=False)
     with bar, _stop_at_interrupt() as interrupt:
         if not run.validation["step"]:
             _evaluate(run)
         while run.step < s.steps and not interrupt.is_set():
-            run.optimizer.lr = cosine_schedule(run.step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-            tokens, targets = corpus.batch(s.batch_size, run.model.context, run.rng)
-            loss = train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
+            loss = _step(run, corpus)
             run.history["step"].append(run.step)
             run.history["loss"].append(round(loss, 5))
             if run.step % s.evaluate_every == 0 or run.step == s.steps:
@@ -138,9 +199,23 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
     return run
 
 
+def _step(run: Run, corpus: Corpus) -> float:
+    """The next batch's step. Where none is taken, the generator is set back: the batch will be the next one's."""
+    s, step, before = run.settings, run.step, run.rng.bit_generator.state
+    try:
+        run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
+        tokens, targets = corpus.batch(s.batch_size, run.model.context, run.rng)
+        return train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
+    except BaseException:
+        if run.step == step:
+            run.rng.bit_generator.state = before
+        raise
+
+
 def _evaluate(run: Run) -> None:
+    loss = evaluate(run.model, run.corpus, run.settings.evaluation_windows)
     run.validation["step"].append(run.step)
-    run.validation["loss"].append(round(evaluate(run.model, run.corpus, run.settings.evaluation_windows), 5))
+    run.validation["loss"].append(round(loss, 5))
 
 
 @contextlib.contextmanager

@@ -2,33 +2,67 @@
 
 NumPy lets other threads run during its loops and matrix products, so two threads on half a batch each also share the
 elementwise work, which BLAS threads do not.
+
+What the seed of a run promises:
+    the same machine and versions      the same bits: the gradients of the pieces are added in a fixed order
+    another number of cores            the same to rounding: sums are taken in another order, but each row of a batch
+                                       drops out what it did (`RowsOf`)
+    the same Settings(pieces=...)      the same bits, too, on any number of cores of one kind
+    another version of Python          another text: the built-in corpora are its own documentation, source and names
 """
 
+import _thread
+import contextlib
+import contextvars
 import functools
+import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
+
+import numpy as np
 
 
 @functools.cache
 def cores() -> int:
-    """The number of processors this process may use."""
+    """The number of processors this process may use; 1 where no thread can be started, as in a browser's Python."""
+    if not _threads():
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
-def _pool() -> Any:
-    # imported at the first step, so that `import minilora` stays quick
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(max(cores() - 1, 1), thread_name_prefix="minilora")
+def _threads() -> bool:
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError:  # "can't start new thread"
+        return False
+    return True
 
 
 @functools.cache
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController
+def _jobs(threads: int, of: object) -> SimpleQueue:
+    """The queue `of` some purpose, and threads that do what is put into it, started once; they end with the process.
 
-    return ThreadpoolController()
+    Made of what is a single instruction to Python's interpreter, so that a Ctrl-C leaves no lock half taken.
+    """
+    jobs: SimpleQueue = SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            jobs.get()()
+
+    with contextlib.suppress(RuntimeError):  # where no more threads can be started, those that are there do all
+        for _ in range(threads):
+            _thread.start_new_thread(serve, ())
+    return jobs
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_jobs.cache_clear)  # a forked process has none of its parent's threads
 
 
 def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
@@ -36,21 +70,156 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
 
     The calling thread is one of them, so that with two cores only one has to be woken.
     """
-    if len(pieces) == 1 or cores() == 1:
+    if len(pieces) <= 1 or cores() == 1:
         return [function(*piece) for piece in pieces]
-    left, results = iter(enumerate(pieces)), {}
+    left, results, errors = iter(enumerate(pieces)), {}, []
+    begun: list[bool] = []
+    ended: SimpleQueue = SimpleQueue()
 
     def work() -> None:
-        for i, piece in left:
-            results[i] = function(*piece)
-
-    with _blas().limit(limits=1, user_api="blas"):
-        others = [_pool().submit(work) for _ in range(min(cores(), len(pieces)) - 1)]
+        begun.append(True)
         try:
-            work()
+            for i, piece in left:
+                results[i] = function(*piece)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.put(True)
+
+    with blas_of_one_thread():
+        try:
+            for _ in range(min(cores(), len(pieces)) - 1):
+                _jobs(cores() - 1, in_parallel).put(functools.partial(contextvars.copy_context().run, work))
+            for i, piece in left:
+                results[i] = function(*piece)
         finally:
             list(left)  # after an error, or Ctrl-C, nobody begins another piece
-            errors = [other.exception() for other in others if not other.cancel()]  # waits for those that have begun
-    for error in filter(None, errors):
-        raise error
+            for _ in list(begun):  # waits for those that have begun; who has not will find nothing left
+                ended.get()
+    if errors:
+        raise errors.pop()
     return [results[i] for i in range(len(pieces))]
+
+
+def to_its_end(function: Callable[[], Any]) -> Any:
+    """function(), which is done or never begun: a Ctrl-C in the middle of it is raised when it has ended.
+
+    Python interrupts the main thread alone, so another one does the work, and the main thread waits.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _threads():
+        return function()
+    ticket, ended = [True], SimpleQueue()  # type: ignore[var-annotated]
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        if _taken(ticket):
+            try:
+                outcome.append((function(), None))
+            except BaseException as error:
+                outcome.append((None, error))
+            ended.put(True)
+
+    try:
+        _jobs(1, to_its_end).put(functools.partial(contextvars.copy_context().run, work))
+        ended.get()
+    except BaseException:  # Ctrl-C
+        if not _taken(ticket):  # too late for that: it has begun
+            while not outcome:
+                time.sleep(0.001)
+        raise
+    result, error = outcome.pop()
+    if error is not None:
+        raise error
+    return result
+
+
+def _taken(ticket: list) -> bool:
+    """Whether the one ticket is ours: of two threads that ask, one gets it."""
+    try:
+        ticket.pop()
+    except IndexError:
+        return False
+    return True
+
+
+_lock = threading.Lock()
+_inside: set[object] = set()  # the calls of in_parallel at work
+_before: list[tuple[Any, int]] = []  # the BLAS libraries, and how many threads each had before the first came
+
+
+@functools.cache
+def _blas() -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+@contextlib.contextmanager
+def blas_of_one_thread() -> Iterator[None]:
+    """The number is the whole process's: the first one in sets it to one, the last one out sets it back."""
+    call = object()
+    try:
+        with _lock:
+            _inside.add(call)
+            if not _before:
+                _before.extend([(library, library.num_threads) for library in _blas()])
+            for library, _ in _before:
+                _set_threads(library, 1)
+        yield
+    finally:
+        try:
+            _leave(call)
+        except BaseException:  # a Ctrl-C just now: once more, from the beginning
+            _leave(call)
+            raise
+
+
+def _leave(call: object) -> None:
+    with _lock:
+        _inside.discard(call)
+        for library, threads in _before:
+            if not _inside or getattr(library, "threading_layer", "") == "openmp":  # there each thread has a number
+                _set_threads(library, threads)
+        if not _inside:
+            _before.clear()
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    # threadpoolctl lets one thread set OpenBLAS's number and ignores the others; who may is said by our lock
+    clear = getattr(library, "clear_controlling_thread", lambda force: None)
+    clear(force=True)
+    library.set_num_threads(threads)
+    clear(force=True)
+
+
+class RowsOf(np.random.Generator):
+    """The generator of a piece of a batch: each of its rows draws what it would if the whole batch were drawn at once.
+
+    seed: two integers, the step's. The n-th call of `random` has the 2^64 draws from n 2^64 on for itself; there the
+    piece passes over the rows before its own, at no cost: PCG64 can `advance` by any number of draws (O'Neill 2014,
+    "PCG", section 4.3.1). All but `random` of an array of the batch's rows, (rows, ...) or (rows T, ...), is drawn by
+    the piece for itself.
+    """
+
+    def __init__(self, seed: Sequence[int], start: int, rows: int):
+        super().__init__(np.random.PCG64([*seed, 1 + start]))
+        self.seed, self.start, self.rows = seed, start, rows
+        self.words = np.random.PCG64(seed)  # of 64 bits, for the whole batch
+
+    def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+        """Uniform numbers in [0, 1): the piece's rows of the batch's."""
+        shape = np.atleast_1d(size).tolist() if size is not None else []
+        if out is not None or not shape or shape[0] % self.rows:
+            return super().random(size, dtype, out)
+        numbers = math.prod(shape) // self.rows  # in a row of the batch
+        in_word = 8 // np.dtype(dtype).itemsize
+        words = -(-numbers // in_word)  # for a row
+        self.words.advance(self.start * words)
+        drawn = np.random.Generator(self.words).random((self.rows, words * in_word), dtype)  # one too many where odd
+        self.words.advance(2**64 - (self.start + self.rows) * words)
+        return drawn[:, :numbers].reshape(shape)
+
+    @property
+    def shared(self) -> np.random.Generator:
+        """A generator that draws the same for every piece: for what stands before each row alike, as a prompt does."""
+        return np.random.default_rng([*self.seed, 0])

@@ -1,21 +1,56 @@
 """A run of training: what it is made of (a model, a text, settings), and what it has come to so far."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..adapters.lora_plus import lora_plus
-from .corpus import Corpus
+from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, two_betas
+from .corpus import Corpus, as_corpus
 from .optim import AdamW
+
+
+def _whole(least: int) -> Callable:
+    return lambda what, value: integer(what, value, least)
+
+
+def _real(bounds: Bounds) -> Callable:
+    return lambda what, value: number(what, value, bounds)
+
+
+def _or_none(rule: Callable) -> Callable:
+    return lambda what, value: None if value is None else rule(what, value)
+
+
+RULES: dict[str, Callable] = {  # what each setting may be
+    "steps": _whole(1),
+    "batch_size": _whole(1),
+    "lr": _real(NOT_NEGATIVE),
+    "warmup": _whole(0),
+    "floor": _real(SHARE),
+    "betas": two_betas,
+    "weight_decay": _real(NOT_NEGATIVE),
+    "max_norm": _or_none(_real(NORM)),
+    "evaluate_every": _whole(1),
+    "evaluation_windows": _or_none(_whole(1)),
+    "checkpoint_every": _whole(1),
+    "seed": _whole(0),
+    "lr_ratio": _real(POSITIVE),
+    "pieces": _or_none(_whole(1)),
+}
 
 
 @dataclass
 class Settings:
     """How to train: steps of batch_size windows, AdamW with warm-up and a cosine down to floor * lr, clipping.
 
-    evaluate_every: steps between evaluations, on at most evaluation_windows windows. seed: of batches and dropout.
-    lr_ratio: B's learning rate over A's (LoRA+); 1 is one rate for all.
+    max_norm: of the gradient, or None for no clipping. evaluate_every: steps between evaluations, on at most
+    evaluation_windows windows (None: all). seed: of batches and dropout. lr_ratio: B's learning rate over A's (LoRA+);
+    1 is one rate for all. pieces: how many a batch is split into, for the same bits on any number of cores (None: one
+    for each core; `parallel.py` says what is promised). Raises TypeError or ValueError for what makes no sense, now and
+    when a setting is changed.
     """
 
     steps: int = 200
@@ -25,31 +60,32 @@ class Settings:
     floor: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    max_norm: float = 1.0
+    max_norm: float | None = 1.0
     evaluate_every: int = 50
     evaluation_windows: int | None = 64
     checkpoint_every: int = 200
     seed: int = 0
     lr_ratio: float = 1.0
+    pieces: int | None = None
 
-    def __post_init__(self) -> None:
-        self.betas = (self.betas[0], self.betas[1])
-        for name in ("steps", "batch_size", "evaluate_every", "evaluation_windows", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Settings: {name} = {value}, expected 1 or more")
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in RULES:
+            raise AttributeError(f"Settings: there is no {name!r}; there are {', '.join(RULES)}")
+        object.__setattr__(self, name, RULES[name](f"Settings: {name}", value))
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A training run in progress or done: everything that a checkpoint holds.
 
-    history: {"step": [...], "loss": [...]} of the training batches; validation: {"step": [...], "loss": [...]}.
+    corpus: a Corpus, or what load_corpus takes. history: {"step": [...], "loss": [...]} of the training batches;
+    validation: {"step": [...], "loss": [...]}. Raises ValueError for a model that trains nothing, or with a number that
+    is not finite, which it names.
     """
 
     model: Any
     corpus: Corpus
-    settings: Settings
+    settings: Settings = field(default_factory=Settings)
     optimizer: AdamW = field(init=False)
     rng: np.random.Generator = field(init=False)
     history: dict[str, list] = field(default_factory=lambda: {"step": [], "loss": []})
@@ -58,6 +94,13 @@ class Run:
 
     def __post_init__(self) -> None:
         s = self.settings
+        if not isinstance(s, Settings):
+            raise TypeError(f"Run: settings is {described(s)}, expected ml.Settings(steps=200)")
+        if not hasattr(self.model, "named_parameters"):
+            raise TypeError(f"Run: model is {described(self.model)}, expected one such as ml.load_model('base')")
+        if broken := self.model.first_not_finite():
+            raise ValueError(f"Run: {broken}, which training would spread")
+        self.corpus = as_corpus("Run", self.corpus)
         parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
         self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
         self.rng = np.random.default_rng(s.seed)
@@ -66,3 +109,8 @@ class Run:
     def step(self) -> int:
         """Steps taken so far."""
         return self.optimizer.steps
+
+    def __repr__(self) -> str:
+        loss = f", validation loss {self.validation['loss'][-1]:.3f}" if self.validation["loss"] else ""
+        model = f"{type(self.model).__name__} on {self.corpus.name!r}"
+        return f"Run({model}, step {self.step} of {self.settings.steps}{loss})"

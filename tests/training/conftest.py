@@ -1,5 +1,10 @@
 """A small text and a small model for the tests of training."""
 
+import contextlib
+import itertools
+import signal
+import sys
+
 import numpy as np
 import pytest
 
@@ -33,3 +38,66 @@ def make_model():
         return ml.add_lora(model, lora, rng=1) if lora else model
 
     return make
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt in the calling thread where its n-th line of minilora begins."""
+
+    def __init__(self, n: int):
+        self.left = n
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self)
+
+    def __exit__(self, *error):
+        sys.settrace(self.before)
+
+    def __call__(self, frame, event, argument):
+        if "minilora" not in frame.f_code.co_filename.split("tests")[0]:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.fixture
+def interrupted_at_every_line():
+    """A function that calls another one many times, interrupted one line later each time, until it comes through."""
+
+    def tries(function, step: int = 1):
+        for n in itertools.count(1, step):
+            try:
+                with _Interrupt(n):
+                    function()
+            except KeyboardInterrupt:
+                yield n
+            else:
+                return
+
+    return tries
+
+
+@pytest.fixture
+def interrupted_at_random():
+    """A function that calls another one many times, interrupted after at most so many seconds, as Ctrl-C would."""
+
+    def tries(function, times: int, seconds: float):
+        def interrupt(number, frame):
+            raise KeyboardInterrupt
+
+        rng, before = np.random.default_rng(0), signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for _ in range(times):
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, seconds))
+                    function()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return tries

@@ -1,13 +1,16 @@
 """The loop: a step is the mathematics of a step, a seed is its bits, and trouble ends in words."""
 
+import copy
 import math
 import re
 import signal
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import minilora as ml
+from minilora.training import loop, parallel
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.corpus import Corpus
 from minilora.training.loop import loss_and_gradients
@@ -91,6 +94,79 @@ def test_pieces_of_a_batch_drop_out_differently(make_model):
     assert both != one
 
 
+PLACES = {  # every method that drops something out, beside the model's own: embeddings, attention, residuals
+    "the model": None,
+    "lora": ml.LoRAConfig(rank=2, target_modules="*", dropout=0.1, init="gaussian"),
+    "dora": ml.DoRAConfig(rank=2, target_modules=("q_proj", "up_proj"), dropout=0.1),
+    "prompt": ml.PromptConfig(tokens=3),
+    "prefix": ml.PrefixConfig(tokens=3),
+    "qlora": ml.LoRAConfig(rank=2, target_modules="*", dropout=0.1, init="gaussian"),
+}
+
+
+def with_dropout(make_model, place, dtype="float32"):
+    model = make_model(dtype, dropout=0.1)
+    if place == "qlora":
+        ml.quantize_model(model, "nf4", block=16)
+    return model if PLACES[place] is None else ml.add_adapter(model, PLACES[place], rng=1)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_however_many_pieces_each_row_drops_out_the_same(make_model, place):
+    """The same loss and gradients to rounding, and the same numbers drawn, so that the next batch is the same."""
+    model = with_dropout(make_model, place, "float64")
+    parameters = model.parameters(trainable=True)
+    tokens, targets = batch(7, model.context)  # seven rows divide into no number of pieces
+    rng = np.random.default_rng(3)
+    loss, gradients = loss_and_gradients(model, parameters, tokens, targets, rng, pieces=1)
+    assert loss != loss_and_gradients(model, parameters, tokens, targets, np.random.default_rng(4), pieces=1)[0]
+    for pieces in (2, 3, 7, 16):
+        other = np.random.default_rng(3)
+        other_loss, gs = loss_and_gradients(model, parameters, tokens, targets, other, pieces=pieces)
+        assert math.isclose(other_loss, loss, rel_tol=1e-13)
+        for g, e in zip(gs, gradients, strict=True):
+            assert np.abs(g - e).max() <= 1e-13 * max(np.abs(e).max(), 1e-3)
+        assert other.bit_generator.state == rng.bit_generator.state
+
+
+def test_after_many_steps_any_number_of_cores_agrees(make_model, corpus, monkeypatch):
+    """The relative distance of LoRA's weights, from rounding alone; another seed is a third of their length away."""
+
+    def trained(count, seed=0):
+        monkeypatch.setattr(loop, "cores", lambda: count)
+        model = make_model(dropout=0.1, lora=ml.LoRAConfig(rank=4, dropout=0.1))
+        run = run_of(model, corpus, steps=25, batch_size=16, lr=1e-2, seed=seed)
+        ml.train(run, progress=False)
+        return np.concatenate([p.data.ravel() for p in run.optimizer.parameters])
+
+    one = trained(1)
+    distance = lambda other: np.linalg.norm(other - one) / np.linalg.norm(one)
+    assert max(distance(trained(count)) for count in (2, 5, 16)) < 5e-7
+    assert distance(trained(1, seed=1)) > 0.2
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 8, 16])
+def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(make_model, corpus, pieces, monkeypatch):
+    results = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(loop, "cores", lambda count=count: count)
+        monkeypatch.setattr(parallel, "cores", lambda count=count: count)
+        run = run_of(make_model(dropout=0.1, lora=LORA), corpus, batch_size=16, pieces=pieces)
+        with threadpool_limits(1 if count == 1 else None, "blas"):  # a single core's BLAS has one thread
+            results.append(bits(ml.train(run, progress=False)))
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_step_draws_two_words_whatever_the_batch(make_model):
+    """As many as two pieces of two cores drew when the committed records were made: their batches come again."""
+    model, expected = make_model(), np.random.default_rng(5)
+    expected.integers(2**63, size=2)
+    for b, pieces in ((1, None), (8, 2), (8, 5)):
+        rng = np.random.default_rng(5)
+        ml.train_step(model, ml.AdamW(model.parameters()), *batch(b), rng, pieces=pieces)
+        assert rng.bit_generator.state == expected.bit_generator.state
+
+
 def test_dropout_needs_a_generator(make_model):
     for model in (make_model(dropout=0.1), make_model(lora=ml.LoRAConfig(rank=2, dropout=0.1))):
         optimizer = ml.AdamW(model.named_parameters())
@@ -110,6 +186,202 @@ def test_a_merged_or_disabled_adapter_leaves_nothing_to_train(make_model):
     ml.unmerge_lora(model)
     assert optimizer.steps == 0
     ml.train_step(model, optimizer, *batch(4))
+
+
+# What the loss does not reach
+
+
+def test_an_optimiser_of_another_model_is_refused(make_model):
+    model, other = make_model(), make_model(rng=1)
+    before = {**model.state_dict(), **{f"other.{k}": v for k, v in other.state_dict().items()}}
+    message = r"train_step: the loss depends on no trainable parameter .* AdamW\(model\.parameters\(\)\) takes those"
+    for optimizer in (ml.AdamW(other.parameters()), ml.SGD(other.named_parameters(), momentum=0.9)):
+        with pytest.raises(ValueError, match=message):
+            ml.train_step(model, optimizer, *batch(4))
+        assert optimizer.steps == 0
+    for name, array in {**model.state_dict(), **{f"other.{k}": v for k, v in other.state_dict().items()}}.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_run_whose_adapter_was_removed_is_refused(make_model, corpus):
+    model = make_model(lora=LORA)
+    run = run_of(model, corpus)
+    ml.remove_lora(model)
+    with pytest.raises(ValueError, match="train_step: the loss depends on no trainable parameter"):
+        ml.train(run, progress=False)
+    assert run.step == 0 and not run.history["step"]
+    assert run.rng.bit_generator.state == np.random.default_rng(0).bit_generator.state  # the batch is still to come
+
+
+def test_training_one_adapter_leaves_the_other_as_it_is(make_model):
+    """Neither momentum nor decay moves it, and its own steps are counted apart."""
+    model = make_model(lora=LORA)
+    ml.add_lora(model, ml.LoRAConfig(rank=3), rng=2, name="b")
+    b = [p for p in model.parameters(trainable=True)]
+    ml.set_adapter(model, "default")
+    a = [p for p in model.parameters(trainable=True)]
+    for optimizer in (ml.AdamW([*a, *b], weight_decay=0.5), ml.SGD([*a, *b], momentum=0.9, weight_decay=0.5)):
+        for i in range(3):
+            ml.train_step(model, optimizer, *batch(4, rng=i))
+        kept = [p.data.copy() for p in a], [s[: len(a)] for s in map(list, optimizer.state.values())]
+        ml.set_adapter(model, "b")
+        moved = [p.data.copy() for p in b]
+        ml.train_step(model, optimizer, *batch(4))
+        for p, before in zip(a, kept[0], strict=True):
+            np.testing.assert_array_equal(p.data, before)
+        assert any((p.data != before).any() for p, before in zip(b, moved, strict=True))
+        assert optimizer.ages == [3] * len(a) + [1] * len(b)
+        assert optimizer.steps == 4
+        ml.set_adapter(model, "default")
+
+
+class TwoTables(ml.nn.module.Module):
+    """A loss whose even rows reach one table, and odd rows the other."""
+
+    def __init__(self):
+        self.even, self.odd = (ml.Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+
+    def loss(self, tokens, targets, rng=None):
+        return sum((self.odd if row[0] % 2 else self.even)[row].sum() for row in tokens) / len(tokens)
+
+
+def test_a_parameter_may_be_reached_in_one_piece_only():
+    model = TwoTables()
+    tokens = np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
+    for rows, reached in (([0, 1, 2, 3], (True, True)), ([0, 2], (True, False)), ([1, 3], (False, True))):
+        for pieces in (1, 2, 4):
+            _, gradients = loss_and_gradients(model, model.parameters(), tokens[rows], tokens[rows], pieces=pieces)
+            expected = ml.grad(model.loss(tokens[rows], None), model.parameters(), unused="none")
+            assert tuple(g is not None for g in gradients) == reached
+            for g, e in zip(gradients, expected, strict=True):
+                assert (g is None and e is None) or np.allclose(g, e, rtol=1e-15)
+    optimizer = ml.AdamW(model.parameters(), weight_decay=0.5)
+    ml.train_step(model, optimizer, tokens[[1, 3]], tokens[[1, 3]], max_norm=0.1, pieces=2)
+    np.testing.assert_array_equal(model.even.data, np.ones(3))
+    assert (model.odd.data != 1).all()
+
+
+def test_what_was_frozen_since_the_optimiser_was_made_stays(make_model):
+    model = make_model()
+    optimizer = ml.AdamW(model.parameters(), weight_decay=0.5)
+    model.wte.weight.requires_grad = False
+    before = model.wte.weight.data.copy()
+    ml.train_step(model, optimizer, *batch(4))
+    np.testing.assert_array_equal(model.wte.weight.data, before)
+    for p in model.parameters():
+        p.requires_grad = False
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        ml.train_step(model, optimizer, *batch(4))
+
+
+# Interrupts
+
+
+def snapshot(model, optimizer):
+    state = {**model.state_dict(), **{f"optimizer.{k}": np.asarray(v) for k, v in optimizer.state_dict().items()}}
+    return {name: array.tobytes() for name, array in state.items()}
+
+
+@pytest.mark.parametrize("make", [ml.AdamW, lambda p: ml.SGD(p, momentum=0.9)], ids=["AdamW", "SGD"])
+def test_an_update_interrupted_at_any_line_is_done_or_not_begun(make_model, make, interrupted_at_every_line):
+    model = make_model(lora=LORA)
+    optimizer = make(model.named_parameters())
+    _, gradients = loss_and_gradients(model, optimizer.parameters, *batch(4))
+    twin = copy.deepcopy((model, optimizer))
+    states = [snapshot(*twin)]
+    for _ in interrupted_at_every_line(lambda: optimizer.step(gradients)):
+        now = snapshot(model, optimizer)
+        if now != states[-1]:
+            twin[1].step(gradients)
+            states.append(snapshot(*twin))
+        assert now == states[-1]
+    assert len(states) > 3  # some were done, and some not begun
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_a_step_interrupted_at_random_is_done_or_not_begun(make_model, interrupted_at_random):
+    model = make_model(lora=LORA)
+    optimizer = ml.AdamW(model.named_parameters())
+    tokens, targets = batch(4)
+    twin = copy.deepcopy((model, optimizer))
+    states = [snapshot(*twin)]
+    for _ in interrupted_at_random(lambda: ml.train_step(model, optimizer, tokens, targets), 150, 4e-3):
+        now = snapshot(model, optimizer)
+        if now != states[-1]:
+            ml.train_step(*twin, tokens, targets)
+            states.append(snapshot(*twin))
+        assert now == states[-1]
+    ml.train_step(model, optimizer, tokens, targets)
+
+
+# Arguments that make no sense
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"optimizer": [1, 2]}, TypeError, r"train_step: optimizer is a list, expected ml\.AdamW"),
+        ({"optimizer": None}, TypeError, "train_step: optimizer is None"),
+        ({"model": "base"}, TypeError, r"train_step: model is 'base', expected one such as ml\.load_model\('base'\)"),
+        ({"rng": 3}, TypeError, r"train_step: rng = 3, expected a numpy\.random\.Generator; a seed would drop out the"),
+        ({"rng": np.random.RandomState(0)}, TypeError, "train_step: rng = a RandomState, expected"),
+        ({"max_norm": -1.0}, ValueError, r"train_step: max_norm = -1\.0, expected 0 or more"),
+        ({"max_norm": "1"}, TypeError, "train_step: max_norm = '1'"),
+        ({"max_norm": float("nan")}, ValueError, "train_step: max_norm = nan"),
+        ({"pieces": 0}, ValueError, "train_step: pieces = 0, expected 1 or more, an integer"),
+        ({"pieces": 2.0}, ValueError, "train_step: pieces = 2.0"),
+        ({"pieces": True}, TypeError, "train_step: pieces = True"),
+    ],
+)
+def test_wrong_arguments_of_a_step(make_model, change, error, message):
+    model = make_model()
+    tokens, targets = batch(4)
+    arguments = {"model": model, "optimizer": ml.AdamW(model.parameters()), "tokens": tokens, "targets": targets}
+    before = model.state_dict()
+    with pytest.raises(error, match=message):
+        ml.train_step(**{**arguments, **change})
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("odd", [None, 3, "unicode-names", ml.Tensor([1.0]), [1, 2], {}], ids=repr)
+def test_odd_things_to_train_or_evaluate(make_model, corpus, odd):
+    with pytest.raises(TypeError, match=r"train: got .*, expected a run: ml\.Run"):
+        ml.train(odd)
+    with pytest.raises(TypeError, match=r"evaluate: model is .*, expected one such as"):
+        ml.evaluate(odd, corpus)
+    if not isinstance(odd, str):
+        with pytest.raises(TypeError, match=r"evaluate: corpus is .*, expected one such as ml\.load_corpus"):
+            ml.evaluate(make_model(), odd)
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, True, "all", float("nan")])
+def test_odd_numbers_of_windows(make_model, corpus, most):
+    with pytest.raises((TypeError, ValueError), match=r"evaluate: most = .*, expected 1 or more, an integer"):
+        ml.evaluate(make_model(), corpus, most)
+
+
+def test_a_corpus_may_be_given_by_its_name(make_model, text_path, corpus):
+    assert ml.evaluate(make_model(), str(text_path)) == ml.evaluate(make_model(), corpus)
+    assert ml.evaluate(make_model(), text_path, np.int64(3)) == ml.evaluate(make_model(), corpus, 3)
+    with pytest.raises(FileNotFoundError, match="no corpus and no file 'unicode'"):
+        ml.evaluate(make_model(), "unicode")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_evaluating_what_is_not_finite_names_the_parameter(make_model, corpus, value):
+    model = make_model(lora=LORA)
+    model.blocks[1].attn.k_proj.lora_B.data[2, 1] = value
+    with pytest.raises(FloatingPointError, match=r"the loss is nan; blocks\.1\.attn\.k_proj\.lora_B: entry \(2, 1\)"):
+        ml.evaluate(model, corpus)
+
+
+def test_a_folder_in_the_place_of_the_checkpoint_is_refused_before_anything_happens(make_model, corpus, tmp_path):
+    run = run_of(make_model(), corpus)
+    with pytest.raises(IsADirectoryError, match=r"train: checkpoint = .* is a folder"):
+        ml.train(run, tmp_path, progress=False)
+    assert run.step == 0
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """Pieces on a pool of threads: results in order, errors out, BLAS as it was."""
 
+import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 import minilora as ml
-from minilora.training.parallel import cores, in_parallel
+from minilora.training import parallel
+from minilora.training.parallel import RowsOf, cores, in_parallel, to_its_end
 
 
 def blas_threads() -> list[int]:
@@ -85,3 +92,214 @@ def test_16_losses_over_shared_parameters_have_the_bits_of_one_after_another():
     for together, alone in zip(in_parallel(gradients, [(i,) for i in range(16)]), one_by_one, strict=True):
         for g, expected in zip(together, alone, strict=True):
             np.testing.assert_array_equal(g, expected)
+
+
+# BLAS, which belongs to the whole process
+
+
+@pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
+def test_the_last_of_overlapping_calls_gives_blas_its_threads_back():
+    """The first one out would set what it found, the second one what the first had set: one thread for good."""
+    before = blas_threads()
+    inside, go_on = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def call(i):
+        in_parallel(lambda j: (inside[i].set(), go_on[i].wait(10)), [(0,), (1,)])
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for i in range(2):
+        threads[i].start()
+        assert inside[i].wait(10)
+    for i in range(2):  # the first in is the first out
+        assert set(blas_threads()) == {1}
+        go_on[i].set()
+        threads[i].join(10)
+    assert blas_threads() == before
+
+
+@pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
+def test_many_calls_at_once_leave_blas_as_it_was():
+    before = blas_threads()
+
+    def train(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            in_parallel(time.sleep, [(rng.uniform(0, 2e-3),) for _ in range(3)])
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert blas_threads() == before
+
+
+def test_what_a_context_says_holds_in_every_piece():
+    """np.errstate and the like are of a context, which threads do not share by themselves."""
+    meeting = threading.Barrier(min(cores(), 2))
+
+    def state(i):
+        meeting.wait(10)
+        return np.geterr()["over"]
+
+    with np.errstate(over="raise"):
+        assert in_parallel(state, [(i,) for i in range(2)]) == ["raise"] * 2
+        assert to_its_end(lambda: np.geterr()["over"]) == "raise"
+
+
+# Processors
+
+
+def cores_anew():
+    parallel._threads.cache_clear()
+    return cores.__wrapped__()
+
+
+def test_cores_where_there_is_no_affinity(monkeypatch):
+    """Only Linux says which processors a process may use."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert cores_anew() == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores_anew() == 1
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    assert cores_anew() == 3
+
+
+WITHOUT_THREADS = """
+import _thread, numpy as np, minilora as ml
+
+def refuse(*_): raise RuntimeError("can't start new thread")
+_thread.start_new_thread = refuse
+model = ml.GPT(ml.GPTConfig(11, 6, 1, 2, 8, dropout=0.1))
+tokens = np.arange(24).reshape(4, 6) % 11
+optimizer = ml.AdamW(model.parameters())
+for _ in range(2):
+    ml.train_step(model, optimizer, tokens, tokens, np.random.default_rng(0))
+print(optimizer.steps, ml.training.parallel.cores())
+"""
+
+
+def test_where_no_thread_can_be_started_there_is_one_core():
+    """As in Python compiled for a browser."""
+    child = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True, timeout=60)
+    assert (child.stdout, child.stderr) == ("2 1\n", "")
+
+
+FORKED = """
+import os, numpy as np, minilora as ml, minilora.training.parallel as parallel
+
+def step():
+    model = ml.GPT(ml.GPTConfig(11, 6, 1, 2, 8))
+    tokens = np.arange(24).reshape(4, 6) % 11
+    return ml.train_step(model, ml.AdamW(model.parameters()), tokens, tokens)
+
+loss = step()
+child = os.fork()
+if child == 0:
+    os._exit(0 if step() == loss else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_trains_with_threads_of_its_own():
+    """It has none of its parent's: to wait for one of them would be for ever."""
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (child.stdout, child.stderr) == ("0\n", "")
+
+
+# Done or not begun
+
+
+def test_an_interrupt_at_any_line_finds_the_work_done_or_not_begun(interrupted_at_every_line):
+    counts = []
+
+    def slow():
+        counts[-1] += 1
+        time.sleep(0.002)
+        counts[-1] += 1
+
+    for _ in interrupted_at_every_line(lambda: (counts.append(0), to_its_end(slow))):
+        now = counts[-1]
+        time.sleep(0.003)  # what was not begun must not begin now
+        assert now == counts[-1]
+        assert now in (0, 2)
+    assert {0, 2} == set(counts)
+
+
+@pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
+def test_interrupts_at_random_moments_leave_blas_as_it_was(interrupted_at_random):
+    before, pieces = blas_threads(), [(0,), (1,), (2,)]
+    for _ in interrupted_at_random(lambda: in_parallel(lambda i: i, pieces), 300, 200e-6):
+        assert blas_threads() == before
+    assert in_parallel(lambda i: i, pieces) == [0, 1, 2]
+
+
+def test_what_is_done_to_its_end_returns_and_raises():
+    assert to_its_end(lambda: 7) == 7
+    with pytest.raises(KeyError, match="seven"):
+        to_its_end(lambda: {}["seven"])
+    assert in_parallel(lambda i: to_its_end(lambda: i), [(0,), (1,), (2,)]) == [0, 1, 2]
+    assert to_its_end(lambda: to_its_end(lambda: 7)) == 7
+
+
+# The rows of a batch
+
+
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 9),
+    st.lists(st.integers(0, 9), max_size=4),
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 5), max_size=3), st.sampled_from(["float32", "float64"]), st.booleans())
+    ),
+)
+def test_any_cut_of_a_batch_draws_what_the_whole_one_does(seed, total, cuts, draws):
+    """Of any shape, an odd number of entries or none; several draws one after another; rows alone, or rows by T."""
+    bounds = sorted({0, total, *(cut for cut in cuts if cut < total)})
+    pieces = [(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def all_draws(pieces):
+        rngs = [RowsOf([seed, 1], start, stop - start) for start, stop in pieces]
+        return [
+            np.concatenate([rng.random(((2 if flat else 1) * rng.rows, *shape), dtype) for rng in rngs])
+            for shape, dtype, flat in draws
+        ]
+
+    for cut, whole in zip(all_draws(pieces), all_draws([(0, total)]), strict=True):
+        np.testing.assert_array_equal(cut, whole)
+
+
+def test_rows_draw_uniform_numbers_that_differ():
+    for dtype, shape in (("float32", (4, 3, 333)), ("float64", (4, 1000))):
+        rng = RowsOf([3, 4], 2, 4)
+        drawn = np.stack([rng.random(shape, dtype).reshape(4, -1) for _ in range(5)])  # (5, 4, 1000)
+        assert drawn.dtype == dtype
+        assert len(np.unique(drawn)) > 0.99 * drawn.size
+        assert abs(drawn.mean() - 0.5) < 0.01
+        assert ((drawn >= 0) & (drawn < 1)).all()
+        sure = np.corrcoef(drawn.reshape(20, -1))
+        assert np.abs(sure - np.eye(20)).max() < 0.15  # no row repeats another, nor a draw the one before
+
+
+def test_what_belongs_to_no_row_is_shared_or_of_the_piece():
+    one, other = RowsOf([5, 6], 0, 4), RowsOf([5, 6], 4, 4)
+    assert one.shared.random() == other.shared.random()
+    assert one.normal() != other.normal()
+    assert one.random() != other.random()
+    assert (one.random((3, 5)) != other.random((3, 5))).all()  # three are no rows of a piece of four
+    assert isinstance(one, np.random.Generator)
+
+
+@pytest.mark.parametrize("total", [1, 5, 16])
+def test_whole_batch_is_drawn_by_pcg64_one_row_after_another(total):
+    """Nothing but NumPy's own stream: float32 takes half a draw of 64 bits, and a row begins with a whole one."""
+    stream = np.random.Generator(np.random.PCG64([7, 8]))
+    whole = stream.random((total, 6), "float32")
+    np.testing.assert_array_equal(RowsOf([7, 8], 0, total).random((total, 6), "float32"), whole)
+    if total > 2:
+        np.testing.assert_array_equal(RowsOf([7, 8], 2, total - 2).random((total - 2, 6), "float32"), whole[2:])
