@@ -7,7 +7,7 @@ import numpy as np
 
 import minilora as ml
 
-from ..training.corpus import VOCABULARY
+from ..training.corpus import count_foreign, plain
 from .models import load_adapted, load_model
 from .options import BACKEND, MODEL, QUANTIZE, SEED, command, number, option, whole
 
@@ -30,9 +30,8 @@ def generate(args: argparse.Namespace) -> int:
     """Continue a text, character by character."""
     adapted = args.adapter is not None
     model = load_adapted(args.model, args.quantize, args.adapter) if adapted else load_model(args.model, args.quantize)
-    prompt = args.prompt or "\n"  # a model needs a character to start from; a new line is the start of one
-    foreign = sum(c not in VOCABULARY for c in prompt)
-    if foreign:
+    prompt = plain(args.prompt) or "\n"  # a model needs a character to start from; a new line is the start of one
+    if foreign := count_foreign(prompt):
         warnings.warn(f"the prompt has {foreign} characters outside the vocabulary; they read '?'", stacklevel=1)
     tokens = np.tile(ml.encode(prompt), (args.samples, 1))  # (B, T)
     texts = model.generate(tokens, args.tokens, args.temperature, args.top_k, rng=args.seed)

@@ -22,6 +22,18 @@ from .checks import described
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
 PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
 
+# What an editor or a word processor makes of ASCII, back in ASCII. Built-in corpora are read as they are.
+ALIKE = str.maketrans(
+    {"\t": "    ", "…": "..."}
+    | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+    | dict.fromkeys("\u00a0\u2002\u2003\u2009\u202f", " ")
+    | dict.fromkeys("\u00ad\u200b\ufeff", "")
+    | dict.fromkeys("\r\u2028\u2029", "\n")
+)
+MUCH, TOO_MUCH = 0.1, 0.5  # shares of characters that the model has not
+
 _BEYOND = 0x7F  # no character of the vocabulary: stands for all that follow
 _number_of = np.full(_BEYOND + 1, -1, dtype=np.int16)  # code point -> token
 _number_of[[ord(c) for c in VOCABULARY]] = np.arange(len(VOCABULARY))
@@ -33,6 +45,16 @@ def encode(text: str) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
     tokens = _number_of[np.minimum(codes, _BEYOND)]
     return np.where(tokens < 0, _UNKNOWN, tokens).astype(np.int64)
+
+
+def plain(text: str) -> str:
+    """The text with tabs as four spaces, and typographic quotes, dashes and spaces as ASCII has them."""
+    return text.replace("\r\n", "\n").translate(ALIKE)
+
+
+def count_foreign(text: str) -> int:
+    """How many characters are outside the vocabulary, and would read '?'."""
+    return len(text) - len(re.findall(r"[\n -~]", text))
 
 
 def decode(tokens: np.ndarray) -> str:
@@ -95,20 +117,19 @@ class Corpus:
 def load_corpus(name_or_path: str | os.PathLike) -> Corpus:
     """The corpus 'python-docs', 'python-code' or 'unicode-names', or the text of a UTF-8 file.
 
-    Warns once when characters outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a
-    corpus nor a file, and ValueError for a file that is empty or no text.
+    A file's tabs, typographic quotes and dashes are read as ASCII has them (`plain`). Warns once when characters
+    outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a corpus nor a file, and
+    ValueError for a file that is empty, no text, or for the most part in another alphabet.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(f"load_corpus: got {described(name_or_path)}, expected {', '.join(BUILT_IN)}, or a file's path")
     name = os.fspath(name_or_path)
-    text = BUILT_IN[name]() if name in BUILT_IN else _read(Path(name))
+    text = BUILT_IN[name]() if name in BUILT_IN else plain(_read(Path(name)))
     if not text.strip():
         raise ValueError(f"corpus {name!r} is empty")
-    replaced = len(text) - len(re.findall(r"[\n -~]", text))
+    replaced = count_foreign(text)
     if replaced and name not in BUILT_IN:
-        warnings.warn(
-            f"{name}: {replaced:,} of {len(text):,} characters are outside the vocabulary and read '?'", stacklevel=2
-        )
+        _warn_of_foreign(name, replaced, len(text))
     return Corpus(name, *_split(encode(text)), replaced)
 
 
@@ -119,6 +140,18 @@ def as_corpus(caller: str, corpus: Any) -> Corpus:
     if isinstance(corpus, str | os.PathLike):
         return load_corpus(corpus)
     raise TypeError(f"{caller}: corpus is {described(corpus)}, expected one such as ml.load_corpus('unicode-names')")
+
+
+def _warn_of_foreign(name: str, replaced: int, total: int) -> None:
+    share = replaced / total
+    said = f"{name}: {replaced:,} of {total:,} characters are outside the vocabulary and read '?'"
+    if share > TOO_MUCH:
+        raise ValueError(
+            f"{name}: {share:.0%} of its characters are outside the vocabulary (newline and printable ASCII): a model "
+            "would learn to write question marks; transliterate the text first, say with iconv -t ascii//TRANSLIT"
+        )
+    more = f": {share:.0%}, which the model will learn to write" if share > MUCH else ""
+    warnings.warn(said + more, stacklevel=3)
 
 
 def _split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.training import corpus as corpora
 from minilora.training.corpus import PAGE, VOCABULARY, Corpus
 
 BUILT_IN = ["python-docs", "unicode-names", pytest.param("python-code", marks=pytest.mark.slow)]
@@ -105,11 +106,49 @@ def test_every_character_is_in_exactly_one_part(tmp_path, length):
 def test_replaced_characters_are_counted_and_said_once(tmp_path):
     path = tmp_path / "french.txt"
     path.write_text("Élève à l'été, plain\ttext. " * 10, encoding="utf-8")
-    with pytest.warns(UserWarning, match=r"60 of 270 characters are outside the vocabulary") as said:
+    with pytest.warns(UserWarning, match=r"50 of 300 .* read '\?': 17%, which") as said:
         corpus = ml.load_corpus(path)
     assert len(said) == 1
-    assert corpus.replaced == 60
-    assert ml.decode(np.concatenate([corpus.train, corpus.validation])).count("?") == 60
+    assert corpus.replaced == 50
+    assert ml.decode(np.concatenate([corpus.train, corpus.validation])).count("?") == 50
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_an_editor_makes_of_ascii_is_ascii_again(tmp_path):
+    path = tmp_path / "typographic.txt"
+    path.write_text("“It’s”\u00a0a\u2009dash – or\u2014two …\tand «more» \u2212 soft\u00adly\n" * 20, encoding="utf-8")
+    tokens = np.concatenate([(corpus := ml.load_corpus(path)).train, corpus.validation])
+    assert corpus.replaced == 0
+    assert sorted(ml.decode(tokens)) == sorted('"It\'s" a dash - or-two ...    and "more" - softly\n' * 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("Ἐν ἀρχῇ ἦν ὁ Λόγος, ", "[678][0-9]"), ("太初有道，道與神同在。\n", "9[0-9]")]
+)
+def test_a_text_in_another_alphabet_is_refused(text, share, tmp_path):
+    path = tmp_path / "other.txt"
+    path.write_text(text * 40, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"other.txt: {share}% of its characters .* iconv"):
+        ml.load_corpus(path)
+
+
+@pytest.mark.parametrize(("foreign", "said"), [(10, "read '\\?'$"), (11, ": 11%"), (50, ": 50%"), (51, None)])
+def test_how_much_is_foreign_decides_what_is_said(foreign, said, tmp_path):
+    """At a tenth the plain count, above it the share, above a half no."""
+    path = tmp_path / "mixed.txt"
+    path.write_text("é" * foreign + "e" * (100 - foreign), encoding="utf-8")
+    with pytest.warns(UserWarning, match=said) if said else pytest.raises(ValueError):
+        ml.load_corpus(path)
+
+
+def test_the_built_in_corpora_are_read_as_they_are():
+    """Their tabs and quotes count as replaced, so that records made from them stay what they are."""
+    text = corpora.BUILT_IN["python-code"]()
+    assert (
+        ml.load_corpus("python-code").replaced
+        == corpora.count_foreign(text)
+        > corpora.count_foreign(corpora.plain(text))
+    )
 
 
 def test_plain_text_warns_of_nothing(text_path):
