@@ -1,14 +1,14 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..autograd.backend import Array, array_module, to_numpy
+from ..autograd.backend import array_module, to_numpy
 from ..autograd.tensor import Tensor
 from ..nn.gpt import GPT
 from ..nn.module import in_precision
@@ -146,28 +146,27 @@ def fill(parameters: dict[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
             raise ValueError(f"{name}: {error}") from None
 
 
-def adapters_state(model: Any) -> tuple[dict[str, Any], dict[str, Array]]:
-    """All adapters of a model, to be written beside its base: (a JSON-able header, {"name:parameter": array}).
+def adapters_state(model: Any, names: Sequence[str] = (), caller: str = "adapters_state") -> tuple[dict, dict]:
+    """Adapters of a model, to be written beside its base: (a JSON-able header, {"name:parameter": array}).
 
-    What only training needs is in it. Raises ValueError while one is merged or disabled, or a rows_use block is open.
+    names: which; by default all. What only training needs is in it. Raises ValueError while one is merged or disabled,
+    or a rows_use block is open.
     """
-    state = changeable(model, "adapters_state")
-    refuse_merged(state, "adapters_state")
+    state = changeable(model, caller)
+    refuse_merged(state, caller)
     if state.rows:
-        raise ValueError("adapters_state: the rows of a batch use different adapters; leave the rows_use block first")
-    own = {name: brought(model, adapter) for name, adapter in state.items()}
-    header = {
-        "active": list(state.active),
-        "adapters": {
-            name: {"methods": recipe(adapter), "trainable": [key for key, p in own[name].items() if p.requires_grad]}
-            for name, adapter in state.items()
-        },
+        raise ValueError(f"{caller}: the rows of a batch use different adapters; leave the rows_use block first")
+    own = {name: brought(model, adapter) for name, adapter in state.items() if name in (names or state)}
+    adapters = {
+        name: {"methods": recipe(state[name]), "trainable": [key for key, p in named.items() if p.requires_grad]}
+        for name, named in own.items()
     }
-    return header, {f"{name}:{key}": p.data for name, named in own.items() for key, p in named.items()}
+    arrays = {f"{name}:{key}": p.data for name, named in own.items() for key, p in named.items()}
+    return {"active": list(state.active), "adapters": adapters}, arrays
 
 
 def put_adapters(model: Any, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Put on a base model what `adapters_state` wrote. Raises ValueError where names or shapes do not fit it."""
+    """Put on a model what `adapters_state` wrote. Raises ValueError where names or shapes do not fit its base."""
     for name, what in header["adapters"].items():
         values = {key.removeprefix(f"{name}:"): value for key, value in arrays.items() if key.startswith(f"{name}:")}
 

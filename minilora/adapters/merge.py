@@ -28,6 +28,8 @@ def merge_adapter(model: Any, safe: bool = True) -> None:
 def fold(put: Put, model: Any, caller: str, safe: bool = True) -> None:
     """All of `merge_adapter`, to be undone with what else `put` has done."""
     modules = model.adapters.current.distinct()
+    if not modules:
+        raise ValueError(f"{caller}: what is in use has no update; leave the rows_use block first")
     for path, module in modules.items():
         if module.cannot_merge:
             raise ValueError(f"{caller}: {path}: {module.cannot_merge}")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.attach import add_adapter
-from ..adapters.files import from_recipe, recipe
+from ..adapters.files import adapters_state, from_recipe, put_adapters, recipe
 from ..adapters.qlora import quantization, quantize_model
-from ..adapters.state import active_adapter
+from ..adapters.state import active_adapter, base_parameters
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import blaming, load_arrays, save_arrays
 from .corpus import Corpus, load_corpus
@@ -16,17 +16,23 @@ from .run import Run, Settings
 
 def save_checkpoint(run: Run, path: str | Path) -> Path:
     """Write a run: weights, optimiser, generator state, settings and curves."""
-    optimizer = run.optimizer.state_dict()
-    adapted = getattr(run.model, "active_adapter", None) is not None
-    if adapted and active_adapter(run.model).merged:
-        raise ValueError("save_checkpoint: the adapter is merged into the weights; unmerge_lora(model) first")
+    optimizer, model = run.optimizer.state_dict(), run.model
+    base, state = base_parameters(model), model.state_dict()
+    name = getattr(model, "active_adapter", None)
+    alone = isinstance(name, str)  # one adapter in use stands in the state dict; the others, or several, beside it
+    others = [one for one in getattr(model, "adapters", ()) if not alone or one != name]
+    carried, aside = adapters_state(model, others or ["none beside it"], "save_checkpoint")
+    if not alone:
+        state = {key: p.data for key, p in base.items()} | dict(model.named_buffers(remove_duplicate=False))
     header = {
         "kind": "checkpoint",
         "config": asdict(run.model.config),
         "quantization": quantization(run.model),
-        "methods": recipe(active_adapter(run.model)) if adapted else None,
+        "methods": recipe(active_adapter(model)) if alone else None,
+        "adapter": name if alone else None,
+        "carried": carried,
         "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
-        "dtype": str(run.optimizer.parameters[0].dtype),
+        "dtype": str(next(iter(base.values())).dtype),
         "corpus": run.corpus.name,
         "settings": asdict(run.settings),
         "steps": optimizer.pop("steps"),
@@ -34,8 +40,8 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
         "history": run.history,
         "validation": run.validation,
     }
-    arrays = {f"model.{name}": value for name, value in run.model.state_dict().items()}
-    return save_arrays(path, arrays | {f"optimizer.{name}": value for name, value in optimizer.items()}, header)
+    parts = {"model": state, "adapters": aside, "optimizer": optimizer}
+    return save_arrays(path, {f"{part}.{key}": value for part in parts for key, value in parts[part].items()}, header)
 
 
 def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
@@ -48,16 +54,19 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
         model = GPT(GPTConfig(**header["config"])).astype(header["dtype"])
         for layer, settings in header["quantization"].items():
             quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
+        name, carried = header["adapter"], header["carried"]
         if header["methods"]:
-            add_adapter(model, from_recipe(header["methods"]))
+            add_adapter(model, from_recipe(header["methods"]), name=name)
         names = dict(model.named_parameters())
-        for name, p in names.items():
-            p.requires_grad = name in header["trainable"]
         state = {part: _part(arrays, part) for part in ("model", "optimizer")}
         names |= dict(model.named_buffers())
         if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
             raise ValueError(f"missing {min(missing)}")
         model.load_state_dict(state["model"])
+        if carried["adapters"]:
+            put_adapters(model, carried, _part(arrays, "adapters"))
+        for name, p in model.named_parameters():
+            p.requires_grad = name in header["trainable"]
         run = Run(model, corpus or load_corpus(header["corpus"]), Settings(**header["settings"]))
         run.optimizer.load_state_dict({"steps": header["steps"], **state["optimizer"]})
         run.rng.bit_generator.state = header["rng"]
