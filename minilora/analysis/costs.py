@@ -14,7 +14,7 @@ of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing 
 
 from dataclasses import dataclass, field
 
-from ..autograd.fused import QUERIES
+from ..autograd.attention import QUERIES
 from ..nn.architectures import parameters, size
 from .methods import Plan
 

@@ -4,6 +4,7 @@ The rest of the package never says `np.` to data; it asks `array_module(x)` whic
 places: `new_array` and that library's `asarray` bring data to a GPU, `to_numpy` brings it back.
 """
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -130,17 +131,36 @@ def floating(x: Array) -> Array:
     return x.astype("float64") if x.dtype.kind in "iub" else wide(x)
 
 
-def narrow(y: Array, x: Array) -> Array:
-    """y, which was computed from `wide` x, in float16 again where x was."""
-    return y.astype("float16") if getattr(x, "dtype", y.dtype).char == "e" and y.dtype.kind == "f" else y
+def narrow(y: Array, *inputs: Any) -> Array:
+    """y, which was computed from these inputs made `wide`, in float16 where all of them are."""
+    half = all(a is None or getattr(a, "dtype", y.dtype).char == "e" for a in inputs)
+    return y.astype("float16") if half and y.dtype.kind == "f" else y
+
+
+def at_least_float32(function: Callable) -> Callable:
+    """A formula of real numbers: integers go in as floats, float16 as float32, to come out as float16 again."""
+
+    @functools.wraps(function)
+    def call(x: Any, *rest: Any, **options: Any) -> tuple:
+        x = array_module(x).asarray(x)
+        codes = [a.dtype.char for a in rest if hasattr(a, "dtype")]
+        if x.dtype.kind in "iub":
+            x = x.astype(next((code for code in codes if code in "efdFD"), "d"))
+        if x.dtype.char != "e" and "e" not in codes:
+            return function(x, *rest, **options)
+        output, vjps = function(*(wide(a) if is_array(a) else a for a in (x, *rest)), **options)
+        back = lambda vjp: vjp and (lambda g: vjp(wide(g)))
+        vjps = back(vjps) if callable(vjps) else tuple(map(back, vjps))
+        return output if any(code in "fdFD" for code in codes) else output.astype("float16"), vjps
+
+    return call
 
 
 def by_value(given: Any) -> Array:
     """What a vjp may keep of an array that the caller gave and could write over before the backward pass: a copy."""
     array = array_module(given).asarray(given)
-    owner = array if array.base is None else array.base
-    written = [getattr(getattr(a, "flags", None), "writeable", True) for a in (array, owner)]  # CuPy says nothing
-    return array.copy() if any(written) else array
+    whole = type(array) is np.ndarray and array.base is None  # a view may be read-only, and what it shows not
+    return array if whole and not array.flags.writeable else array.copy()
 
 
 def mixed(values: Any) -> str:

@@ -4,32 +4,30 @@ Each equals a composition of the elementary primitives in `ops.py` (a test prove
 saves time, memory, or digits. As there, g is the cotangent of the output. Indices: i runs over the normalised axis.
 """
 
-import functools
 import math
 
 import numpy as np
 
-from .backend import array_module
+from .backend import array_module, at_least_float32, by_value, narrow, wide
 from .tensor import register
 
 __all__ = [
-    "attention",
     "cross_entropy",
     "dropout",
     "embedding",
     "gelu",
-    "join_heads",
     "layer_norm",
     "linear",
     "linear_on_demand",
     "log_softmax",
     "lora_linear",
     "rms_norm",
+    "sigmoid",
     "silu",
     "softmax",
-    "split_heads",
 ]
 
+IGNORED = -100  # the target of a row that does not count, as in PyTorch
 GELU_SCALE = math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
 
@@ -43,13 +41,13 @@ def linear(x, weight, bias=None):
     shape, (d_out, d_in) = _fitting("linear", x, weight, bias)
     n = math.prod(shape[:-1])
     rows = x.reshape(n, d_in)  # (N, d_in): one large product instead of many small ones
-    y = rows @ weight.T  # (N, d_out)
+    y = wide(rows) @ wide(weight).T  # (N, d_out)
     if bias is not None:
         y = _plus(y, bias)
-    return y.reshape(*shape[:-1], d_out), (
-        lambda g: (g.reshape(n, d_out) @ weight).reshape(shape),
-        lambda g: g.reshape(n, d_out).T @ rows,
-        lambda g: g.reshape(n, d_out).sum(axis=0),
+    return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
+        lambda g: (g.reshape(n, d_out) @ wide(weight)).reshape(shape),
+        lambda g: g.reshape(n, d_out).T @ wide(rows),
+        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
     )
 
 
@@ -61,17 +59,17 @@ def linear_on_demand(x, weight_of, bias=None):
     `linear`, dx = g W and db = sum of g over all rows; W has no gradient. The vjp of x makes W again, so that the tape
     refers to the function and to no float weight (Dettmers et al. 2023, "QLoRA", section 3, eq. 5).
     """
-    dtype = x.real.dtype
+    dtype = x.real.dtype if x.dtype.char != "e" else np.dtype("float32")
     weight = weight_of(dtype)
     shape, (d_out, d_in) = _fitting("linear_on_demand", x, weight, bias)
     n = math.prod(shape[:-1])
-    y = x.reshape(n, d_in) @ weight.T  # (N, d_out)
+    y = wide(x).reshape(n, d_in) @ weight.T  # (N, d_out)
     if bias is not None:
         y = y + bias
-    return y.reshape(*shape[:-1], d_out), (
+    return narrow(y.reshape(*shape[:-1], d_out), x, bias), (
         lambda g: (g.reshape(n, d_out) @ weight_of(dtype)).reshape(shape),
         None,
-        lambda g: g.reshape(n, d_out).sum(axis=0),
+        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
     )
 
 
@@ -81,7 +79,8 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
 
     With h = s x A^T of r columns, the added path is h B^T: scaled where it is thin. By the product rule:
         dh = g B,   dx = g W + s dh A,   dA = s dh^T x,   dB = g^T h.
-    Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3).
+    Derived term by term in `adapters/lora.py` (Hu et al. 2021, "LoRA", section 4.1, eq. 3). Where x, W and b are
+    float16 so is y, whatever A and B are, and the sums are float32.
     """
     shape, (d_out, d_in) = _fitting("lora_linear", x, weight, bias)
     rank, scale = lora_A.shape[0], float(scale)  # a Python number keeps float32 what it is
@@ -92,15 +91,16 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
         )
     n = math.prod(shape[:-1])
     rows = x.reshape(n, d_in)  # (N, d_in)
-    h = scale * (rows @ lora_A.T)  # (N, r)
-    y = _plus(rows @ weight.T, h @ lora_B.T)  # (N, d_out)
+    A, B = wide(lora_A), wide(lora_B)
+    h = scale * (wide(rows) @ A.T)  # (N, r)
+    y = _plus(wide(rows) @ wide(weight).T, h @ B.T)  # (N, d_out)
     if bias is not None:
         y = _plus(y, bias)
-    return y.reshape(*shape[:-1], d_out), (
-        lambda g: _plus(g.reshape(n, d_out) @ weight, scale * (g.reshape(n, d_out) @ lora_B) @ lora_A).reshape(shape),
-        lambda g: g.reshape(n, d_out).T @ rows,
-        lambda g: g.reshape(n, d_out).sum(axis=0),
-        lambda g: scale * ((g.reshape(n, d_out) @ lora_B).T @ rows),
+    return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
+        lambda g: _plus(g.reshape(n, d_out) @ wide(weight), scale * (g.reshape(n, d_out) @ B) @ A).reshape(shape),
+        lambda g: g.reshape(n, d_out).T @ wide(rows),
+        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
+        lambda g: scale * ((g.reshape(n, d_out) @ B).T @ wide(rows)),
         lambda g: g.reshape(n, d_out).T @ h,
     )
 
@@ -113,7 +113,7 @@ def _plus(fresh, other):
     return fresh
 
 
-def _dot(a, b):
+def row_dot(a, b):
     """The sum of a b over the last axis, kept: (..., C), (..., C) -> (..., 1), without writing a b down"""
     return array_module(a).einsum("...c,...c->...", a, b)[..., None]
 
@@ -137,55 +137,65 @@ def _fitting(name, x, weight, bias):
 
 
 @register
+@at_least_float32
 def softmax(x, axis=-1):
     """y_i = e^(x_i) / sum_j e^(x_j).   dy_i/dx_j = y_i (delta_ij - y_j), so dx = y (g - sum_j g_j y_j)"""
     xp = array_module(x)
-    y = x - _largest(x, axis)  # the largest exponent is 0: no overflow
+    y = xp.asarray(x - largest(x, axis))  # the largest exponent is 0: no overflow
     xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
 
 
-def _largest(x, axis):
+def largest(x, axis):
+    """The largest real part along an axis, kept, to be subtracted before exponentials are taken."""
     return x.real.max(axis=axis, keepdims=True) if x.size else 0  # no entries have no maximum, and need none
 
 
 @register
+@at_least_float32
 def log_softmax(x, axis=-1):
     """y_i = x_i - log sum_j e^(x_j).   dx = g - softmax(x) sum_j g_j"""
     xp = array_module(x)
-    shifted = x - _largest(x, axis)
+    shifted = x - largest(x, axis)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
     return y, (lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True),)
 
 
 @register
+@at_least_float32
 def cross_entropy(logits, targets):
-    """The mean over all rows of -log softmax(logits)[target], in nats.   logits: (..., V), targets: (...) integers
+    """The mean over the rows of -log softmax(logits)[target], in nats.   logits: (..., V), targets: (...) integers
 
-    d/dlogits = (softmax(logits) - onehot(targets)) / number of rows.
+    d/dlogits = (softmax(logits) - onehot(targets)) / number of rows. A row whose target is -100 does not count.
     """
     xp, shape = array_module(logits), logits.shape
     targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
-    check_tokens("cross_entropy", targets, shape[-1], "targets")
-    if targets.size == 0:
-        raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean")
+    counted = targets != IGNORED
+    wanted = targets[counted]  # a copy: the caller may write over the targets
+    check_tokens("cross_entropy", wanted, shape[-1], "targets")
+    counted = xp.asarray(counted)
+    row, out = xp.flatnonzero(counted), xp.flatnonzero(~counted)
+    n, column = len(row), xp.asarray(wanted)
+    if n == 0:
+        raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean; {targets.size} targets are {IGNORED}")
     z = logits.reshape(-1, shape[-1])  # (N, V)
-    n, row, column = len(z), xp.arange(len(z)), xp.asarray(targets).reshape(-1)
     z = z - z.real.max(axis=1, keepdims=True)
-    picked = z[row, column]  # (N,)
+    picked = z[row, column]  # (n,)
     p = xp.exp(z, out=z)
     total = p.sum(axis=1, keepdims=True)  # (N, 1)
     p /= total
 
     def vjp(g):
-        d = p * (g / n)  # (N, V)
-        d[row, column] -= g / n
+        each = g / n
+        d = p * each  # (N, V)
+        d[row, column] -= each
+        d[out] = 0
         return d.reshape(shape)
 
-    return (xp.log(total[:, 0]) - picked).sum() / n, (vjp, None)
+    return (xp.log(total[row, 0]) - picked).sum() / n, (vjp, None)
 
 
 def check_tokens(name, tokens, vocab_size, what="tokens"):
@@ -202,12 +212,12 @@ def embedding(weight, tokens):
 
     dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
     """
-    xp, shape, dtype = array_module(weight), weight.shape, weight.dtype
+    xp, shape, dtype = array_module(weight), weight.shape, wide(weight[:0]).dtype
     tokens = array_module(tokens).asarray(tokens)
     if len(shape) != 2:
         raise ValueError(f"embedding: the table has shape {shape}, expected (V, C)")
     check_tokens("embedding", tokens, shape[0])
-    tokens = xp.asarray(tokens)
+    tokens = by_value(xp.asarray(tokens))
 
     def vjp(g):
         dw = xp.zeros(shape, dtype=dtype)
@@ -218,52 +228,70 @@ def embedding(weight, tokens):
 
 
 @register
+@at_least_float32
 def gelu(x):
     """y = x (1 + tanh u) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3).   Hendrycks & Gimpel 2016, section 2; GPT-2's form
 
-    With t = tanh u:  dy/dx = (1 + t)/2 + x (1 - t^2)/2 du/dx = (1 + t)/2 (1 + (1 - t) x du/dx),
-    and since u = a x + b x^3,  x du/dx = a x + 3 b x^3 = 3 u - 2 a x.
+    (1 + tanh u) / 2 is the logistic function s = 1 / (1 + e^-2u), which keeps its digits where tanh u is nearly -1. So
+    y = x s and dy/dx = s (1 + (1 - s) 2x du/dx), where u = a x + b x^3 and so 2x du/dx = 2a x + 6b x^3 = 6u - 4a x.
     Only x is kept; u is computed again. Arrays are written over once used: two thirds of the formula's time.
     """
-
     xp = array_module(x)
 
-    def inner():
-        u = xp.asarray(x * x)  # an array even where x is one number, to be written over
-        u *= GELU_SCALE * GELU_CUBIC
-        u += GELU_SCALE
-        u *= x
-        return u
+    def minus_2u(x):
+        v = xp.asarray(x * x)  # an array even where x is one number, to be written over
+        v *= -2 * GELU_SCALE * GELU_CUBIC
+        v += -2 * GELU_SCALE
+        v *= x
+        return v
+
+    def one_plus_e(v):
+        xp.exp(v, out=v)
+        v += 1
+        return v
 
     def vjp(g):
-        u = inner()
-        d = 3 * u
-        d -= 2 * GELU_SCALE * x  # x du/dx
-        t = xp.tanh(u, out=u)
-        d *= 1 - t
+        near = xp.asarray(x.clip(-40, 40))  # beyond, s is 0 or 1 in every digit, and u might be infinite
+        v = minus_2u(near)
+        d = -3 * v
+        near *= 4 * GELU_SCALE
+        d -= near  # 2x du/dx
+        with np.errstate(over="ignore"):
+            q = one_plus_e(v)  # 1 / s
+        d -= xp.divide(d, q, out=near)
         d += 1
-        t += 1
-        d *= t
+        d /= q
         d *= g
-        d *= 0.5
         return d
 
-    u = inner()
-    y = xp.tanh(u, out=u)
-    y += 1
-    y *= x
-    y *= 0.5
-    return y, (vjp,)
+    with np.errstate(over="ignore"):  # x / inf is 0, as it should be
+        q = one_plus_e(minus_2u(x))
+    return xp.divide(x, q, out=q), (vjp,)
 
 
 @register
+@at_least_float32
+def sigmoid(x):
+    """s(x) = 1 / (1 + e^-x), the logistic function.   ds/dx = s(x) s(-x), which keeps its digits on both sides"""
+    s = _logistic(x)
+    return s, (lambda g: g * s * _logistic(-x),)
+
+
+@register
+@at_least_float32
 def silu(x):
     """y = x s,  s = 1 / (1 + e^-x).   dy/dx = s (1 + x (1 - s)).   Also called swish; LLaMA's activation"""
-    s = 0.5 * (1 + array_module(x).tanh(0.5 * x))  # the logistic function, without overflow
+    s = _logistic(x)
     return x * s, (lambda g: g * s * (1 + x * (1 - s)),)
 
 
+def _logistic(x):
+    with np.errstate(over="ignore"):  # 1 / (1 + inf) is 0, as it should be
+        return 1 / (1 + array_module(x).exp(-x))
+
+
 @register
+@at_least_float32
 def layer_norm(x, weight, bias=None, eps=1e-5):
     """y = w n + b,  n = (x - mean x) / sqrt(var x + eps), over the last axis.   Ba et al. 2016, eq. 4
 
@@ -272,22 +300,31 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
         dw = sum of g n over all rows,  db = sum of g over all rows.
     """
     _fitting_rows("layer_norm", x, weight, bias)
-    xp = array_module(x)
     c = x.shape[-1]
     n = x - _mean(x)
-    k = 1 / xp.sqrt(_dot(n, n) / c + eps)  # (..., 1)
+    k = _scale_of(n, eps)  # (..., 1)
     n *= k
     y = n * weight if bias is None else _plus(n * weight, bias)
 
     def dx(g):
         m = g * weight
-        along = _dot(m, n) / c  # mean(m n)
+        along = row_dot(m, n) / c  # mean(m n)
         m -= _mean(m)
         m -= n * along
         m *= k
         return m
 
     return y, (dx, lambda g: g * n, lambda g: g)  # the tape sums dw and db over the rows: w and b were broadcast
+
+
+def _scale_of(x, eps):
+    """1 / sqrt(mean x^2 + eps) over the last axis, kept: (..., C) -> (..., 1)"""
+    xp, c, eps = array_module(x), x.shape[-1], float(eps)  # a Python number keeps float32 what it is
+    k = 1 / xp.sqrt(row_dot(x, x) / c + eps)
+    if xp is np and not k.all():  # x^2 is infinite, x is not: divided by a power of 2, which is exact
+        size = np.ldexp(np.ones_like(k.real), np.frexp(np.abs(x.real).max(axis=-1, keepdims=True))[1] - 1)
+        k = np.where(k == 0, 1 / size / np.sqrt(row_dot(x / size, x / size) / c), k)
+    return k
 
 
 def _fitting_rows(name, x, *scales):
@@ -298,6 +335,7 @@ def _fitting_rows(name, x, *scales):
 
 
 @register
+@at_least_float32
 def rms_norm(x, weight, eps=1e-6):
     """y = w n,  n = x / sqrt(mean x^2 + eps), over the last axis.   Zhang & Sennrich 2019, eq. 4
 
@@ -305,125 +343,14 @@ def rms_norm(x, weight, eps=1e-6):
     """
     _fitting_rows("rms_norm", x, weight)
     c = x.shape[-1]
-    k = 1 / array_module(x).sqrt(_dot(x, x) / c + eps)  # (..., 1)
+    k = _scale_of(x, eps)  # (..., 1)
     n = x * k
 
     def dx(g):
         m = g * weight
-        return k * (m - n * (_dot(m, n) / c))
+        return k * (m - n * (row_dot(m, n) / c))
 
     return n * weight, (dx, lambda g: g * n)
-
-
-@register
-def split_heads(x, heads):
-    """Each head gets its own slice of the width.   x: (B, T, C) -> (B, H, T, C / H), a view;   dx = join_heads(g)"""
-    if x.ndim != 3 or x.shape[2] % heads:
-        raise ValueError(
-            f"split_heads: x {x.shape} does not split into {heads} heads: expected (B, T, C), H dividing C"
-        )
-    b, t, c = x.shape
-    return x.reshape(b, t, heads, c // heads).swapaxes(1, 2), (lambda g: g.swapaxes(1, 2).reshape(b, t, c),)
-
-
-@register
-def join_heads(x):
-    """The heads' slices side by side again.   x: (B, H, T, D) -> (B, T, H D);   dx = split_heads(g)"""
-    if x.ndim != 4:
-        raise ValueError(f"join_heads: x {x.shape}, expected (B, H, T, D)")
-    b, h, t, d = x.shape
-    return x.swapaxes(1, 2).reshape(b, t, h * d), (lambda g: g.reshape(b, t, h, d).swapaxes(1, 2),)
-
-
-QUERIES = 64  # that causal attention takes at a time, leaving out the keys that none of them sees
-
-
-@register
-def attention(q, k, v, keep=None, causal=True):
-    """softmax(q k^T / sqrt(D)) v, where query i sees keys 0 to i only.   Vaswani et al. 2017, eq. 1
-
-    q: (..., T, D), k and v: (..., S, D) with S >= T -> (..., T, D). The queries are the last T of the S positions.
-    keep: optional dropout mask (..., T, S), 0 or 1/(1-p), on the attention weights.
-
-    A row of P = softmax(q k^T / sqrt(D)) needs no other row, so long texts are taken in blocks of queries: all that is
-    computed of P's upper triangle, where it is zero, lies in the blocks on the diagonal. Keys add up their cotangents.
-    What it buys at T = 128: a quarter of what is kept, and a seventh of the time.
-    """
-    matrices = min(q.ndim, k.ndim, v.ndim) >= 2
-    if not (matrices and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: (T, D), (S, D), (S, D)")
-    t, s = q.shape[-2], k.shape[-2]
-    if causal and s < t:
-        raise ValueError(f"attention: {t} queries but {s} keys: a query must be able to see itself")
-    if not causal or t <= QUERIES or array_module(q) is not np:  # a GPU is quicker with one large block
-        return attend(q, k, v, keep, causal)
-    blocks = [(slice(i, min(i + QUERIES, t)), slice(s - t + min(i + QUERIES, t))) for i in range(0, t, QUERIES)]
-    parts, vjps = [], []
-    for rows, seen in blocks:
-        mask = None if keep is None else keep[..., rows, seen]
-        part, vjp_of_part = attend(q[..., rows, :], k[..., seen, :], v[..., seen, :], mask)
-        parts.append(part)
-        vjps.append(vjp_of_part)
-
-    def vjp(g):
-        dqs, dks, dvs = zip(*(pull(g[..., rows, :]) for pull, (rows, _) in zip(vjps, blocks, strict=True)), strict=True)
-        dk, dv = dks[-1], dvs[-1]  # the last block sees all keys
-        for (_, seen), dk_part, dv_part in zip(blocks[:-1], dks, dvs, strict=False):
-            dk[..., seen, :] += dk_part
-            dv[..., seen, :] += dv_part
-        return _stacked(dqs, g), dk, dv
-
-    return _stacked(parts, q), vjp
-
-
-def attend(q, k, v, keep=None, causal=True):
-    """Attention, all queries at once: -> O, and its vjp, which returns (dq, dk, dv).
-
-    With S = q k^T / sqrt(D), P = softmax(S), O = P v:
-        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D),
-    where rowsum(dP P)_i = sum_j sum_d g_id v_jd P_ij = sum_d g_id O_id: a sum over D instead of S numbers.
-    Written as P = f E, where E = exp(S - the largest of each row) and f = 1 / rowsum(E), f scales O and g, whose rows
-    are short, instead of P. Scores stand transposed, keys down and queries across: NumPy takes a maximum over
-    columns twice as fast as one over rows.
-    """
-    xp, t = array_module(q), q.shape[-2]
-    scale = 1 / math.sqrt(q.shape[-1])
-    q = q * scale  # of no further use as it was: kept in its place
-    e = k @ q.swapaxes(-1, -2)  # (..., S, T)
-    if causal and t > 1:
-        own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        own += _unseen(xp, t, e.real.dtype)
-    e -= _largest(e, -2)
-    xp.exp(e, out=e)
-    sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
-    f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
-    kept = e if keep is None else e * keep.swapaxes(-1, -2)  # (..., S, T)
-    o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
-    o *= f
-
-    def vjp(g):
-        g = g * f
-        ds = v @ g.swapaxes(-1, -2)  # (..., S, T), dP^T at first
-        if keep is not None:
-            ds *= keep.swapaxes(-1, -2)
-        ds -= _dot(g, o).swapaxes(-1, -2)
-        ds *= e
-        return ds.swapaxes(-1, -2) @ (k * scale), ds @ q, kept @ g
-
-    return o, vjp
-
-
-@functools.lru_cache(maxsize=8)
-def _unseen(xp, t, dtype):
-    """-inf where a key (down) is later than a query (across), else 0: (T, T)"""
-    return xp.where(xp.tri(t, t, -1, dtype=bool), -xp.inf, 0).astype(dtype)
-
-
-def _stacked(parts, like):
-    """Blocks of rows below one another, in the memory order of `like`: heads are then joined without a copy."""
-    rows, width = sum(part.shape[-2] for part in parts), parts[0].shape[-1]
-    whole = np.empty_like(like, parts[0].dtype, shape=(*parts[0].shape[:-2], rows, width))
-    return np.concatenate(parts, axis=-2, out=whole)
 
 
 @register
@@ -437,8 +364,13 @@ def dropout(x, p, rng):
 
 
 def dropout_mask(like, shape, p, rng):
-    """0 with probability p, else 1 / (1 - p), in the precision of `like`."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p = {p}, expected 0 <= p < 1")
+    """0 with probability p, else 1 / (1 - p), in the precision of `like`; nobody may write to it."""
+    p = float(p)  # a Python number keeps float32 what it is
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p = {p}, expected 0 <= p <= 1")
     xp, dtype = array_module(like), like.real.dtype
-    return xp.asarray(rng.random(shape, dtype="float32") >= p).astype(dtype) * (1 / (1 - p))
+    keep = xp.asarray(rng.random(shape, dtype="float32") >= p).astype(dtype)
+    keep *= 1 / (1 - p) if p < 1 else 0
+    if xp is np:
+        keep.flags.writeable = False  # kept as it is, where a mask that can be written to would be copied
+    return keep

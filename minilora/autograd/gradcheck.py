@@ -128,6 +128,10 @@ def gradcheck(
 
 
 def _leaf(value: Any, place: int) -> Tensor:
+    if np.iscomplexobj(to_numpy(value)):
+        raise TypeError(
+            f"gradcheck: input {place} is complex; expected real numbers: give its real and imaginary parts as two"
+        )
     if not isinstance(value, Tensor):
         return Tensor(new_array(value, dtype=np.float64), requires_grad=True)
     if value.dtype != np.float64 or value.node is None or value.node.leaf is None:

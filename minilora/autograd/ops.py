@@ -10,7 +10,7 @@ conjugate is used, and comparisons look at real parts, so that the complex-step 
 
 from typing import Any
 
-from .backend import array_module, by_value, floating, narrow
+from .backend import array_module, by_value
 from .products import *  # noqa: F403
 from .reductions import *  # noqa: F403
 from .reductions import refuse_complex
@@ -70,7 +70,7 @@ def abs(x):
     xp = array_module(x)
     refuse_complex("abs", x)
     sign = lambda: xp.sign(x.real)
-    return x * sign() if xp.iscomplexobj(x) else xp.abs(x), (lambda g: g * sign(),)
+    return x * sign() if x.dtype.kind == "c" else xp.abs(x), (lambda g: g * sign(),)
 
 
 @register
@@ -108,9 +108,9 @@ def log1p(x):
 
 @register
 def expm1(x):
-    """e^x - 1, with all its digits where x is small.   dy = (y + 1) dx"""
-    y = array_module(x).expm1(x)
-    return y, (lambda g: g * (y + 1),)
+    """e^x - 1, with all its digits where x is small.   dy = e^x dx, and not y + 1, which has lost e^-17"""
+    xp = array_module(x)
+    return xp.expm1(x), (lambda g: g * xp.exp(x),)
 
 
 @register
@@ -128,51 +128,32 @@ def cos(x):
 
 
 @register
-def sigmoid(x):
-    """s = 1 / (1 + e^-x).   ds = s (1 - s) dx = e / (1 + e)^2 dx with e = e^-|x|, which never overflows"""
-    xp, long = array_module(x), floating(x)
-    right = long.real > 0
-    e = xp.exp(xp.where(right, -long, long))
-    y = xp.where(right, 1, e) / (1 + e)
-    return narrow(y, x), (lambda g: g * (e / (1 + e) / (1 + e)),)
-
-
-@register
 def relu(x):
     """max(x, 0).   dy = dx where x > 0, else 0"""
-    xp = array_module(x)
-    off = x.real <= 0  # and not x > 0, which would make 0 of what is not a number
-    return xp.where(off, 0, x), (lambda g: xp.where(off, 0, g),)
+    xp, on = array_module(x), ~(x.real <= 0)  # not x > 0: what is not a number stays so
+    return xp.maximum(x, 0) if x.dtype.kind != "c" else x * on, (lambda g: g * on,)
 
 
 @register
 def maximum(a, b):
     """The larger of a and b.   g goes to where the maximum is, half of it to each where they are equal."""
-    return _chosen(a, b, _below(a, b))
+    xp = array_module(a, b)
+    return xp.maximum(a, b), _shared(xp, a.real == b.real, a.real < b.real)
 
 
 @register
 def minimum(a, b):
     """The smaller of a and b.   g goes to where the minimum is, half of it to each where they are equal."""
-    return _chosen(a, b, _above(a, b))
+    xp = array_module(a, b)
+    return xp.minimum(a, b), _shared(xp, a.real == b.real, b.real < a.real)
 
 
-def _chosen(a: Any, b: Any, second: Any) -> tuple:
-    """Of a and b, b where `second`: the value and the vjps."""
-    xp, equal = array_module(a, b), a.real == b.real
-    return xp.where(second, b, a), (
+def _shared(xp: Any, equal: Any, second: Any) -> tuple:
+    """The vjps of a choice between a and b, which fell on b where `second`."""
+    return (
         lambda g: xp.where(equal, g / 2, xp.where(second, 0, g)),
         lambda g: xp.where(equal, g / 2, xp.where(second, g, 0)),
     )
-
-
-def _below(a: Any, b: Any) -> Any:
-    """Where a < b, or b is not a number, which stays so."""
-    return (a.real < b.real) | (b != b)
-
-
-def _above(a: Any, b: Any) -> Any:
-    return (a.real > b.real) | (b != b)
 
 
 @register
@@ -181,11 +162,9 @@ def clip(x, low=None, high=None):
     xp, y = array_module(x, low, high), x
     under = over = xp.zeros((), dtype=bool)
     if low is not None:
-        under = _below(x, low)
-        y = xp.where(under, low, y)
+        under, y = x.real < low.real, xp.maximum(x, low)
     if high is not None:
-        over = _above(y, high)
-        y = xp.where(over, high, y)
+        over, y = y.real > high.real, xp.minimum(y, high)
     return y, (
         lambda g: xp.where(under | over, 0, g),
         lambda g: xp.where(under & ~over, g, 0),
@@ -201,6 +180,7 @@ def where(condition, a, b):
     return xp.where(condition, a, b), (None, lambda g: xp.where(condition, g, 0), lambda g: xp.where(condition, 0, g))
 
 
-from .fused import *  # noqa: E402, F403  (at the end: the fused primitives are checked against these)
+from .attention import *  # noqa: E402, F403  (at the end: the fused primitives are checked against these)
+from .fused import *  # noqa: E402, F403
 
 __all__ += sorted(PRIMITIVES)

@@ -7,7 +7,8 @@ axes that this factor does not have.
 import math
 from typing import Any
 
-from .backend import array_module, wide
+from .backend import array_module, narrow, wide
+from .tape import sum_to_shape
 from .tensor import register
 
 __all__ = ["dot", "einsum", "matmul", "outer"]
@@ -93,11 +94,11 @@ def einsum(subscripts, *operands):
             whole = xp.zeros([size.get(letter, 1) for letter in own], dtype=d.dtype)
             diagonals = whole if own == axes else xp.einsum(f"{own}->{axes}", whole)  # a view
             diagonals[...] = d
-            return whole
+            return sum_to_shape(whole, operands[place].shape)  # a letter may be 1 here and more elsewhere
 
         return vjp
 
-    return y.astype(xp.result_type(*operands), copy=False), (None, *(vjp_of(place) for place in range(len(operands))))
+    return narrow(y, *operands), (None, *(vjp_of(place) for place in range(len(operands))))
 
 
 def _letters(subscripts: Any, shapes: list) -> tuple[list[str], str]:

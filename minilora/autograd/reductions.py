@@ -41,7 +41,8 @@ def var(x, axis=None, keepdims=False, ddof=0):
     axis = checked_axis(x, axis)
     kept = _kept(x, axis)
     d, n = _centred("var", x, axis, kept, ddof)
-    return narrow((d * d).sum(axis=axis, keepdims=keepdims) / n, x), (lambda g: g.reshape(kept) * (d * (2 / n)),)
+    y = (d * (d / n)).sum(axis=axis, keepdims=keepdims)  # the sum of squares might be infinite
+    return narrow(y, x), (lambda g: g.reshape(kept) * (d * (2 / n)),)
 
 
 @register
@@ -157,8 +158,8 @@ def cumsum(x, axis=None):
 
 def checked_axis(x: Any, axis: Any) -> Any:
     """None, an axis or a tuple of axes, as NumPy takes them; a list is a tuple; a number has one axis of length 1."""
-    if axis is None:
-        return None
+    if axis is None or (type(axis) is int and -x.ndim <= axis < x.ndim):
+        return axis
     try:
         one = not hasattr(axis, "__len__")
         axes = tuple(operator.index(a) for a in ((axis,) if one else axis))
@@ -173,13 +174,15 @@ def checked_axis(x: Any, axis: Any) -> Any:
 def _reduced(x: Any, axis: Any) -> set:
     """The axes that are reduced, counted from 0."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    return {a % builtins.max(x.ndim, 1) for a in axes}
+    return {a % x.ndim for a in axes}
 
 
 def _kept(x: Any, axis: Any) -> tuple:
     """The shape of a reduction's result with the reduced axes kept at length 1."""
+    if axis is None:
+        return (1,) * x.ndim
     reduced = _reduced(x, axis)
-    return tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+    return tuple([1 if i in reduced else n for i, n in enumerate(x.shape)])
 
 
 def _left(x: Any, axis: Any) -> tuple:
@@ -199,9 +202,9 @@ def _several(what: str, shape: tuple, kept: tuple, name: str = "") -> int:
 def _centred(name: str, x: Any, axis: Any, kept: tuple, ddof: float) -> tuple:
     """x - mean x, and what the sum of its squares is divided by."""
     refuse_complex(name, x)
-    n = _several(name, x.shape, kept)
+    n, ddof = _several(name, x.shape, kept), float(ddof)  # a Python number keeps float32 what it is
     if n <= ddof:
-        raise ValueError(f"{name}: ddof={ddof} with {n} entries: n - ddof must be positive")
+        raise ValueError(f"{name}: ddof={ddof:g} with {n} entries: n - ddof must be positive")
     x = floating(x)
     return x - x.sum(axis=axis, keepdims=True) / n, n - ddof
 
@@ -223,5 +226,5 @@ def _over(x: Any, length: Any) -> Any:
 
 def refuse_complex(name: str, x: Any) -> None:
     """An error where x is truly complex: |x| is not analytic. The complex step of a check is no more than a step."""
-    if array_module(x).iscomplexobj(x) and x.size and abs(x.imag).max() > 1e-8:
+    if x.dtype.kind == "c" and x.size and abs(x.imag).max() > 1e-8:
         raise TypeError(f"{name}: got complex numbers, expected real ones: |x| has no complex derivative")

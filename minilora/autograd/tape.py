@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module, is_array
+from .backend import Array, array_module, is_array, wide
 from .versions import clock, latest, note_change, stale
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
@@ -206,6 +206,6 @@ def _refuse_stale(node: Node, wanted: set) -> None:
 
 def sum_to_shape(g: Array, shape: tuple) -> Array:
     """Undo broadcasting: an entry that was used many times receives the sum of its copies' cotangents."""
-    g = g.sum(axis=tuple(range(g.ndim - len(shape))))  # axes that broadcasting put in front
+    g = wide(g).sum(axis=tuple(range(g.ndim - len(shape))))  # axes that broadcasting put in front
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
     return g.sum(axis=stretched, keepdims=True).reshape(shape)

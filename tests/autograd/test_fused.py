@@ -6,14 +6,13 @@ import weakref
 import numpy as np
 import pytest
 import scipy.special
-from drawing import array, batched, check_gradients, check_same, shapes, spread
+from drawing import array, check_gradients, check_same, shapes, spread
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minilora as ml
 from minilora import ops
-from minilora.autograd import fused
 
 # ---- pointwise
 
@@ -49,6 +48,33 @@ def test_silu_is_x_times_scipys_logistic_function_without_overflow():
     with np.errstate(all="raise", under="ignore"):
         y = ops.silu(x).data
     np.testing.assert_allclose(y, x * scipy.special.expit(x), rtol=1e-6, atol=1e-14)
+
+
+FAR = np.array([-1e300, -1e15, -1e3, -100.0, -40.0, -17.0, -9.0, -5.0, 0.0, 5.0, 17.0, 100.0, 1e15, 1e300])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "sigmoid"])
+def test_far_from_zero_every_digit_is_right(name, dtype):
+    """Beside SciPy's logistic function in float64: relative to the value itself, however small that is."""
+    with np.errstate(over="ignore"):
+        x = FAR.astype(dtype)
+    x = x[np.isfinite(x)]
+    wide = x.astype(np.float64)
+    near = wide.clip(-50, 50)
+    u = {"gelu": 2 * math.sqrt(2 / math.pi) * (near + 0.044715 * near**3)}.get(name, wide)
+    times_du = {"gelu": 2 * math.sqrt(2 / math.pi) * (near + 3 * 0.044715 * near**3)}.get(name, wide)
+    s, rest = scipy.special.expit(u), scipy.special.expit(-u)
+    value = s if name == "sigmoid" else wide * s
+    slope = s * rest if name == "sigmoid" else s + s * rest * times_du.clip(-1e4, 1e4)
+    tensor = ml.Tensor(x, requires_grad=True)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        y = ops.PRIMITIVES[name](tensor)
+        g = ml.grad(y, [tensor], np.ones(x.shape, dtype))[0]
+    info = np.finfo(dtype)
+    for ours, exact in [(y.data, value), (g, slope)]:
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(np.float64), exact, rtol=64 * info.eps, atol=float(info.tiny))
 
 
 # ---- softmax and its logarithm
@@ -127,6 +153,32 @@ def test_cross_entropy_in_float32_keeps_float32s_digits():
     assert single.item() == pytest.approx(ops.cross_entropy(logits, targets).item(), rel=1e-6)
 
 
+@given(logits_and_targets(), st.data())
+def test_rows_whose_target_is_minus_100_do_not_count(drawn, data):
+    logits, targets = drawn
+    counted = data.draw(hnp.arrays(bool, targets.shape))
+    some = np.where(counted, targets, -100)
+    if not counted.any():
+        with pytest.raises(
+            ValueError, match=rf"^cross_entropy: .*no rows have no mean; {targets.size} targets are -100"
+        ):
+            ops.cross_entropy(logits, some)
+        return
+    rows = lambda x: ops.cross_entropy(x[np.nonzero(counted)] if counted.ndim else x, targets[counted].reshape(-1))
+    rows = rows if counted.ndim else lambda x: ops.cross_entropy(x, targets)
+    check_same(lambda x: ops.cross_entropy(x, some), rows, [logits])
+
+
+def test_masked_classes_have_no_probability_and_no_gradient():
+    logits = ml.Tensor(np.array([[1.0, -np.inf, 2.0], [-np.inf, 0.0, -np.inf]]), requires_grad=True)
+    with np.errstate(all="raise"):
+        loss = ops.cross_entropy(logits, np.array([0, 1]))
+        g = ml.grad(loss, [logits])[0]
+    assert loss.item() == pytest.approx(math.log(1 + math.e) / 2, rel=1e-14)
+    p = 1 / (1 + math.e)
+    np.testing.assert_allclose(g, [[(p - 1) / 2, 0, (1 - p) / 2], [0, 0, 0]], atol=1e-16)
+
+
 # ---- embedding
 
 
@@ -152,6 +204,23 @@ def test_tokens_of_any_integer_type(dtype):
     weight = np.random.default_rng(0).standard_normal((4, 3))
     np.testing.assert_array_equal(ops.embedding(weight, tokens).data, weight[tokens])
     check_gradients(lambda w: ops.cross_entropy(ops.embedding(w, tokens), tokens % 3), [weight])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, given: ops.cross_entropy(x, given),
+        lambda x, given: ops.embedding(x, given) ** 2,
+        lambda x, given: ops.cross_entropy(x, given[None, :][0]),
+    ],
+)
+def test_targets_and_tokens_are_kept_by_value(call):
+    given = np.array([1, 0, -100 if call.__code__.co_names[1] == "cross_entropy" else 2])
+    x = ml.Tensor(np.random.default_rng(0).standard_normal((3, 4)), requires_grad=True)
+    expected = ml.grad(call(x, given).sum(), [x])[0]
+    y = call(x, given).sum()
+    given[:] = 2
+    np.testing.assert_array_equal(ml.grad(y, [x])[0], expected)
 
 
 # ---- linear and the LoRA linear
@@ -306,114 +375,6 @@ def test_eps_is_inside_the_root(eps):
     check_gradients(lambda x, w: ops.rms_norm(x, w, eps=eps), [x, ones])
 
 
-# ---- attention
-
-
-@given(st.integers(1, 3), st.data())
-def test_heads_are_split_and_joined(heads, data):
-    b, t, d = (data.draw(st.integers(0, 3)) for _ in range(3))
-    x = data.draw(array((b, t, heads * d)))
-    split = lambda x: ops.transpose(ops.reshape(x, (b, t, heads, d)), (0, 2, 1, 3))
-    join = lambda x: ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (b, t, heads * d))
-    check_same(lambda x: ops.split_heads(x, heads), split, [x])
-    check_same(ops.join_heads, join, [split(x).data])
-
-
-def test_heads_that_do_not_divide_the_width():
-    with pytest.raises(ValueError, match=r"split_heads: x \(1, 2, 10\) does not split into 3 heads"):
-        ops.split_heads(np.zeros((1, 2, 10)), 3)
-    with pytest.raises(ValueError, match=r"split_heads: x \(2, 10\) .* expected \(B, T, C\)"):
-        ops.split_heads(np.zeros((2, 10)), 5)
-    with pytest.raises(ValueError, match=r"join_heads: x \(2, 10\), expected \(B, H, T, D\)"):
-        ops.join_heads(np.zeros((2, 10)))
-
-
-def attention_composed(q, k, v, keep=None, causal=True):
-    t, s, d = q.shape[-2], k.shape[-2], q.shape[-1]
-    k_rows = ops.transpose(k, (*range(k.ndim - 2), k.ndim - 1, k.ndim - 2))
-    scores = ops.matmul(q, k_rows) / math.sqrt(d)
-    if causal:  # query i stands at position s - t + i
-        scores = ops.where(np.arange(s) <= np.arange(t)[:, None] + s - t, scores, -1e300)
-    weights = ops.softmax(scores)
-    return ops.matmul(weights if keep is None else weights * keep, v)
-
-
-@st.composite
-def attention_inputs(draw):
-    """q, k, v with batch axes that broadcast and S >= T, and the options keep and causal."""
-    q, k, v = draw(batched("(t,d),(s,d),(s,e)->(t,e)", least_side=1))
-    causal = draw(st.booleans()) if k.shape[-2] >= q.shape[-2] else False
-    keep = None
-    if draw(st.booleans()):
-        batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-        kept = draw(hnp.arrays(bool, (*batch, q.shape[-2], k.shape[-2])))
-        keep = kept / 0.8
-    return [q, k, v], {"keep": keep, "causal": causal}
-
-
-@given(attention_inputs())
-def test_attention(drawn):
-    qkv, options = drawn
-    check_same(lambda *a: ops.attention(*a, **options), lambda *a: attention_composed(*a, **options), qkv)
-    check_gradients(lambda *a: ops.attention(*a, **options), qkv)
-
-
-@pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("t, s, queries", [(5, 5, 2), (5, 7, 2), (4, 4, 2), (3, 5, 1)])
-def test_attention_in_several_blocks_of_queries(t, s, queries, dropout, monkeypatch):
-    monkeypatch.setattr(fused, "QUERIES", queries)
-    rng = np.random.default_rng(0)
-    qkv = [rng.standard_normal(shape) for shape in [(2, 3, t, 2), (3, s, 2), (2, 1, s, 4)]]
-    keep = (rng.random((2, 3, t, s)) < 0.7) / 0.7 if dropout else None
-    check_same(lambda *a: ops.attention(*a, keep), lambda *a: attention_composed(*a, keep), qkv)
-    check_gradients(lambda *a: ops.attention(*a, keep), qkv)
-
-
-def test_several_blocks_leave_heads_side_by_side_in_memory():
-    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2 * fused.QUERIES + 1, 3, 8)).transpose(0, 1, 3, 2, 4)
-    o, vjp = fused.attention.__wrapped__(q, k, v)
-    assert o.strides == q.strides and vjp(o)[0].strides == q.strides
-    np.testing.assert_allclose(o, fused.attend(q, k, v)[0], rtol=1e-12)
-
-
-@pytest.mark.parametrize("t, s", [(1, 1), (1, 5), (3, 5), (5, 5)])
-def test_cached_queries_see_what_they_would_see_in_the_whole_sequence(t, s):
-    q, k, v = np.random.default_rng(0).standard_normal((3, 2, s, 4))
-    whole = ops.attention(q, k, v).data
-    np.testing.assert_allclose(ops.attention(q[:, s - t :], k, v).data, whole[:, s - t :], rtol=1e-13)
-    check_gradients(ops.attention, [q[:, s - t :], k, v])
-
-
-def test_a_query_sees_no_later_key():
-    rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 5, 4))
-    before = ops.attention(q, k, v).data
-    k[3:], v[3:] = rng.standard_normal((2, 2, 4))
-    after = ops.attention(q, k, v).data
-    np.testing.assert_array_equal(after[:3], before[:3])
-    assert np.all(after[3:] != before[3:])
-
-
-def test_attention_of_a_tensor_to_itself_adds_its_three_gradients():
-    x = np.random.default_rng(0).standard_normal((2, 3, 4))
-    check_same(lambda x: ops.attention(x, x, x), lambda x: attention_composed(x, x, x), [x])
-    check_gradients(lambda x: ops.attention(x, x, x), [x])
-
-
-@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 2)])
-def test_attention_with_some_inputs_frozen(frozen):
-    arrays = np.random.default_rng(0).standard_normal((3, 2, 3, 4))
-    free = [i for i in range(3) if i not in frozen]
-
-    def some(*tensors):
-        inputs = list(arrays)
-        for place, tensor in zip(free, tensors, strict=True):
-            inputs[place] = tensor
-        return ops.attention(*inputs)
-
-    check_gradients(some, [arrays[i] for i in free])
-
-
 # ---- dropout
 
 
@@ -434,3 +395,149 @@ def test_dropout_zeroes_its_share_keeps_the_mean_and_follows_the_generator():
     assert abs(y.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / x.size)
     np.testing.assert_array_equal(y, ops.dropout(x, 0.3, np.random.default_rng(0)).data)
     assert np.any(y != ops.dropout(x, 0.3, np.random.default_rng(1)).data)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("p", [1, 1.0, np.float64(1)])
+def test_dropping_everything_leaves_zeros(p, dtype):
+    x = ml.Tensor(np.arange(6.0).reshape(2, 3).astype(dtype), requires_grad=True)
+    with np.errstate(all="raise"):
+        y = ops.dropout(x, p, np.random.default_rng(0))
+        g = ml.grad(y.sum(), [x])[0]
+    assert y.dtype == dtype and not y.data.any() and not g.any()
+
+
+# ---- precision, and what goes in
+
+HALF = np.float16
+
+
+def in_half(function, arrays):
+    """The value and the gradients of `function` in float16 beside those in float64, from the same numbers."""
+    results = []
+    for dtype in (HALF, np.float64):
+        tensors = [ml.Tensor(a.astype(HALF).astype(dtype), requires_grad=True) for a in arrays]
+        y = function(*tensors)
+        results.append([y, *ml.grad(y, tensors, np.ones(y.shape, dtype))])
+    (y, *here), (z, *there) = results
+    assert y.dtype == HALF and all(g.dtype == HALF for g in here)
+    return [(y.data, z.data), *zip(here, there, strict=True)]
+
+
+def test_layer_norm_in_float16_at_width_768_is_not_all_zeros():
+    """The sum of 768 squares of 10 is beyond float16's largest number."""
+    x = 10 * np.random.default_rng(0).standard_normal((4, 768))
+    w, b = np.random.default_rng(1).standard_normal((2, 768))
+    for function, arrays in [(ops.layer_norm, [x, w, b]), (ops.rms_norm, [x, w])]:
+        for here, there in in_half(function, arrays):
+            np.testing.assert_allclose(here, there, rtol=2e-3, atol=2e-3)
+
+
+WIDE = {  # what adds up many numbers in float16 -> (the call, the inputs' shapes)
+    "sum of rows": (lambda x: ops.sum(x, axis=0), [(5000, 2)]),
+    "mean": (lambda x: ops.mean(x, axis=0), [(5000, 2)]),
+    "var": (lambda x: ops.var(x, axis=0), [(5000, 2)]),
+    "std": (lambda x: ops.std(100 * x), [(5000, 2)]),
+    "norm": (lambda x: ops.norm(100 * x), [(5000, 2)]),
+    "logsumexp": (lambda x: ops.logsumexp(x, axis=0), [(5000, 2)]),
+    "cumsum": (lambda x: ops.cumsum(x, axis=0), [(5000, 2)]),
+    "softmax": (lambda x: ops.softmax(x, axis=0), [(5000, 2)]),
+    "log_softmax": (lambda x: ops.log_softmax(x, axis=0), [(5000, 2)]),
+    "cross_entropy": (lambda x: ops.cross_entropy(x, np.arange(5000) % 3), [(5000, 3)]),
+    "linear": (ops.linear, [(5000, 3), (2, 3), (2,)]),
+    "lora_linear": (lambda *t: ops.lora_linear(*t, 2.0), [(5000, 3), (2, 3), (2,), (1, 3), (2, 1)]),
+    "matmul": (ops.matmul, [(2, 5000), (5000, 2)]),
+    "dot": (ops.dot, [(5000,), (5000,)]),
+    "outer": (ops.outer, [(2,), (5000,)]),
+    "einsum": (lambda a, b: ops.einsum("ki,kj->ij", a, b), [(5000, 2), (5000, 3)]),
+    "attention": (lambda *t: ops.attention(*t, causal=False), [(2, 3), (5000, 3), (5000, 3)]),
+    "embedding": (lambda w: ops.embedding(w, np.zeros(5000, int)), [(3, 2)]),
+    "index": (lambda w: w[np.zeros(5000, int)], [(3, 2)]),
+    "repeat": (lambda w: ops.repeat(w, 5000, axis=0), [(1, 2)]),
+    "a sum over what was broadcast": (lambda x, b: x + b, [(5000, 2), (2,)]),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_what_adds_up_in_float16_adds_in_float32(name):
+    """Entries near 1: from 2048 on float16 has no odd numbers, and 1 more would be lost; and the sums of squares."""
+    function, shapes = WIDE[name]
+    arrays = [1 + np.random.default_rng(i).uniform(-0.2, 0.2, shape) for i, shape in enumerate(shapes)]
+    for here, there in in_half(function, arrays):
+        np.testing.assert_allclose(here, there, rtol=2e-3, atol=2e-3 * max(np.abs(there).max(), 0.01))
+
+
+def test_float32_adapters_on_a_float16_layer():
+    """The output is the layer's, the adapter's gradients are the adapter's: as in PEFT."""
+    shapes = [(2, 3), (4, 3), (4,), (1, 3), (4, 1)]
+    dtypes = [HALF, HALF, HALF, np.float32, np.float32]
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s).astype(d) for s, d in zip(shapes, dtypes, strict=True)]
+    tensors = [ml.Tensor(a, requires_grad=True) for a in arrays]
+    y = ops.lora_linear(*tensors, 2.0)
+    assert y.dtype == HALF
+    assert [g.dtype for g in ml.grad(y, tensors, np.ones(y.shape, HALF))] == dtypes
+    x, w, b, A, B = (a.astype(np.float64) for a in arrays)
+    np.testing.assert_allclose(y.data, x @ w.T + b + 2 * x @ A.T @ B.T, rtol=2e-3, atol=2e-3)
+
+
+REAL_FORMULAS = ["softmax", "log_softmax", "gelu", "silu", "sigmoid", "logsumexp", "norm", "mean", "std", "var"]
+
+
+@pytest.mark.parametrize("name", REAL_FORMULAS)
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, bool])
+def test_whole_numbers_are_numbers(name, dtype):
+    x = np.array([[3, 0, 1], [2, 5, 2]]).astype(dtype)
+    expected = ops.PRIMITIVES[name](x.astype(np.float64)).data
+    assert ops.PRIMITIVES[name](x).dtype == np.float64
+    np.testing.assert_allclose(ops.PRIMITIVES[name](x).data, expected, rtol=1e-15)
+
+
+def test_whole_numbers_take_the_precision_of_the_weights():
+    x, w = np.array([[3, 0, 1], [2, 5, 2]]), np.ones(3, np.float32)
+    keys = x.astype(np.float32)
+    for y in (ops.layer_norm(x, w, w), ops.rms_norm(x, w), ops.attention(x, keys, keys)):
+        assert y.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "gelu", "silu", "sigmoid"])
+@pytest.mark.parametrize("x", [0.7, np.float64(0.7), np.array(0.7), 1])
+def test_a_number_is_an_array_of_one(name, x):
+    y = ops.PRIMITIVES[name](ml.Tensor(x))
+    assert y.shape == () and y.item() == pytest.approx(ops.PRIMITIVES[name]([[float(x)]]).item())
+    check_gradients(ops.PRIMITIVES[name], [np.array(float(x))])
+
+
+OPTIONS = {
+    "scale": lambda n: ops.lora_linear(*(np.ones(s, "f4") for s in [(2, 3), (4, 3), (4,), (1, 3), (4, 1)]), n),
+    "eps of layer_norm": lambda n: ops.layer_norm(np.eye(3, dtype="f4"), np.ones(3, "f4"), None, n),
+    "eps of rms_norm": lambda n: ops.rms_norm(np.eye(3, dtype="f4"), np.ones(3, "f4"), n),
+    "p of dropout": lambda n: ops.dropout(np.ones(3, "f4"), n, np.random.default_rng(0)),
+    "ddof": lambda n: ops.var(np.eye(3, dtype="f4"), ddof=n),
+    "ddof of std": lambda n: ops.std(np.eye(3, dtype="f4"), ddof=n),
+    "keep": lambda n: ops.attention(*np.ones((3, 2, 2), "f4"), np.full((2, 2), n)),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.array])
+def test_an_option_of_any_kind_leaves_float32_what_it_is(option, kind):
+    y = OPTIONS[option](kind(0.5))
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.data, OPTIONS[option](0.5).data)
+
+
+@pytest.mark.parametrize("size", [1e15, 1e18, 1e19, 1e25, 3e37])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_normalising_large_float32_is_not_all_zeros(name, size):
+    """Squares of 1e20 are infinite in float32; what they normalise is not."""
+    x = np.random.default_rng(0).standard_normal((3, 8))
+    w, g = np.random.default_rng(1).standard_normal((2, 8))
+    both = []
+    for dtype in ("float32", "float64"):
+        tensor = ml.Tensor((x * size).astype("float32").astype(dtype), requires_grad=True)
+        with np.errstate(invalid="raise", divide="raise"):
+            y = ops.PRIMITIVES[name](tensor, w.astype(dtype))
+            both.append((y.data, ml.grad(y, [tensor], np.tile(g, (3, 1)).astype(dtype))[0] * size))
+    for here, there in zip(*both, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)

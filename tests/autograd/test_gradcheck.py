@@ -234,6 +234,27 @@ def absolute(x):
     return np.abs(x), (lambda g: g * np.sign(x),)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_complex_input_is_refused(method):
+    """Its imaginary part would be dropped, and the check would pass at another point than the one asked for."""
+    for given in (np.array([1 + 2j, 3.0]), [1j], ml.Tensor(np.array([1 + 0j]))):
+        with pytest.raises(TypeError, match=r"^gradcheck: input 1 is complex; expected real numbers"):
+            ml.gradcheck(ops.multiply, [values(1), given], method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_of_exactly_zero_beside_a_large_output(method):
+    """Rounding of an output of 3e8 moves the central difference; a wrong gradient moves it further."""
+    function = lambda x: 1e8 * ops.softmax(x).sum()
+    assert ml.gradcheck(function, [values(3, 4)], method).passed
+
+    @primitive
+    def wrong(y, x):
+        return y.copy(), (lambda g: g, lambda g: np.full(x.shape, 100.0) * g)
+
+    assert not ml.gradcheck(lambda x: wrong(1e8 * ops.softmax(x).sum(), x), [values(3, 4)], method).passed
+
+
 @pytest.mark.parametrize("function", [real_part, to_float, through_float, absolute])
 def test_a_function_that_is_not_complex_safe(function):
     x = ml.Tensor(values(4), requires_grad=True)

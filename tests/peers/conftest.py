@@ -2,10 +2,13 @@
 
 import math
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parent))  # for pytorch_rows.py, which two files share
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and PEFT are imported
 
 MASK = float("-inf")
