@@ -62,7 +62,8 @@ def pretrain(args: argparse.Namespace) -> int:
     def save() -> None:
         seconds = time.perf_counter() - started
         model = made["model"] = as_stored(run.model)
-        facts = {"corpus": Path(run.corpus.name).name, "steps": run.step, "seed": run.settings.seed}
+        facts: dict[str, Any] = {"corpus": Path(run.corpus.name).name, "python": platform.python_version()}
+        facts |= {"steps": run.step, "seed": run.settings.seed}
         ml.save_model(model, output, dtype="float16", **facts)
         print("scoring           the whole validation text", flush=True)
         made["loss"] = ml.evaluate(model, run.corpus)

@@ -23,7 +23,7 @@ from ..adapters.lora import lora_layers
 from ..adapters.qlora import quantize_model
 from ..nn.files import write_beside
 from ..nn.storage import load_model, save_model
-from ..training.corpus import Corpus, load_corpus
+from ..training.corpus import PYTHON, Corpus, load_corpus
 from ..training.loop import evaluate, train, train_step
 from ..training.run import Run, Settings
 from .turns import beside
@@ -120,6 +120,7 @@ class Runs:
     def __init__(self, folder: str | Path = "runs/study", scale: Scale = FULL, progress: bool = True):
         self.folder, self.scale = Path(folder) / scale.name, scale
         self.bar = tqdm(unit="run", disable=not progress, leave=False, ncols=79)
+        self.pythons = {PYTHON}  # whose texts were read: now, and when the runs that are used were trained
         self._corpora: dict[str, Corpus] = {}
 
     def spec(self, **changes: Any) -> Spec:
@@ -142,7 +143,9 @@ class Runs:
                 (save_model if spec.method == "full" else save_adapter)(model, path.with_suffix(".npz"))
             write_json(path, record)
         self.bar.update()
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        self.pythons.add(record.get("python", "unknown"))
+        return record
 
     def records(self, specs: Iterable[Spec]) -> list[dict[str, Any]]:
         """The records of several runs."""
@@ -169,6 +172,7 @@ class Runs:
         stored = run.optimizer.parameters if spec.method == "full" else stored_parameters(model).values()
         record = {
             "spec": asdict(spec),
+            "python": PYTHON,
             "before": before,
             "curve": run.validation,
             "loss": evaluate(model, corpus, self.scale.windows),

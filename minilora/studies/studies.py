@@ -230,9 +230,8 @@ def run_study(
         runs.bar.set_description(name)
         rows = STUDIES[name](runs)
     question = (STUDIES[name].__doc__ or "").strip()
-    return write_json(
-        path, {"format": FORMAT, "study": name, "question": question, "scale": asdict(scale), "rows": rows}
-    )
+    facts = {"format": FORMAT, "study": name, "question": question, "python": sorted(runs.pythons)}
+    return write_json(path, {**facts, "scale": asdict(scale), "rows": rows})
 
 
 def load_records(name: str, folder: str | Path = "figures/data") -> dict[str, Any]:

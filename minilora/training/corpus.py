@@ -6,6 +6,7 @@ the names of Unicode characters. They differ in vocabulary, grammar and layout, 
 
 import os
 import re
+import sys
 import sysconfig
 import unicodedata
 import warnings
@@ -20,6 +21,7 @@ from ..autograd.fused import check_tokens
 from .checks import described
 
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
+PYTHON = sys.version.split()[0]  # whose library the built-in corpora are read from; other versions have other text
 PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
 
 # What an editor or a word processor makes of ASCII, back in ASCII. Built-in corpora are read as they are.

@@ -1,6 +1,7 @@
 """`minilora pretrain`: the model, its record, and the same bytes from the same seed."""
 
 import json
+import platform
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from lines import QUICK, SIZES
 
 import minilora as ml
 from minilora.commands.main import main
+from minilora.nn.storage import load_arrays
 
 
 def test_pretrain_writes_a_model_and_its_record(base, capsys):
@@ -18,6 +20,7 @@ def test_pretrain_writes_a_model_and_its_record(base, capsys):
     assert record["training"]["step"] == [1, 2, 3, 4] and len(record["training"]["loss"]) == 4
     assert record["config"]["n_embd"] == 8 and record["parameters"] == model.count()
     assert record["versions"]["numpy"] == np.__version__
+    assert record["python"] == platform.python_version() == load_arrays(base, "model")[1]["python"]
     with np.load(base) as file:
         assert file["wte.weight"].dtype == np.float16
     assert sorted(p.name for p in base.parent.iterdir()) == ["base.json", "base.npz", "text.txt"]

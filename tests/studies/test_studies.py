@@ -1,6 +1,7 @@
 """The studies: finished runs are kept and shared, records say what made them, and every study runs to its end."""
 
 import json
+import platform
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_a_record_holds_what_can_be_computed_otherwise(cache):
     assert record["loss"] == pytest.approx(ml.evaluate(model, ml.load_corpus("unicode-names"), TINY.windows), abs=1e-6)
     assert record["trainable"] == 4 * 2 * (4 * 256 + 2 * 640)  # layers x rank x (d_in + d_out of the six matrices)
     assert record["stored_bytes"] == 4 * record["trainable"]
+
+
+def test_a_record_says_which_pythons_text_it_read(cache, tmp_path):
+    """The built-in corpora are the standard library's; a run that an older one trained and kept is told as well."""
+    kept = Runs(cache, TINY, progress=False)
+    spec = kept.spec(rank=2)
+    record, here = kept.record(spec), platform.python_version()
+    assert record["python"] == here and kept.pythons == {here}
+    for python, told in (("3.11.0", "3.11.0"), (None, "unknown")):
+        other = Runs(tmp_path, TINY, progress=False)
+        runs.write_json(other.folder / f"{spec.key}.json", {k: v for k, v in {**record, "python": python}.items() if v})
+        other.record(spec)
+        assert other.pythons == {here, told}
 
 
 def test_measuring_a_step_does_not_move_the_model(cache):
@@ -93,6 +107,7 @@ def test_every_study_runs_and_its_records_load(name, cache, tmp_path):
     path = run_study(name, TINY, tmp_path, cache, progress=False)
     records = load_records(name, tmp_path)
     assert records["study"] == name and records["scale"]["steps"] == 2 and records["question"]
+    assert records["python"] == [platform.python_version()]
     numbers = [v for row in records["rows"] for v in row.values() if isinstance(v, float)]
     assert numbers and np.isfinite(numbers).all()
     before = path.read_bytes()
