@@ -223,8 +223,7 @@ def test_a_planted_fault_is_found(rule, file, fault):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_house_is_in_order(rule):
-    found = [said for said in rule(source()) if said != "minilora/autograd/fused.py: 444 lines"]  # attention moves out
-    assert found == []
+    assert rule(source()) == []
 
 
 def test_the_tests_have_the_same_rooms():

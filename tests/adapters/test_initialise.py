@@ -15,7 +15,7 @@ def config(name, **changes):
     return ml.LoRAConfig(**{"rank": 3, "alpha": 6, "target_modules": "*", "init": name, **changes})
 
 
-def holds(name):
+def check_promises(name):
     """A model that begins so begins at the base model, learns both factors, merges, and comes back from its file."""
     model = ml.add_lora(base(), config(name))
     logits = base()(TOKENS).data
@@ -46,7 +46,7 @@ def test_it_gives_two_factors_and_says_whether_the_base_is_corrected(name, shape
 
 @every_start
 def test_every_start_keeps_the_promises_of_lora(name):
-    holds(name)
+    check_promises(name)
 
 
 @every_start
@@ -67,4 +67,4 @@ def test_a_new_way_to_begin_is_one_function(monkeypatch):
     monkeypatch.setattr(ml.LoRAConfig, "inits", tuple(STARTS))
     for layer in lora_layers(ml.add_lora(base(), config("orthogonal"))).values():
         np.testing.assert_allclose(layer.lora_A.data @ layer.lora_A.data.T, np.eye(3), atol=1e-12)
-    holds("orthogonal")
+    check_promises("orthogonal")
