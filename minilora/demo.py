@@ -99,12 +99,12 @@ def quoted(text: str, most: int) -> str:
 
 def continue_names(model: ml.GPT, seed: int) -> None:
     """How the model ends, twice each, the first line of names that are begun for it."""
-    print("\n  how it goes on with a name that is begun (before the dots)")
+    print("\n  how it goes on with a name that is begun (before the dots)", flush=True)
     for prompt in PROMPTS:
         begun = np.tile(ml.encode("\n" + prompt), (2, 1))  # (2, T)
         for tokens in model.generate(begun, 50, temperature=0.8, rng=seed):
             ending = ml.decode(tokens[begun.shape[1] :]).partition("\n")[0]
-            print(f"  | {prompt}... {ending}"[:79].rstrip())
+            print(f"  | {prompt}... {ending}"[:79].rstrip(), flush=True)
 
 
 def check_the_gradients(story: Story) -> None:
@@ -157,8 +157,6 @@ def train(story: Story, name: str, model: ml.GPT, lr: float) -> None:
     run = ml.Run(model, story.corpus, settings)
     started = time.perf_counter()
     ml.train(run, progress=story.progress)
-    if run.interrupted:
-        raise KeyboardInterrupt
     seconds = time.perf_counter() - started
     curve = run.validation
     marks = sorted({round(i * (len(curve["step"]) - 1) / 4) for i in range(5)})

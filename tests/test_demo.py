@@ -49,7 +49,7 @@ def test_a_failed_gradient_check_stops_the_demo(monkeypatch, capsys):
 
 def test_ctrl_c_ends_the_demo(monkeypatch):
     def stopped(run, progress):
-        run.interrupted = True
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(demo.ml, "train", stopped)
     story = demo.Story(2, 0, False)

@@ -135,7 +135,7 @@ def measure(record: dict[str, Any], jobs: Sequence[Job], progress: bool) -> None
     """Run the jobs, one after the other, into the record."""
     from tqdm import tqdm  # here, as everywhere: imported only when there is a bar to show
 
-    bar = tqdm(jobs, disable=not progress, unit="part", ncols=79, leave=False)
+    bar = tqdm(jobs, disable=not progress, unit="part", dynamic_ncols=True, leave=False)
     name = "everything"
     try:
         for name, job in bar:

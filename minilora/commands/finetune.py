@@ -17,6 +17,7 @@ from .options import (
     BACKEND,
     BATCH,
     CHECKPOINT,
+    CHECKPOINT_EVERY,
     FRACTION,
     MODEL,
     QUANTIZE,
@@ -31,7 +32,7 @@ from .options import (
     refuse_other_methods,
     whole,
 )
-from .outputs import output_file
+from .outputs import output_file, same
 from .runs import describe_run, finish, refuse_losses, resume, say_sample
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
@@ -70,6 +71,7 @@ TAKES = {  # which options a method takes, of those that only some take
     option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)",
            type=output_file, metavar="FILE"),
     CHECKPOINT,
+    CHECKPOINT_EVERY,
     RESUME,
     BACKEND,
     example="minilora finetune --corpus unicode-names --rank 8 --output runs/names.npz",
@@ -82,6 +84,7 @@ def finetune(args: argparse.Namespace) -> int:
     if not args.resume:
         refuse_other_methods(args, args.method, TAKES)
     run = resume(args) if args.resume else new_finetune(args)
+    args.model, args.quantize = base_of(run)
     adapted = bool(getattr(run.model, "adapters", None))
     output = args.output or output_file("runs/adapter.npz" if adapted else "runs/full.npz")
     refuse_losses(args, run.corpus.name, [output], BASE if args.model == "base" else args.model)
@@ -106,6 +109,12 @@ def finetune(args: argparse.Namespace) -> int:
     return finish(args, run, output, save, tell)
 
 
+def base_of(run: ml.Run) -> tuple[str, str | None]:
+    """The name of a run's base model, as it is to be given here, and how it was quantised."""
+    name, place = run.notes.get("model", "base"), run.notes.get("place", "")
+    return name if name == "base" or same(name, place) else place, run.notes.get("quantize")
+
+
 def new_finetune(args: argparse.Namespace) -> ml.Run:
     """The base model, adapted or not, at the start of its training on a corpus."""
     model = load_model(args.model, args.quantize)
@@ -115,7 +124,12 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
     corpus = ml.load_corpus(args.corpus).require(model.context)
     lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
-    return ml.Run(model, corpus, ml.Settings(steps=args.steps, batch_size=args.batch, lr=lr, seed=args.seed))
+    settings = ml.Settings(
+        steps=args.steps, batch_size=args.batch, lr=lr, seed=args.seed, checkpoint_every=args.checkpoint_every
+    )
+    run = ml.Run(model, corpus, settings)
+    run.notes = {"model": args.model, "place": str(Path(args.model).absolute()), "quantize": args.quantize}
+    return run
 
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:

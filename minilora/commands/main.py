@@ -126,8 +126,8 @@ def answer(argv: list[str]) -> int:
                 return args.command.run(args)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    except KeyboardInterrupt:
-        say_error("interrupted")
+    except KeyboardInterrupt as stopped:
+        say_error("; ".join(["interrupted", *getattr(stopped, "__notes__", [])]))
         return 130
     except MISTAKES as error:
         if "--traceback" in argv:

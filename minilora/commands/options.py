@@ -109,6 +109,15 @@ def convert(flag: str, how: dict, text: Any) -> Any:
         raise
 
 
+def given(args: argparse.Namespace) -> list[str]:
+    """The options of this command line, as they were given."""
+    words: list[str] = []
+    for flag, how in args.command.options:
+        if flag.startswith("--") and destination(flag) in args.given:
+            words += [flag] if how.get("action") else [flag, str(getattr(args, destination(flag)))]
+    return words
+
+
 def refuse_ignored(args: argparse.Namespace, flags: Iterable[str], why: str) -> None:
     """Raises ValueError when one of these options was given, whatever its value; `why` goes on: "cannot be ..."."""
     if idle := [flag for flag in flags if destination(flag) in args.given]:
@@ -131,9 +140,11 @@ BACKEND = option("--backend", "numpy", "where to compute: numpy, or cupy on an N
 SEED = option("--seed", 0, "of every random choice; the same seed gives the same bits", type=whole(0), metavar="N")
 MODEL = option("--model", "base", "a model file, or 'base' for the one that comes with minilora", metavar="FILE")
 CHECKPOINT = option(
-    "--checkpoint", None, "where Ctrl-C and every 200th step save the run (default: beside the output)",
+    "--checkpoint", None, "where the run is saved on the way and at Ctrl-C (default: beside the output, until it ends)",
     type=output_file, metavar="FILE",
 )  # fmt: skip
+CHECKPOINT_EVERY = option("--checkpoint-every", 200, "steps from one saving of the run to the next", type=whole(1),
+                          metavar="N")  # fmt: skip
 RESUME = option(
     "--resume", None, "go on with the run in a checkpoint, bit for bit; its settings are the checkpoint's",
     metavar="FILE",

@@ -18,8 +18,22 @@ import minilora as ml
 
 from ..nn.architectures import from_gpt_config, parameters, size
 from ..nn.files import write_beside
+from ..nn.storage import Blank
 from ..training.corpus import BUILT_IN, VOCABULARY
-from .options import BACKEND, BATCH, CHECKPOINT, FRACTION, RATE, RESUME, SEED, command, number, option, whole
+from .options import (
+    BACKEND,
+    BATCH,
+    CHECKPOINT,
+    CHECKPOINT_EVERY,
+    FRACTION,
+    RATE,
+    RESUME,
+    SEED,
+    command,
+    number,
+    option,
+    whole,
+)
 from .outputs import output_file
 from .runs import describe_run, finish, refuse_losses, resume, say_sample
 
@@ -38,6 +52,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample
     SEED,
     option("--output", "runs/base.npz", "the model file", type=output_file, metavar="FILE"),
     CHECKPOINT,
+    CHECKPOINT_EVERY,
     RESUME,
     BACKEND,
     example="minilora pretrain --corpus python-docs --output runs/base.npz",
@@ -81,7 +96,7 @@ def pretrain(args: argparse.Namespace) -> int:
 
 def as_stored(model: ml.GPT) -> ml.GPT:
     """The model as its file has it: rounded to float16, and without the dropout, which was for this training."""
-    stored = ml.GPT(replace(model.config, dropout=0.0))
+    stored = ml.GPT(replace(model.config, dropout=0.0), Blank())
     stored.load_state_dict({name: value.astype("float16") for name, value in model.state_dict().items()})
     return stored
 
@@ -94,6 +109,7 @@ def new_pretraining(args: argparse.Namespace) -> ml.Run:
     settings = ml.Settings(
         steps=args.steps, batch_size=args.batch, lr=args.lr, warmup=args.steps // 20, seed=args.seed,
         weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
+        checkpoint_every=args.checkpoint_every,
     )  # fmt: skip
     return ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import itertools
 import shlex
 import sys
@@ -13,7 +14,7 @@ import minilora as ml
 from ..adapters.qlora import QuantizedLinear
 from ..adapters.state import base_parameters
 from ..demo import quoted, sample
-from ..training.checkpoint import load_checkpoint
+from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.corpus import BUILT_IN
 from .models import existing
 from .options import refuse_ignored
@@ -23,10 +24,13 @@ from .words import say_error
 
 def resume(args: argparse.Namespace) -> ml.Run:
     """The run in a checkpoint. Raises ValueError when an option is given that the checkpoint answers."""
-    free = ("--resume", "--checkpoint", "--output", "--backend")
+    free = ("--resume", "--checkpoint", "--checkpoint-every", "--output", "--backend")
     settled = [flag for flag, _ in args.command.options if flag not in free]
     refuse_ignored(args, settled, "cannot change when a run goes on; the checkpoint holds them")
-    return load_checkpoint(existing(args.resume, "checkpoint", "Ctrl-C in a training writes one"))
+    run = load_checkpoint(existing(args.resume, "checkpoint", "Ctrl-C in a training writes one"))
+    if "checkpoint_every" in args.given:
+        run.settings.checkpoint_every = args.checkpoint_every
+    return run
 
 
 def refuse_losses(args: argparse.Namespace, corpus: str, files: list[Path], model: str | Path | None = None) -> None:
@@ -57,26 +61,57 @@ def finish(
 ) -> int:
     """Train to the end, `save`, `tell`, and then remove the checkpoint that nobody named: -> the exit code.
 
-    At Ctrl-C say where the run is kept and how to go on.
+    At Ctrl-C, and where something fails, say what is kept and how to go on.
     """
     with checkpoint_place(args, output) as checkpoint:
-        words = f"minilora {args.command.run.__name__} --resume {shlex.quote(str(checkpoint))}"
-        go_on = f"to go on: {words} --output {shlex.quote(str(output))}"
-        ml.train(run, checkpoint, progress=sys.stderr.isatty())
-        if run.interrupted:
-            say_error(f"stopped after step {run.step:,} of {run.settings.steps:,} and saved; {go_on}")
-            return 130
+        ours = None if args.checkpoint or args.resume else checkpoint
         try:
-            save()
+            ml.train(run, checkpoint, progress=sys.stderr.isatty())
+        except KeyboardInterrupt:
+            what_is_kept = kept(args, run, checkpoint, output)
+            say_error(f"stopped after step {run.step:,} of {run.settings.steps:,}{what_is_kept}")
+            return 130
+        except ArithmeticError as error:
+            if run.saved:
+                error.add_note(f"step {run.saved:,} is kept in {checkpoint}")
+            raise
+        try:
+            save_in_the_room_of(ours, run, save)
         except BaseException as error:
-            error.add_note(f"the run is kept in {checkpoint}; {go_on}")
+            error.add_note(f"the training is done{kept(args, run, checkpoint, output)}")
             raise
         try:
             tell()
         finally:
-            if checkpoint and not (args.checkpoint or args.resume):
-                checkpoint.unlink(missing_ok=True)
+            if ours:
+                ours.unlink(missing_ok=True)
     return 0
+
+
+def save_in_the_room_of(checkpoint: Path | None, run: ml.Run, save: Callable[[], None]) -> None:
+    """Save the result; on a full disk it takes the room of a checkpoint that nobody named."""
+    try:
+        save()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not checkpoint or run.saved is None:
+            raise
+        checkpoint.unlink()
+        try:
+            save()
+        except BaseException:
+            save_checkpoint(run, checkpoint)  # where it had room before
+            raise
+
+
+def kept(args: argparse.Namespace, run: ml.Run, checkpoint: Path | None, output: Path) -> str:
+    """What of a run is in its checkpoint, and the command that goes on with it; to stand after other words."""
+    if checkpoint is None or (run.saved is None and not args.resume):
+        return ", and nothing of it is saved"
+    saved = " and saved" if run.saved == run.step else f"; its step {run.saved:,} is saved" if run.saved else ""
+    words = (
+        f"minilora {args.command.run.__name__} --resume {shlex.quote(str(checkpoint if run.saved else args.resume))}"
+    )
+    return f"{saved}; to go on: {words} --output {shlex.quote(str(output))}"
 
 
 @contextlib.contextmanager

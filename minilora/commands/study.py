@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from .options import command, did_you_mean, option, refuse_ignored
+from .options import command, did_you_mean, given, option, refuse_ignored
 from .outputs import output_folder, require_writable
+from .words import say_error
 
 
 @command(
@@ -51,7 +52,12 @@ def study(args: argparse.Namespace) -> int:
             print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)
             continue  # an interrupted `all` goes on with the study it was in
         started = time.perf_counter()
-        path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())
+        try:
+            path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())
+        except KeyboardInterrupt:
+            words = shlex.join(["minilora", "study", args.name, *given(args)])
+            say_error(f"stopped in {name}; its finished runs are kept in {args.cache}; to go on: {words}")
+            return 130
         print(f"{name:<12}{time.perf_counter() - started:>6.0f} s   {path}", flush=True)
     print(f"draw them    minilora figures --data {shlex.quote(str(folder))}")
     return 0

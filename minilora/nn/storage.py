@@ -73,6 +73,17 @@ def blaming(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
 
 
+class Blank(np.random.Generator):
+    """Draws zeros: for weights that a file is about to fill, where drawing would take longer than reading."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None) -> Any:
+        """Zeros (*size), whose memory the system gives when it is written to."""
+        return np.zeros(size, np.float32)
+
+
 def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -> Path:
     """Write a model's configuration and parameters, optionally rounded to another precision, with a record of facts.
 
@@ -102,7 +113,7 @@ def load_model(path: str | Path = "base") -> GPT:
     path = file_path(path, "load_model")
     arrays, header = load_arrays(BASE if str(path) == "base" else path, "model")
     with blaming(path):
-        model = GPT(GPTConfig(**header["config"]))
+        model = GPT(GPTConfig(**header["config"]), Blank())
         model.load_state_dict(arrays)
     return model
 

@@ -119,7 +119,7 @@ class Runs:
 
     def __init__(self, folder: str | Path = "runs/study", scale: Scale = FULL, progress: bool = True):
         self.folder, self.scale = Path(folder) / scale.name, scale
-        self.bar = tqdm(unit="run", disable=not progress, leave=False, ncols=79)
+        self.bar = tqdm(unit="run", disable=not progress, leave=False, dynamic_ncols=True)
         self.pythons = {PYTHON}  # whose texts were read: now, and when the runs that are used were trained
         self._corpora: dict[str, Corpus] = {}
 
@@ -136,7 +136,7 @@ class Runs:
     def record(self, spec: Spec) -> dict[str, Any]:
         """What came of a run: losses before and after on the new and the old text, curve, sizes, times."""
         path = self.folder / f"{spec.key}.json"
-        if not path.exists() or (spec.keep and not path.with_suffix(".npz").exists()):
+        if not _finished(path, spec):
             self.bar.set_postfix_str(f"{spec.method} {spec.corpus} r={spec.rank} lr={spec.lr:g} seed={spec.seed}")
             record, model = self._train(spec)
             if spec.keep:
@@ -181,6 +181,13 @@ class Runs:
             "stored_bytes": sum(p.data.nbytes for p in stored),
         }
         return record, model
+
+
+def _finished(path: Path, spec: Spec) -> bool:
+    """Whether a run is kept, and whole: its curve ends where the run does, and its model is there if it should be."""
+    if not path.exists() or (spec.keep and not path.with_suffix(".npz").exists()):
+        return False
+    return json.loads(path.read_text(encoding="utf-8"))["curve"]["step"][-1] == spec.steps
 
 
 def settings(spec: Spec, scale: Scale) -> Settings:

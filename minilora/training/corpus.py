@@ -4,6 +4,8 @@
 the names of Unicode characters. They differ in vocabulary, grammar and layout, which is what adaptation needs.
 """
 
+import functools
+import hashlib
 import os
 import re
 import sys
@@ -89,6 +91,14 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self.train):,} tokens to train on, {len(self.validation):,} to validate on)"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of both parts: whether two texts are the same."""
+        digest = hashlib.sha256()
+        for tokens in (self.train, self.validation):
+            digest.update(f"{len(tokens)} ".encode() + np.ascontiguousarray(tokens, "<u4").tobytes())
+        return digest.hexdigest()
 
     def batch(self, batch_size: int, block_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Windows of the training text at random places: (tokens, targets), both (B, T); targets are one ahead."""

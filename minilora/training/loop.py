@@ -3,9 +3,7 @@
 import contextlib
 import itertools
 import math
-import signal
-import threading
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from .memory import keep_freed_memory
 from .optim import Optimizer, clip_gradients, cosine_schedule
 from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
 from .run import Run
+from .stopping import stop_at_signals
 
 EVALUATION_BATCH = 16  # windows at a time
 
@@ -169,8 +168,10 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
 def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
     """Train until `run.settings.steps` steps are taken, from wherever the run stands.
 
-    With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C, which ends the loop
-    after the step it is in; a second Ctrl-C ends it at once. Raises FloatingPointError when the loss is not finite.
+    With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C; where that fails
+    there is a warning, and the training goes on. Ctrl-C, SIGTERM and SIGHUP end the loop after the step it is in: then
+    `run` is as far as it is, saved, and KeyboardInterrupt is raised. A second Ctrl-C ends it at once. Raises
+    FloatingPointError when the loss is not finite, OSError when the checkpoint has no folder to be in.
     """
     from tqdm import tqdm  # here, so that `import minilora` stays quick
 
@@ -179,8 +180,11 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
     s, corpus = run.settings, run.corpus.require(run.model.context)
-    bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", ncols=79, leave=False)
-    with bar, _stop_at_interrupt() as interrupt:
+    bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
+    run.interrupted, run.saved = False, None
+    if checkpoint is not None:
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    with bar, stop_at_signals() as interrupt:
         if not run.validation["step"]:
             _evaluate(run)
         while run.step < s.steps and not interrupt.is_set():
@@ -192,10 +196,12 @@ def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True)
             bar.set_postfix(loss=f"{loss:.3f}", validation=f"{run.validation['loss'][-1]:.3f}")
             bar.update()
             if checkpoint is not None and run.step % s.checkpoint_every == 0 and run.step < s.steps:
-                save_checkpoint(run, checkpoint)
-    run.interrupted = interrupt.is_set() and run.step < s.steps
-    if checkpoint is not None:
-        save_checkpoint(run, checkpoint)
+                _save(run, checkpoint)
+        run.interrupted = interrupt.is_set() and run.step < s.steps
+        if checkpoint is not None:
+            _save(run, checkpoint)
+    if interrupt.is_set():
+        raise KeyboardInterrupt
     return run
 
 
@@ -212,26 +218,17 @@ def _step(run: Run, corpus: Corpus) -> float:
         raise
 
 
+def _save(run: Run, checkpoint: str | Path) -> None:
+    """Write the checkpoint. A failure is no end: the training is what was asked for, and the last good file stays."""
+    try:
+        save_checkpoint(run, checkpoint)
+        run.saved = run.step
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        warnings.warn(f"the run could not be saved at step {run.step:,}: {why}", stacklevel=3)
+
+
 def _evaluate(run: Run) -> None:
     loss = evaluate(run.model, run.corpus, run.settings.evaluation_windows)
     run.validation["step"].append(run.step)
     run.validation["loss"].append(round(loss, 5))
-
-
-@contextlib.contextmanager
-def _stop_at_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield event
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

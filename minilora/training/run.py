@@ -79,8 +79,9 @@ class Run:
     """A training run in progress or done: everything that a checkpoint holds.
 
     corpus: a Corpus, or what load_corpus takes. history: {"step": [...], "loss": [...]} of the training batches;
-    validation: {"step": [...], "loss": [...]}. Raises ValueError for a model that trains nothing, or with a number that
-    is not finite, which it names.
+    validation: {"step": [...], "loss": [...]}. interrupted: whether Ctrl-C ended the last `train` before its time.
+    saved: the step that the checkpoint of the last `train` holds. notes: what is to be remembered with the run, as JSON
+    has it. Raises ValueError for a model that trains nothing, or with a number that is not finite, which it names.
     """
 
     model: Any
@@ -91,6 +92,8 @@ class Run:
     history: dict[str, list] = field(default_factory=lambda: {"step": [], "loss": []})
     validation: dict[str, list] = field(default_factory=lambda: {"step": [], "loss": []})
     interrupted: bool = False
+    saved: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         s = self.settings

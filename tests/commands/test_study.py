@@ -1,7 +1,11 @@
 """`minilora study`: what it computes is tested in tests/studies."""
 
+import shlex
+import signal
+
 from lines import the_error
 
+import minilora as ml
 from minilora.commands.main import main
 
 
@@ -45,3 +49,18 @@ def test_the_table_of_methods_is_printed_from_records(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert "`minilora study methods` makes them" in the_error(capsys, "study", "methods", "--table")
     assert "the table is of the study methods" in the_error(capsys, "study", "ranks", "--table")
+
+
+def test_ctrl_c_in_a_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = ml.training.loop.train_step
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(ml.training.loop, "train_step", interrupted)
+    words = ["study", "starts", "--quick", "--cache", "my runs", "--force"]
+    said = f"stopped in starts; its finished runs are kept in my runs; to go on: {shlex.join(['minilora', *words])}"
+    assert said in the_error(capsys, *words, code=130)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -172,3 +173,79 @@ def test_a_token_is_timed_after_the_same_cache_every_time():
     call()
     call()
     assert lengths == [(2, 1, 128)] * 2
+
+
+# Interrupted
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Makes the n-th training step come with Ctrl-C: -> the steps that were taken."""
+    step, taken = loop.train_step, []
+
+    def at(n):
+        def interrupted(*args):
+            taken.append(1)
+            if len(taken) == n:
+                signal.raise_signal(signal.SIGINT)
+            return step(*args)
+
+        monkeypatch.setattr(loop, "train_step", interrupted)
+        return taken
+
+    return at
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "starts",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "matrices",
+                "ranks",
+                "rates",
+                "data",
+                "spectra",
+                "truncation",
+                "subspaces",
+                "sizes",
+                "bits",
+                "tasks",
+            )
+        ),
+    ],
+)
+def test_ctrl_c_in_a_run_stops_the_study_and_is_no_record(name, tmp_path, stop):
+    taken = stop(1)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(name, TINY, tmp_path / "records", tmp_path / "cache", progress=False)
+    assert taken == [1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_after_the_runs_that_were_finished(tmp_path, stop, monkeypatch):
+    rows = [{"lr": lr} for lr in (1e-3, 1e-2)]
+    study = lambda runs: [{**row, "loss": runs.record(runs.spec(**row))["loss"]} for row in rows]
+    monkeypatch.setitem(STUDIES, "rates", study)
+    stop(TINY.steps + 1)  # in the second run
+    with pytest.raises(KeyboardInterrupt):
+        run_study("rates", TINY, tmp_path, tmp_path / "cache", progress=False)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    monkeypatch.undo()
+    monkeypatch.setitem(STUDIES, "rates", study)
+    path = run_study("rates", TINY, tmp_path, tmp_path / "cache", progress=False)
+    whole = run_study("rates", TINY, tmp_path / "whole", tmp_path / "other", progress=False)
+    assert json.loads(path.read_text())["rows"] == json.loads(whole.read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_a_cut_run_that_an_older_version_kept_is_trained_again(tmp_path):
+    kept = Runs(tmp_path, TINY, progress=False)
+    whole = kept.record(kept.spec(rank=2))
+    path = next(tmp_path.rglob("*.json"))
+    cut = {**whole, "loss": whole["before"], "curve": {"step": [0], "loss": whole["curve"]["loss"][:1]}}
+    path.write_text(json.dumps(cut))
+    assert kept.record(kept.spec(rank=2)) == whole == json.loads(path.read_text())

@@ -101,3 +101,15 @@ def interrupted_at_random():
             signal.signal(signal.SIGALRM, before)
 
     return tries
+
+
+@pytest.fixture
+def interrupted():
+    """Train a run that Ctrl-C stops: -> the run."""
+
+    def train(run, *args):
+        with pytest.raises(KeyboardInterrupt):
+            ml.train(run, *args, progress=False)
+        return run
+
+    return train

@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
-from minilora.training.corpus import Corpus
+from minilora.training.corpus import BUILT_IN, Corpus
 
 FAST = {"steps": 7, "batch_size": 4, "evaluate_every": 3, "evaluation_windows": 4, "checkpoint_every": 2, "warmup": 2}
 LORA = ml.LoRAConfig(rank=2, alpha=5, target_modules=("q_proj", "*.mlp.*"), rank_stabilized=True)
@@ -67,10 +69,10 @@ class StopAt(Corpus):
     ],
     ids=["float32", "float64", "dropout", "lora", "all"],
 )
-def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(make_model, corpus, tmp_path, stop, kind):
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(make_model, corpus, tmp_path, stop, kind, interrupted):
     whole = ml.train(run_of(make_model(**kind), corpus), progress=False)
     path = tmp_path / "run.npz"
-    stopped = ml.train(run_of(make_model(**kind), StopAt.of(corpus, stop)), path, progress=False)
+    stopped = interrupted(run_of(make_model(**kind), StopAt.of(corpus, stop)), path)
     assert stopped.step == stop
     assert stopped.interrupted
     loaded = load_checkpoint(path)
@@ -78,16 +80,16 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(make_model, corpus, tmp_p
     assert bits(ml.train(loaded, progress=False)) == bits(whole)
 
 
-def test_a_run_resumed_many_times(make_model, corpus, tmp_path):
+def test_a_run_resumed_many_times(make_model, corpus, tmp_path, interrupted):
     path = tmp_path / "run.npz"
     whole = ml.train(run_of(make_model(dropout=0.1), corpus), progress=False)
     save_checkpoint(run_of(make_model(dropout=0.1), corpus), path)
     for _ in range(7):
-        ml.train(load_checkpoint(path, StopAt.of(corpus, 1)), path, progress=False)
+        interrupted(load_checkpoint(path, StopAt.of(corpus, 1)), path)
     assert bits(load_checkpoint(path)) == bits(whole)
 
 
-def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tmp_path):
+def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tmp_path, interrupted):
     """A class may unfreeze layer norms beside LoRA, or freeze embeddings without it."""
     adapted, plain = make_model(lora=LORA), make_model()
     for name, p in adapted.named_parameters():
@@ -98,16 +100,16 @@ def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tm
         trainable = {name for name, p in model.named_parameters() if p.requires_grad}
         whole = ml.train(run_of(copy.deepcopy(model), corpus), progress=False)
         path = tmp_path / "run.npz"
-        ml.train(run_of(model, StopAt.of(corpus, 3)), path, progress=False)
+        interrupted(run_of(model, StopAt.of(corpus, 3)), path)
         loaded = load_checkpoint(path)
         assert {name for name, p in loaded.model.named_parameters() if p.requires_grad} == trainable
         assert bits(ml.train(loaded, progress=False)) == bits(whole)
 
 
-def test_a_run_with_two_learning_rates_goes_on_bit_for_bit(make_model, corpus, tmp_path):
+def test_a_run_with_two_learning_rates_goes_on_bit_for_bit(make_model, corpus, tmp_path, interrupted):
     path = tmp_path / "run.npz"
     whole = ml.train(run_of(make_model(lora=LORA), corpus, lr_ratio=4), progress=False)
-    ml.train(run_of(make_model(lora=LORA), StopAt.of(corpus, 3), lr_ratio=4), path, progress=False)
+    interrupted(run_of(make_model(lora=LORA), StopAt.of(corpus, 3), lr_ratio=4), path)
     loaded = load_checkpoint(path)
     assert set(loaded.optimizer.ratios) == {1, 4}
     assert bits(ml.train(loaded, progress=False)) == bits(whole)
@@ -115,10 +117,10 @@ def test_a_run_with_two_learning_rates_goes_on_bit_for_bit(make_model, corpus, t
     assert one_rate.history["loss"] != whole.history["loss"]
 
 
-def test_a_checkpoint_from_before_there_were_two_rates_has_one(make_model, corpus, tmp_path):
+def test_a_checkpoint_from_before_there_were_two_rates_has_one(make_model, corpus, tmp_path, interrupted):
     path = tmp_path / "run.npz"
     whole = ml.train(run_of(make_model(lora=LORA), corpus), progress=False)
-    ml.train(run_of(make_model(lora=LORA), StopAt.of(corpus, 3)), path, progress=False)
+    interrupted(run_of(make_model(lora=LORA), StopAt.of(corpus, 3)), path)
     arrays, header = load_arrays(path, "checkpoint")
     del header["settings"]["lr_ratio"]
     save_arrays(path, arrays, header)
@@ -197,7 +199,7 @@ def test_checkpoints_that_do_not_fit(make_model, corpus, tmp_path):
     refused(r"unexpected .*lora_A", methods=None)
     refused("shape", config={**header["config"], "n_embd": 32})
     refused("colour", settings={"colour": 3})
-    for key in set(header) - {"kind"}:
+    for key in set(header) - {"kind", "text", "place", "python", "notes"}:  # these four are newer than the format
         save_arrays(path, arrays, {name: value for name, value in header.items() if name != key})
         with pytest.raises(ValueError, match=rf"run\.npz: the header has no '{key}'"):
             load_checkpoint(path)
@@ -219,12 +221,96 @@ def test_an_adapter_that_is_lost_from_a_checkpoint_is_not_read_as_a_fresh_one(ma
         load_checkpoint(path)
 
 
+# The text that a run was trained on
+
+
+def test_a_text_that_has_changed_is_refused(make_model, corpus, tmp_path, text_path, interrupted):
+    path = tmp_path / "run.npz"
+    whole = ml.train(run_of(make_model(), corpus), progress=False)
+    interrupted(run_of(make_model(), StopAt.of(corpus, 3)), path)
+    text = text_path.read_text()
+    for changed in (text + "more", text[1:], text.replace("e", "a", 1), text[::-1]):
+        text_path.write_text(changed)
+        with pytest.raises(ValueError, match=r"another text than .*story\.txt' is now: the file has changed"):
+            load_checkpoint(path)
+    other = ml.load_corpus(text_path)
+    assert load_checkpoint(path, other).corpus is other  # knowingly
+    text_path.write_text(text)
+    assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
+
+
+def test_a_text_of_another_python_is_refused(make_model, tmp_path, monkeypatch):
+    run = run_of(make_model(), ml.load_corpus("unicode-names"))
+    path = save_checkpoint(run, tmp_path / "run.npz")
+    assert load_checkpoint(path).corpus.digest == run.corpus.digest
+    monkeypatch.setitem(BUILT_IN, "unicode-names", lambda: "other names\n" * 2000)
+    with pytest.raises(ValueError, match=r"'unicode-names' is now: it was that of Python 3\."):
+        load_checkpoint(path)
+
+
+def test_a_run_goes_on_from_another_folder(make_model, text_path, tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    (there / "story.txt").write_text(text_path.read_text())
+    monkeypatch.chdir(there)
+    path = save_checkpoint(run_of(make_model(), ml.load_corpus("story.txt")), tmp_path / "run.npz")
+    monkeypatch.chdir(here)
+    assert load_checkpoint(path).corpus.name == "story.txt"
+    (here / "story.txt").write_text("another text of the same name " * 200)
+    assert load_checkpoint(path).corpus.digest == ml.load_corpus(there / "story.txt").digest
+    (there / "story.txt").unlink()
+    with pytest.raises(ValueError, match="the file has changed"):
+        load_checkpoint(path)
+    (here / "story.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"'story\.txt' is neither here nor at .*there.story\.txt"):
+        load_checkpoint(path)
+
+
+def test_the_digest_is_of_both_parts():
+    one, two, three = np.arange(5), np.arange(7), np.arange(6)
+    digests = {Corpus("c", a, b).digest for a in (one, two, three) for b in (one, two, three)}
+    assert len(digests) == 9
+    assert Corpus("c", one, two).digest == Corpus("d", one.astype("int32"), two).digest
+
+
+# What is in the file
+
+
+def test_a_checkpoint_is_not_compressed_and_holds_notes(make_model, corpus, tmp_path):
+    run = run_of(make_model(lora=LORA), corpus)
+    run.notes = {"model": "base", "quantize": None}
+    path = save_checkpoint(run, tmp_path / "run.npz")
+    with zipfile.ZipFile(path) as file:
+        assert {member.compress_type for member in file.infolist()} == {zipfile.ZIP_STORED}
+    assert load_checkpoint(path).notes == run.notes
+
+
+@pytest.mark.parametrize("kind", [{}, {"lora": LORA}, {"dtype": "float64"}])
+def test_loading_draws_no_weights(kind, make_model, corpus, tmp_path, monkeypatch):
+    """They would be overwritten: 300 million of them take seconds."""
+    path = save_checkpoint(run_of(make_model(**kind), corpus), tmp_path / "run.npz")
+    model = ml.save_model(make_model(), tmp_path / "model.npz")
+    drawn, draw = [], Linear.__init__
+
+    def watched(self, d_in, d_out, bias, rng, *std):
+        drawn.append(rng.normal(0, 1, (2, 2)).any())
+        draw(self, d_in, d_out, bias, rng, *std)
+
+    monkeypatch.setattr(Linear, "__init__", watched)
+    load_checkpoint(path)
+    ml.load_model(model)
+    assert drawn and not any(drawn)
+    make_model()
+    assert any(drawn)
+
+
 # A real Ctrl-C, from outside
 
 CHILD = """
 import sys
 import minilora as ml
-from minilora.training.corpus import Corpus
+from minilora.training.corpus import BUILT_IN, Corpus
 
 class Talking(Corpus):
     def batch(self, *args):
@@ -232,29 +318,37 @@ class Talking(Corpus):
         return super().batch(*args)
 
 text = ml.load_corpus(sys.argv[1])
-model = ml.GPT(ml.GPTConfig(96, 12, 1, 2, 16))
-run = ml.Run(model, Talking(text.name, text.train, text.validation), ml.Settings(steps=100_000, evaluation_windows=2))
-ml.train(run, sys.argv[2], progress=False)
-print("interrupted" if run.interrupted else "done", run.step, flush=True)
+text = Talking(text.name, text.train, text.validation)
+for n in range(3):  # as a cell in a notebook does
+    run = ml.Run(ml.GPT(ml.GPTConfig(96, 12, 1, 2, 16)), text, ml.Settings(steps=100_000, evaluation_windows=2))
+    try:
+        ml.train(run, sys.argv[2], progress=False)
+    except KeyboardInterrupt:
+        print("interrupted" if run.interrupted else "done", run.step, run.saved, n, flush=True)
+        raise
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_a_process_that_gets_ctrl_c_ends_cleanly_with_a_checkpoint(text_path, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
+@pytest.mark.parametrize(
+    "signals", [["SIGINT"], ["SIGTERM"], ["SIGHUP"], ["SIGTERM", "SIGHUP"], ["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM"]]
+)
+def test_a_process_that_is_told_to_end_leaves_a_checkpoint(signals, text_path, tmp_path):
     path: Path = tmp_path / "run.npz"
     command = [sys.executable, "-c", CHILD, str(text_path), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             for _ in range(3):
                 assert child.stdout.readline() == "step\n"
-            child.send_signal(signal.SIGINT)
+            for name in signals:
+                child.send_signal(getattr(signal, name))
             out, err = child.communicate(timeout=60)
         finally:
             child.kill()
-    assert child.returncode == 0, err
-    assert not err
-    word, steps = out.split("\n")[-2].split()
-    assert word == "interrupted"
+    assert child.returncode == -signal.SIGINT and err.endswith("KeyboardInterrupt\n"), err
+    word, steps, saved, n = out.split("\n")[-2].split()
+    assert word == "interrupted" and steps == saved and n == "0"  # the second run of the loop was not begun
+    assert list(tmp_path.glob(".*")) == []
     run = load_checkpoint(path)
     assert run.step == int(steps) >= 3
     run.settings.steps = run.step + 2

@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+import tqdm
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
@@ -575,13 +576,13 @@ class Interrupting(Corpus):
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(make_model, corpus, tmp_path, lora):
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(make_model, corpus, tmp_path, lora, interrupted):
     path = tmp_path / "run.npz"
     whole = ml.train(run_of(make_model(lora=lora), corpus), progress=False)
     before = signal.getsignal(signal.SIGINT)
     stopped = run_of(make_model(lora=lora), Interrupting(corpus.name, corpus.train, corpus.validation))
-    ml.train(stopped, path, progress=False)
-    assert stopped.interrupted
+    interrupted(stopped, path)
+    assert stopped.interrupted and stopped.saved == 3
     assert stopped.step == 3  # the step it was in is finished
     assert signal.getsignal(signal.SIGINT) is before
     resumed = ml.train(load_checkpoint(path), path, progress=False)
@@ -597,3 +598,40 @@ def test_a_second_ctrl_c_ends_at_once(make_model, corpus, tmp_path):
         ml.train(run_of(make_model(), insisting), tmp_path / "run.npz", progress=False)
     assert signal.getsignal(signal.SIGINT) is before
     assert load_checkpoint(tmp_path / "run.npz", corpus).step == 2  # what was saved on the way is still there
+
+
+@pytest.mark.parametrize("failing", [{2}, {4}, {2, 4}, {6}, {2, 4, 6}])
+def test_a_checkpoint_that_cannot_be_written_is_a_warning(make_model, corpus, tmp_path, monkeypatch, failing):
+    """The training goes on, and the last good file stays."""
+    path, save = tmp_path / "run.npz", ml.training.loop.save_checkpoint
+    whole = ml.train(run_of(make_model(), corpus), progress=False)
+
+    def full(run, place):
+        if run.step in failing:
+            raise OSError(28, "No space left on device (the file needs about 20,000 bytes)", str(place))
+        return save(run, place)
+
+    monkeypatch.setattr(ml.training.loop, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match=r"could not be saved at step \d: .*run\.npz: No space .* 20,000") as warned:
+        run = ml.train(run_of(make_model(), corpus), path, progress=False)
+    assert len(warned) == len(failing) and bits(run) == bits(whole)
+    kept = {2, 4, 6} - failing
+    assert run.saved == (max(kept) if kept else None)
+    assert load_checkpoint(path).step == run.saved if kept else not path.exists()
+
+
+def test_ctrl_c_in_the_last_step_is_not_swallowed(make_model, corpus, tmp_path, interrupted):
+    """A loop over several runs stops, though this one is done."""
+    stopped = run_of(make_model(), Interrupting(corpus.name, corpus.train, corpus.validation), steps=3)
+    interrupted(stopped, tmp_path / "run.npz")
+    assert not stopped.interrupted and stopped.step == stopped.saved == 3
+    assert ml.train(load_checkpoint(tmp_path / "run.npz"), progress=False).step == 3
+
+
+def test_the_progress_bar_is_as_wide_as_the_terminal(make_model, corpus, monkeypatch):
+    """A wider one would take a line a step."""
+    made = []
+    bar = tqdm.tqdm
+    monkeypatch.setattr(tqdm, "tqdm", lambda *args, **how: made.append(how) or bar(*args, **how))
+    ml.train(run_of(make_model(), corpus))
+    assert made[0]["dynamic_ncols"] and "ncols" not in made[0]
