@@ -87,7 +87,7 @@ class Parameters:
             return a
         try:
             if isinstance(a, np.generic):
-                return a.item() if beside and a.dtype.kind in "biufc" else a
+                return {"f": float, "c": complex}.get(a.dtype.kind, np.generic.item)(a) if beside else a
             if isinstance(a, list | tuple):
                 floating = [dtype for dtype in beside if dtype.kind in "fc"]
                 made = gathered(a)  # numbers in a list have no precision of their own
@@ -128,6 +128,14 @@ class Parameters:
         kinds = {TypeError: TypeError, AttributeError: TypeError, IndexError: IndexError}
         return kinds.get(type(error), ValueError)(f"{self.name}: got ({shapes}): {said}")  # NumPy's AxisError, for one
 
+    def in_floats(self, values: list, kwargs: dict) -> tuple:
+        """The primitive where whole numbers too large for an array had made objects of its output, or an error."""
+        floats = [float(v) if type(v) is int and abs(v) >= 2**63 else v for v in values]
+        output, vjps = self.function(*[np.asarray(v) if type(v) is float else v for v in floats], **kwargs)
+        if output.dtype.hasobject:
+            raise self.named(TypeError("expected numbers"), values)
+        return output, vjps
+
     def array_of(self, output: Any) -> Array:
         """What a primitive computed, as an array, where it was computed. NumPy makes a number of its own of a sum."""
         output = as_computed(output._array if isinstance(output, Taped) else output)
@@ -138,10 +146,10 @@ class Parameters:
         return output
 
     def not_raised(self, output: Array, values: Sequence) -> Array:
-        """The output in the precision of its floating-point arrays, where one of one entry or of integers raised it."""
-        if output.dtype.kind not in "biufc":
-            raise TypeError(f"{self.name}: got an array of {output.dtype}, expected numbers")
+        """The output in the precision of its floating-point arrays, where one of shape () or of integers raised it."""
         arrays = [v for v in values if is_array(v)]
+        if wrong := [v.dtype for v in (output, *arrays) if v.dtype.kind not in "biufc"]:
+            raise TypeError(f"{self.name}: got an array of {wrong[0]}, expected numbers")
         floating = [v for v in arrays if v.dtype.kind in "fc"]
         deciding = [v.dtype for v in floating if v.ndim] or [v.dtype for v in floating]
         if not deciding or output.dtype != np.result_type(*(v.dtype for v in arrays)):

@@ -77,6 +77,7 @@ EXAMPLES: dict[str, Example] = {
     "logsumexp": Example(lambda f, x: f(x, axis=0), ((3, 4),)),
     "prod": Example(lambda f, x: f(x, axis=(2, 0)), ((2, 3, 4),)),
     "cumsum": Example(lambda f, x: f(x, axis=1), ((2, 3, 4),)),
+    "astype": Example(lambda f, x: f(x, x.dtype), ((3, 4),)),
     "reshape": Example(lambda f, x: f(x, (2, -1)), ((3, 4),)),
     "flatten": _unary(),
     "squeeze": Example(lambda f, x: f(x, axis=1), ((3, 1, 1, 2),)),

@@ -13,6 +13,7 @@ from .reductions import checked_axis
 from .tensor import Tensor, register
 
 __all__ = [
+    "astype",
     "broadcast_to",
     "concatenate",
     "expand_dims",
@@ -32,6 +33,14 @@ def reshape(x, shape):
     """The same entries in another shape."""
     old = x.shape
     return x.reshape(shape), (lambda g: g.reshape(old),)
+
+
+@register
+def astype(x, dtype):
+    """The same numbers in another precision.   dx: the tape brings g back to x's"""
+    if x.dtype.kind == "c" and dtype != x.dtype:
+        raise TypeError(f"astype: {x.dtype} to {dtype}: an imaginary part would be lost or gained unsaid")
+    return x.astype(dtype), (lambda g: g,)
 
 
 @register

@@ -21,7 +21,7 @@ from .versions import clock, latest, note_change, stale
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
 
-ERRORS = (ValueError, TypeError, IndexError, AttributeError)  # that a vjp raises where it is wrong
+ERRORS = (ValueError, TypeError, IndexError, AttributeError, OverflowError)  # that a vjp raises where it is wrong
 
 _order = operator.attrgetter("order")
 

@@ -65,6 +65,8 @@ def primitive(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
             output, vjps = parameters.again(values, kwargs, error)
         if type(output) is not np.ndarray:
             output = parameters.array_of(output)
+        if output.dtype.hasobject:
+            output, vjps = parameters.in_floats(values, kwargs)
         if kinds > 1:
             output = parameters.not_raised(output, values)
         if type(vjps) is not tuple:
@@ -262,6 +264,13 @@ class Tensor(Taped):
     def copy(self) -> "Tensor":
         """The same values in memory of their own, on the same tape."""
         return ops.multiply(self, 1)
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """In another precision, on the same tape; as whole numbers or booleans, which have no gradient, off it."""
+        return ops.astype(self, dtype) if np.dtype(dtype).kind in "fc" else Tensor(self.data.astype(dtype))
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in (*words.ADVICE, *words.IN_PLACE)]
 
     def detach(self) -> "Tensor":
         """The same data, cut off from the tape."""

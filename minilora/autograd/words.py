@@ -15,6 +15,7 @@ COMPUTED: dict[str, Callable] = {
     "numel": lambda x: lambda: x.size,
     "nelement": lambda x: lambda: x.size,
     "contiguous": lambda x: lambda: x,
+    "cpu": lambda x: lambda: x,  # .numpy() brings it, wherever it is
     "t": lambda x: lambda: x.T,
     "mT": lambda x: x.swapaxes(-1, -2),
     "square": lambda x: lambda: x * x,
@@ -32,7 +33,6 @@ COMPUTED: dict[str, Callable] = {
 LOOKING = ("argmax", "argmin", "argsort", "all", "any", "nonzero")  # at values: plain arrays, as comparisons are
 ADVICE = {
     "cuda": "tensors and models made inside `with ml.use_backend('cupy'):` are on the GPU",
-    "cpu": "x.numpy(), an array in the processor's memory, wherever x is",
     "to": "x.astype('float32') for another precision; `with ml.use_backend('cupy'):` makes things on the GPU",
     "type": "x.dtype says the precision, x.astype('float32') changes it",
     "device": "ml.use_backend says where arrays are made, type(x.data) where this one is",
