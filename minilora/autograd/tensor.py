@@ -6,6 +6,7 @@ tensors that also records a node of the tape (`tape.py`). `grad` walks the nodes
 """
 
 import functools
+import inspect
 import operator
 import reprlib
 import warnings
@@ -92,7 +93,7 @@ def register(function: Callable[..., tuple]) -> Callable[..., "Tensor"]:
     """`primitive`, entered into `PRIMITIVES`; one whose first argument is x or a is also a method of Tensor."""
     name, made = function.__name__, primitive(function)
     PRIMITIVES[name] = made
-    if made.__wrapped__.__code__.co_varnames[:1] in (("x",), ("a",)) and name not in vars(Tensor):  # type: ignore[attr-defined]
+    if inspect.unwrap(made).__code__.co_varnames[:1] in (("x",), ("a",)) and name not in vars(Tensor):
         setattr(Tensor, name, made)
     return made
 

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import fractions
+import inspect
 import re
 import warnings
 
@@ -259,7 +260,7 @@ def test_other_libraries_arrays_are_taken_by_their_values():
 
 def test_options_are_arguments_of_primitives():
     """A name in OPTIONS that no primitive has, or an array's name among them, would be a mistake."""
-    codes = [p.__wrapped__.__code__ for p in PRIMITIVES.values()]
+    codes = [inspect.unwrap(p).__code__ for p in PRIMITIVES.values()]
     names = {n for code in codes for n in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
     assert names >= OPTIONS
     arrays = {
