@@ -16,13 +16,22 @@ from .run import Run, Settings
 
 
 def save_checkpoint(run: Run, path: str | Path) -> Path:
-    """Write a run: weights, optimiser, generator state, settings and curves."""
+    """Write a run: weights, all adapters, optimiser, generator state, settings and curves.
+
+    Raises ValueError while an adapter is merged or disabled, and where the model no longer trains what the run does.
+    """
     optimizer, model = run.optimizer.state_dict(), run.model
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     base, state = base_parameters(model), model.state_dict()
     name = getattr(model, "active_adapter", None)
     alone = isinstance(name, str)  # one adapter in use stands in the state dict; the others, or several, beside it
     others = [one for one in getattr(model, "adapters", ()) if not alone or one != name]
     carried, aside = adapters_state(model, others or ["none beside it"], "save_checkpoint")
+    if {id(p) for p in trained.values()} != {id(p) for p in run.optimizer.parameters}:
+        raise ValueError(
+            "save_checkpoint: the model trains other parameters now than when the run was made; set_adapter to the one "
+            "that the run trains, or make another run"
+        )
     if not alone:
         state = {key: p.data for key, p in base.items()} | dict(model.named_buffers(remove_duplicate=False))
     header = {
@@ -32,7 +41,7 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
         "methods": recipe(active_adapter(model)) if alone else None,
         "adapter": name if alone else None,
         "carried": carried,
-        "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
+        "trainable": list(trained),
         "dtype": str(next(iter(base.values())).dtype),
         "corpus": run.corpus.name,
         "text": run.corpus.digest,
@@ -61,11 +70,15 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
         model = GPT(GPTConfig(**header["config"]), Blank()).astype(header["dtype"])
         for layer, settings in header["quantization"].items():
             quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
+        if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
+            header |= {"adapter": "default", "carried": {"adapters": {}}}
         name, carried = header["adapter"], header["carried"]
         if header["methods"]:
             add_adapter(model, from_recipe(header["methods"]), name=name)
         names = dict(model.named_parameters())
         state = {part: _part(arrays, part) for part in ("model", "optimizer")}
+        for name in names.keys() & state["model"].keys():
+            names[name].data = names[name].data.astype(state["model"][name].dtype, copy=False)
         names |= dict(model.named_buffers())
         if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
             raise ValueError(f"missing {min(missing)}")

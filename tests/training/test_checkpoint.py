@@ -127,6 +127,77 @@ def test_a_checkpoint_from_before_there_were_two_rates_has_one(make_model, corpu
     assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
 
 
+def test_a_checkpoint_from_before_it_held_all_adapters(make_model, corpus, tmp_path, interrupted):
+    path = tmp_path / "run.npz"
+    whole = ml.train(run_of(make_model(lora=LORA), corpus), progress=False)
+    interrupted(run_of(make_model(lora=LORA), StopAt.of(corpus, 3)), path)
+    arrays, header = load_arrays(path, "checkpoint")
+    del header["adapter"], header["carried"], header["settings"]["pieces"]
+    save_arrays(path, arrays, header)
+    assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
+
+
+# Several adapters
+
+
+def with_three(make_model):
+    """Three adapters of different shapes and methods, each with values of its own."""
+    model = make_model(lora=LORA)
+    ml.add_lora(model, ml.LoRAConfig(rank=3, init="gaussian"), rng=2, name="b")
+    ml.add_adapter(model, ml.PfeifferConfig(bottleneck=3), rng=3, name="c")
+    rng = np.random.default_rng(4)
+    for name in ("default", "b", "c"):
+        ml.set_adapter(model, name)
+        for p in model.parameters(trainable=True):
+            p.data[...] = rng.normal(0, 0.1, p.shape)
+    return model
+
+
+@pytest.mark.parametrize("active", ["default", "b", "c", ["default", "b"]], ids=str)
+def test_all_adapters_come_back_not_the_active_one_alone(make_model, corpus, tmp_path, interrupted, active):
+    model, path = with_three(make_model), tmp_path / "run.npz"
+    ml.set_adapter(model, active)
+    whole = ml.train(run_of(copy.deepcopy(model), corpus), progress=False)
+    interrupted(run_of(model, StopAt.of(corpus, 3)), path)
+    loaded = load_checkpoint(path)
+    assert set(loaded.model.adapters) == {"default", "b", "c"}
+    assert bits(ml.train(loaded, progress=False)) == bits(whole)
+    tokens = corpus.validation_windows(12, 3)[0]
+    for name in ("b", "default", "c"):
+        for one in (whole.model, loaded.model):
+            ml.set_adapter(one, name)
+        np.testing.assert_array_equal(loaded.model(tokens).data, whole.model(tokens).data)
+    for one in (whole.model, loaded.model):
+        ml.remove_lora(one)
+    np.testing.assert_array_equal(loaded.model(tokens).data, whole.model(tokens).data)
+
+
+def test_a_run_whose_adapter_was_put_aside_is_not_saved(make_model, corpus, tmp_path):
+    """Its optimiser's state would be read as the other adapter's."""
+    model = with_three(make_model)
+    ml.set_adapter(model, "b")
+    run = run_of(model, corpus)
+    ml.set_adapter(model, "default")
+    with pytest.raises(ValueError, match="save_checkpoint: the model trains other parameters now than when"):
+        save_checkpoint(run, tmp_path / "run.npz")
+    assert not (tmp_path / "run.npz").exists()
+    ml.set_adapter(model, "b")
+    assert load_checkpoint(save_checkpoint(run, tmp_path / "run.npz")).model.adapters.active == ("b",)
+
+
+def test_a_base_of_16_bits_and_its_adapter_of_32_come_back_as_they_were(make_model, corpus, tmp_path, interrupted):
+    make = lambda: make_model("float16", lora=LORA)
+    assert {p.dtype.name for p in make().parameters()} == {"float16", "float32"}
+    whole, path = ml.train(run_of(make(), corpus), progress=False), tmp_path / "run.npz"
+    interrupted(run_of(make(), StopAt.of(corpus, 3)), path)
+    assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
+
+
+def test_a_checkpoint_holds_the_number_of_pieces(make_model, corpus, tmp_path):
+    path = save_checkpoint(run_of(make_model(), corpus, pieces=np.int64(3)), tmp_path / "run.npz")
+    assert load_checkpoint(path).settings.pieces == 3
+
+
 def test_a_finished_run_does_nothing_more(make_model, corpus, tmp_path):
     path = tmp_path / "run.npz"
     done = ml.train(run_of(make_model(), corpus), path, progress=False)
