@@ -25,6 +25,7 @@ from .options import (
     RESUME,
     SEED,
     command,
+    convert,
     destination,
     names_in,
     one_of,
@@ -37,6 +38,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
+OUTPUT: dict[str, Any] = {"type": output_file, "metavar": "FILE"}
 TAKES = {  # which options a method takes, of those that only some take
     "lora": LOW_RANK,
     "dora": LOW_RANK,
@@ -68,8 +70,7 @@ TAKES = {  # which options a method takes, of those that only some take
            f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
     BATCH,
     SEED,
-    option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)",
-           type=output_file, metavar="FILE"),
+    option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)", **OUTPUT),
     CHECKPOINT,
     CHECKPOINT_EVERY,
     RESUME,
@@ -86,7 +87,7 @@ def finetune(args: argparse.Namespace) -> int:
     run = resume(args) if args.resume else new_finetune(args)
     args.model, args.quantize = base_of(run)
     adapted = bool(getattr(run.model, "adapters", None))
-    output = args.output or output_file("runs/adapter.npz" if adapted else "runs/full.npz")
+    output = args.output or convert("--output", OUTPUT, "runs/adapter.npz" if adapted else "runs/full.npz")
     refuse_losses(args, run.corpus.name, [output], BASE if args.model == "base" else args.model)
     describe_run(run, active_adapter(run.model).kind if adapted else "all weights")
 

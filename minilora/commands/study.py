@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from .options import command, did_you_mean, given, option, refuse_ignored
-from .outputs import output_folder, require_writable
+from .options import command, convert, did_you_mean, given, option, refuse_ignored
+from .outputs import output_folder
 from .words import say_error
 
 
@@ -45,8 +45,8 @@ def study(args: argparse.Namespace) -> int:
             raise ValueError(f"study {args.name} --table: the table is of the study methods")
         print(f"{methods_table(studies.load_records('methods', folder))}\n\n{FOOT}")
         return 0
-    require_writable(folder)
-    require_writable(Path(args.cache))
+    for flag, place in (("--output", folder), ("--cache", args.cache)):
+        convert(flag, {"type": output_folder, "metavar": "DIR"}, str(place))
     for name in names:
         if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
             print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)

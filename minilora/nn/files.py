@@ -19,15 +19,15 @@ def write_beside(path: str | Path, write: Callable[[Any], object], size: int | N
     `path`, where it cannot be written; nothing is left of the attempt then, nor of those of processes that were killed.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a folder, a device, a pipe
-        _write_into(path, write)
-        return path
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    require_replaceable(path)
-    _sweep(target)
     temporary = target.with_name(f"{_prefix(target)}{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
+        if path.exists() and not path.is_file():  # a folder, a device, a pipe
+            _write_into(path, write)
+            return path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        require_replaceable(path)
+        _sweep(target)
         _write_new(temporary, target, write)
         os.replace(temporary, target)
         _sync(target.parent)

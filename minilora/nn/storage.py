@@ -90,6 +90,10 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
     Raises ValueError for a model with adapters or quantised weights and for numbers that are not finite in that
     precision (which, and where), TypeError for what is no GPT, and OSError where the folder cannot be written to.
     """
+    if str(path) == "base":
+        raise ValueError(
+            "save_model: 'base' is the model that comes with minilora; name the file another way: 'my.npz'"
+        )
     path = file_path(path, "save_model")
     if not isinstance(model, GPT):
         raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path)")
@@ -110,8 +114,8 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
 
 def load_model(path: str | Path = "base") -> GPT:
     """The model in a file, in float32; "base" is the pretrained model that comes with the package."""
-    path = file_path(path, "load_model")
-    arrays, header = load_arrays(BASE if str(path) == "base" else path, "model")
+    path = BASE if str(path) == "base" else file_path(path, "load_model")  # "./base" is a file
+    arrays, header = load_arrays(path, "model")
     with blaming(path):
         model = GPT(GPTConfig(**header["config"]), Blank())
         model.load_state_dict(arrays)

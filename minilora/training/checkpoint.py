@@ -1,6 +1,5 @@
 """Checkpoints: a run in a file, complete enough to go on bit for bit."""
 
-import platform
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ..adapters.qlora import quantization, quantize_model
 from ..adapters.state import active_adapter, base_parameters
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import Blank, blaming, load_arrays, save_arrays
-from .corpus import BUILT_IN, Corpus, load_corpus
+from .corpus import BUILT_IN, PYTHON, Corpus, load_corpus
 from .run import Run, Settings
 
 
@@ -46,7 +45,7 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
         "corpus": run.corpus.name,
         "text": run.corpus.digest,
         "place": str(Path(run.corpus.name).absolute()),
-        "python": platform.python_version(),  # whose documentation, code and Unicode the corpora of these names are
+        "python": PYTHON,
         "notes": run.notes,
         "settings": asdict(run.settings),
         "steps": optimizer.pop("steps"),

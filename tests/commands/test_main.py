@@ -18,6 +18,21 @@ def test_without_a_command_it_prints_the_help(capsys):
     assert all(name in out for name in COMMANDS)
 
 
+@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
+def test_the_help_says_whole_sentences_in_any_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    told = " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= int(columns)
+    for name, entry in COMMANDS.items():
+        sentence = " ".join(entry.run.__doc__.split("\n\n")[0].split())
+        assert f"{name} {sentence}" in told
+        assert main([name, "--help"]) == 0
+        description = capsys.readouterr().out.partition("\n\n")[2].partition("\n\noptions:")[0]
+        assert max(map(len, description.splitlines())) <= int(columns)
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"minilora {ml.__version__}"

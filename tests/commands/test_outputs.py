@@ -99,6 +99,22 @@ def test_every_output_says_which_option_takes_another_place(name, tmp_path, monk
             assert f"{flag} takes another" in error.value.__notes__
 
 
+@pytest.mark.parametrize(
+    "argv", [["demo"], FINETUNE, PRETRAIN, ["merge"], ["study", "ranks"], ["figures"], ["homework", "release"]]
+)
+def test_a_folder_that_cannot_be_written_is_said_with_what_helps(argv, base, capsys):
+    for name in ("runs", "figures", "homework"):
+        (base.parent / name).touch()
+    line = the_error(capsys, *argv)
+    assert "cannot write to" in line and line.endswith("--output takes another")
+
+
+@posix
+def test_a_device_that_is_full_is_named(base, capsys):
+    line = the_error(capsys, *FINETUNE, "--output", "/dev/full")
+    assert "/dev/full: No space left on device (the file needs about" in line and "nothing of it is saved" in line
+
+
 def test_what_is_only_asked_about_is_not_made(base, capsys):
     """A folder is made with the file that goes in it, not with a command line that turns out to be wrong."""
     before = everything(base.parent)

@@ -1,7 +1,9 @@
 """Nobody has to listen: a closed pipe, a full disk or a narrow alphabet behind stdout costs no work."""
 
+import contextlib
 import io
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +128,27 @@ def test_a_reader_that_ends_at_once_is_no_mistake(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["count", "gpt2"]) == 0
     assert "no command" in the_error(capsys, "cont")
+
+
+@posix
+@pytest.mark.parametrize("columns", [30, 60, 100])
+def test_a_progress_bar_takes_one_line_of_any_terminal(columns, base):
+    """A line that is too long is two on the screen, and the next one does not go over it."""
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    argv = [*FINETUNE.split()[1:], "--output", "a.npz"]
+    argv[argv.index("--steps") + 1] = "40"
+    with subprocess.Popen([sys.executable, *argv], stdout=subprocess.DEVNULL, stderr=theirs) as child:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while some := os.read(ours, 4096):
+                shown += some
+    os.close(ours)
+    lines = shown.decode().replace("\r", "\n").split("\n")
+    assert child.returncode == 0 and any("/40" in line or "%" in line for line in lines)
+    assert max(map(len, lines)) <= columns

@@ -293,3 +293,15 @@ def test_what_is_no_path(path):
 def test_what_is_no_model(tmp_path, model):
     with pytest.raises(TypeError, match=r"^save_model: got .*, expected a GPT"):
         ml.save_model(model, tmp_path / "model.npz")
+
+
+def test_a_file_called_base_is_not_taken_for_the_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'base' is the model that comes with minilora"):
+        ml.save_model(ml.GPT(CONFIG), "base")
+    assert not list(tmp_path.iterdir())
+    model = ml.GPT(CONFIG)
+    ml.save_model(model, tmp_path / "base")
+    for name in ("./base", tmp_path / "base", str(tmp_path / "base")):
+        assert ml.load_model(name).count() == model.count()
+    assert ml.load_model("base").count() == ml.load_model().count() == 822_016
