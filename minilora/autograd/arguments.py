@@ -37,7 +37,9 @@ class Parameters:
         self.function, self.name = function, function.__name__
         self.names = code.co_varnames[: code.co_argcount]
         self.options = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-        self.optional = self.names[len(self.names) - len(inspect.unwrap(function).__defaults__ or ()) :]
+        defaults: tuple = inspect.unwrap(function).__defaults__ or ()
+        self.optional = self.names[len(self.names) - len(defaults) :]
+        self.defaults = dict(zip(self.optional, defaults, strict=True))
         self.variadic = bool(code.co_flags & inspect.CO_VARARGS)
 
     def is_option(self, place: int) -> bool:
@@ -63,8 +65,11 @@ class Parameters:
                         f"{self.name}: dim= gives values and their places in PyTorch; here, axis= the values"
                     )
                 kwargs[ours] = kwargs.pop(theirs)
-        while kwargs and len(args) < len(self.names) and self.names[len(args)] in kwargs:
-            args = (*args, kwargs.pop(self.names[len(args)]))  # bias=b is as good as the third place
+        while not kwargs.keys().isdisjoint(self.names[len(args) :]):  # bias=b is as good as the third place
+            name = self.names[len(args)]
+            if name not in kwargs and name not in self.defaults:
+                break
+            args = (*args, kwargs.pop(name) if name in kwargs else self.defaults[name])
         for key, value in kwargs.items():
             if isinstance(value, Taped):
                 if value.node is not None:

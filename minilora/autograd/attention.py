@@ -15,7 +15,7 @@ __all__ = ["attention", "join_heads", "split_heads"]
 @register
 def split_heads(x, heads):
     """Each head gets its own slice of the width.   x: (B, T, C) -> (B, H, T, C / H), a view;   dx = join_heads(g)"""
-    if x.ndim != 3 or x.shape[2] % heads:
+    if x.ndim != 3 or heads < 1 or x.shape[2] % heads:
         raise ValueError(
             f"split_heads: x {x.shape} does not split into {heads} heads: expected (B, T, C), H dividing C"
         )
@@ -100,7 +100,7 @@ def attend(q, k, v, keep=None, causal=True):
     columns twice as fast as one over rows.
     """
     xp, t = array_module(q), q.shape[-2]
-    scale = 1 / math.sqrt(q.shape[-1])
+    scale = 1 / math.sqrt(q.shape[-1] or 1)
     q = q * scale  # of no further use as it was: kept in its place
     e = k @ q.swapaxes(-1, -2)  # (..., S, T)
     if causal and t > 1:

@@ -320,6 +320,8 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
 def _scale_of(x, eps):
     """1 / sqrt(mean x^2 + eps) over the last axis, kept: (..., C) -> (..., 1)"""
     xp, c, eps = array_module(x), x.shape[-1], float(eps)  # a Python number keeps float32 what it is
+    if not eps >= 0:
+        raise ValueError(f"eps = {eps}, expected eps >= 0")
     k = 1 / xp.sqrt(row_dot(x, x) / c + eps)
     if xp is np and not k.all():  # x^2 is infinite, x is not: divided by a power of 2, which is exact
         size = np.ldexp(np.ones_like(k.real), np.frexp(np.abs(x.real).max(axis=-1, keepdims=True))[1] - 1)
@@ -328,7 +330,9 @@ def _scale_of(x, eps):
 
 
 def _fitting_rows(name, x, *scales):
-    """An error unless each of the weight and bias has one entry per feature of x."""
+    """An error unless x has features, and each of the weight and bias one entry per feature."""
+    if x.shape[-1:] in ((), (0,)):
+        raise ValueError(f"{name}: x {x.shape}: no features to normalise over; expected (..., C)")
     for scale in scales:
         if scale is not None and scale.shape != x.shape[-1:]:
             raise ValueError(f"{name}: x {x.shape}, weight or bias {scale.shape}: expected {x.shape[-1:]}")
@@ -368,6 +372,8 @@ def dropout_mask(like, shape, p, rng):
     p = float(p)  # a Python number keeps float32 what it is
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p = {p}, expected 0 <= p <= 1")
+    if not hasattr(rng, "random"):
+        raise TypeError(f"dropout: rng = {rng!r}, expected a numpy.random.Generator: np.random.default_rng(0)")
     xp, dtype = array_module(like), like.real.dtype
     keep = xp.asarray(rng.random(shape, dtype="float32") >= p).astype(dtype)
     keep *= 1 / (1 - p) if p < 1 else 0

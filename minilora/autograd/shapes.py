@@ -4,6 +4,7 @@ As in `ops.py`, g is the cotangent of the output. None of them computes anything
 to where they came from, and to add up those that came from one place.
 """
 
+import operator
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -153,6 +154,7 @@ def repeat(x, repeats, axis=None):
     if axis is None or not old:
         x, axis = x.reshape(-1), 0
     axis = checked_axis(x, axis) % x.ndim
+    repeats = repeats if hasattr(repeats, "__len__") else operator.index(repeats)
     flat, dtype = x.shape, wide(x[:0]).dtype
     source = xp.repeat(xp.arange(flat[axis]), _picked(xp, repeats))  # where each entry comes from
     copies = (*(slice(None),) * axis, source)

@@ -107,6 +107,11 @@ def test_attention_of_a_tensor_to_itself_adds_its_three_gradients():
     check_gradients(lambda x: ops.attention(x, x, x), [x])
 
 
+def test_attention_of_heads_without_width_is_the_mean_of_what_is_seen():
+    v = np.array([[1.0], [3.0]])
+    assert ops.attention(np.zeros((2, 0)), np.zeros((2, 0)), v).data.tolist() == [[1], [2]]
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 2)])
 def test_attention_with_some_inputs_frozen(frozen):
     arrays = np.random.default_rng(0).standard_normal((3, 2, 3, 4))

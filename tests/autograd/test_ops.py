@@ -236,6 +236,20 @@ WRONG_SHAPES = {  # what is called -> (the call, what its message says)
     "rms_norm": (lambda: ops.rms_norm(F((2, 3)), F(4)), ("rms_norm", "(2, 3)", "(4,)")),
     "rms_norm of ones": (lambda: ops.rms_norm(F((2, 1)), F(4)), ("rms_norm", "(2, 1)", "(4,)")),
     "embedding": (lambda: ops.embedding(F(4), np.array([1])), ("embedding", "(4,)")),
+    "layer_norm of nothing": (lambda: ops.layer_norm(F((2, 0)), F(0)), ("layer_norm", "(2, 0)", "no features")),
+    "rms_norm of a number": (lambda: ops.rms_norm(F(()), F(())), ("rms_norm", "()", "no features")),
+    "layer_norm's eps": (lambda: ops.layer_norm(F((2, 3)), F(3), None, -1.0), ("layer_norm", "eps = -1.0")),
+    "rms_norm's eps": (lambda: ops.rms_norm(F((2, 3)), F(3), np.nan), ("rms_norm", "eps = nan")),
+    "no heads": (lambda: ops.split_heads(F((1, 2, 4)), 0), ("split_heads", "(1, 2, 4)", "0 heads")),
+    "fewer heads": (lambda: ops.split_heads(F((1, 2, 4)), -2), ("split_heads", "(1, 2, 4)", "-2 heads")),
+    "concatenate along no axis": (lambda: ops.concatenate([F(2), F(2)], None), ("concatenate", "axis=None", "flatten")),
+    "stack": (lambda: ops.stack([F(2), F(3)]), ("stack", "(2,)", "(3,)")),
+    "stack of nothing": (lambda: ops.stack([]), ("stack", "no arrays")),
+    "broadcast_to": (lambda: ops.broadcast_to(F(3), (2, 2)), ("broadcast_to", "(3,)", "(2, 2)")),
+    "squeeze": (lambda: ops.squeeze(F((2, 1)), 0), ("squeeze", "(2, 1)", "0")),
+    "expand_dims": (lambda: ops.expand_dims(F(3), 7), ("expand_dims", "(3,)", "7")),
+    "swapaxes": (lambda: ops.swapaxes(F((2, 3)), 0, 2), ("swapaxes", "(2, 3)", "2")),
+    "repeat": (lambda: ops.repeat(F((2, 3)), [1, 2, 3], 0), ("repeat", "(2, 3)", "[1, 2, 3]")),
     "attention": (lambda: ops.attention(F((2, 3)), F((2, 4)), F((2, 4))), ("attention", "(2, 3)", "(2, 4)")),
     "attention's v": (lambda: ops.attention(F((2, 3)), F((2, 3)), F((5, 3))), ("attention", "(2, 3)", "(5, 3)")),
     "attention's batch": (
@@ -304,6 +318,27 @@ def test_tokens_that_are_none(tokens, error, words):
 def test_a_dropout_probability_that_is_none(p):
     with pytest.raises(ValueError, match=f"dropout: p = {p}"):
         ops.dropout(F(3), p, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("rng", [0, None, "seed"])
+def test_a_generator_that_is_none(rng):
+    with pytest.raises(TypeError, match=rf"^dropout: rng = {rng!r}, expected a numpy.random.Generator"):
+        ops.dropout(F(3), 0.5, rng)
+
+
+@pytest.mark.parametrize("repeats", [1.5, "a", None])
+def test_a_number_of_repeats_that_is_none(repeats):
+    with pytest.raises((TypeError, ValueError), match=r"^repeat: "):
+        ops.repeat(F(3), repeats)
+
+
+def test_a_keyword_may_skip_what_has_a_default():
+    """A tensor that comes by keyword keeps its tape."""
+    x, high = ml.Tensor([0.5, 2.0], requires_grad=True), ml.Tensor(1.0, requires_grad=True)
+    y = ops.clip(x, high=high)
+    assert [g.tolist() for g in ml.grad(y.sum(), [x, high])] == [[1, 0], 1]
+    keep = np.zeros((2, 2))
+    assert not ops.attention(F((2, 3)), F((2, 3)), np.ones((2, 3)), keep=keep, causal=False).data.any()
 
 
 def test_too_few_inputs_names_the_primitive():

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip 
 F = torch.nn.functional
 
 TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
+SOME = np.array([[0, -100, 1], [-100, 2, -100]])  # targets; PyTorch's ignore_index is -100 too
 CONDITION = np.array([[True, False, True, False]])
 WEIGHT = np.random.default_rng(3).standard_normal((5, 4))
 KEEP = np.array([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 2.0]])  # a dropout mask, p = 1/2
@@ -32,8 +33,8 @@ def sdpa(q, k, v, **options):
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
-def mean_loss(logits):
-    return F.cross_entropy(logits.flatten(0, -2), torch.tensor(TOKENS).flatten())
+def mean_loss(logits, targets=TOKENS):
+    return F.cross_entropy(logits.flatten(0, -2), torch.tensor(targets).flatten())
 
 
 X, POSITIVE = (3, 4), "positive"
@@ -67,6 +68,7 @@ ROWS = [
     ("mean", "", lambda x: ops.mean(x, axis=1, keepdims=True), lambda x: x.mean(1, keepdim=True), ((2, 3, 4),)),
     ("max", "", lambda x: ops.max(x, axis=-1), lambda x: x.amax(-1), (X,)),
     ("max", "axes", lambda x: ops.max(x, axis=(0, 2)), lambda x: x.amax((0, 2)), ((2, 3, 4),)),
+    ("astype", "", lambda x: ops.astype(ops.astype(x, "float64"), x.dtype), lambda x: x.double().to(x.dtype), (X,)),
     ("abs", "", ops.abs, torch.abs, (X,)),
     ("sin", "", ops.sin, torch.sin, (X,)),
     ("cos", "", ops.cos, torch.cos, (X,)),
@@ -112,6 +114,18 @@ ROWS = [
     ("softmax", "axis", lambda x: ops.softmax(x, axis=0), lambda x: x.softmax(0), (X,)),
     ("log_softmax", "", ops.log_softmax, lambda x: x.log_softmax(-1), (X,)),
     ("cross_entropy", "", lambda x: ops.cross_entropy(x, TOKENS), mean_loss, ((2, 3, 5),)),
+    ("cross_entropy", "some rows", lambda x: ops.cross_entropy(x, SOME), lambda x: mean_loss(x, SOME), ((2, 3, 5),)),
+    ("cross_entropy", "long", lambda x: ops.cross_entropy(x, np.arange(3000) % 3),
+     lambda x: F.cross_entropy(x, torch.arange(3000) % 3), ((3000, 3),)),
+    ("sum", "long", lambda x: ops.sum(x, axis=0), lambda x: x.sum(0), ((3000, 2),)),
+    ("mean", "long", lambda x: ops.mean(x, axis=0), lambda x: x.mean(0), ((3000, 2),), POSITIVE),
+    ("var", "long", lambda x: ops.var(x, axis=0), lambda x: x.var(0, correction=0), ((3000, 2),)),
+    ("norm", "long", ops.norm, torch.linalg.norm, ((3000, 2),)),
+    ("softmax", "long", lambda x: ops.softmax(x, axis=0), lambda x: x.softmax(0), ((3000, 2),)),
+    ("linear", "long", ops.linear, F.linear, ((3000, 4), (2, 4), (2,))),
+    ("layer_norm", "wide", ops.layer_norm, lambda x, w, b: F.layer_norm(x, (768,), w, b, 1e-5),
+     ((4, 768), (768,), (768,))),
+    ("rms_norm", "wide", ops.rms_norm, lambda x, w: F.rms_norm(x, (768,), w, 1e-6), ((4, 768), (768,))),
     ("embedding", "", lambda w: ops.embedding(w, TOKENS), lambda w: F.embedding(torch.tensor(TOKENS), w), ((4, 3),)),
     ("layer_norm", "", ops.layer_norm, lambda x, w, b: F.layer_norm(x, (4,), w, b, 1e-5), ((2, 3, 4), (4,), (4,))),
     ("layer_norm", "no bias", ops.layer_norm, lambda x, w: F.layer_norm(x, (4,), w, None, 1e-5), (X, (4,))),

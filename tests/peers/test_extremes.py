@@ -126,7 +126,7 @@ def test_entry_by_entry(name, dtype):
 
 
 CHOICES = ("abs", "clip", "max", "maximum", "min", "minimum", "relu")  # their slope at no number is a custom
-LENGTHS = ("layer_norm", "norm", "rms_norm", "std")
+LENGTHS = ("layer_norm", "norm", "rms_norm", "std", "var")
 SCALES = ("tiny", "one", "hundred", "root", "most")
 
 
