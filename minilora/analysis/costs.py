@@ -212,7 +212,7 @@ class Walk:
         products, trained = 2 * self.rows * a.width * a.width * a.conv_kernel, "conv.weight" in self.plan.trained
         self.operations.append(Operation("conv", products, products * (embedded + trained)))
         self._keep("conv.in", self.rows * a.width, trained)
-        self.live = self.live or embedded or self._trains("conv")
+        self.live = self.live or self._trains("conv")
         self._norm("ln_conv")
 
     def _finish(self) -> None:

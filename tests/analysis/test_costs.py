@@ -1,5 +1,7 @@
 """Costs by hand: every array that is kept and every product that is computed, for small shapes with every part."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,21 @@ def test_flash_attention_keeps_one_sum_a_row_and_its_output():
     kept, flash = walk(DECODER, "full").kept, walk(DECODER, "full", FLASH).kept
     assert flash.items() - kept.items() == {("blocks.0.sums", N * H), ("blocks.0.o", N * H * D)}
     assert kept.items() - flash.items() == {("blocks.0.scores", H * N * T)}
+
+
+def test_what_nothing_trained_stands_before_keeps_nothing():
+    """Attention's arrays are kept from the first trained parameter on, be it a prefix or of rank 1."""
+    attention = {f"blocks.0.{name}" for name in ("q", "kv", "scores", "sums", "o")}
+    for engine in (PYTORCH, FLASH, MINILORA):
+        assert not attention & walk(DECODER, "pfeiffer", engine, bottleneck=1).kept.keys()
+    w = walk(DECODER, "prefix", tokens=2)
+    kept = {"q": N * H * D, "kv": 2 * B * (T + 2) * K * D, "scores": H * N * (T + 2)}
+    kept |= {"ln_2.normed": NORM, "mlp.inside": N * F, "mlp.gated": 2 * N * F}
+    assert w.kept == {**named("blocks.0", kept), "ln_f.normed": NORM}
+    assert computed(w)["blocks.0.attn"] == (4 * H * N * (T + 2) * D, 8 * H * N * (T + 2) * D)
+    one = walk(DECODER, "lora", rank=1, target_modules=("down_proj",))
+    assert one.kept == {"blocks.0.mlp.act": N * F, "blocks.0.mlp.down_proj.h": N, "ln_f.normed": NORM}
+    assert computed(one)["blocks.0.mlp.down_proj.lora"] == (2 * N * (F + C), 2 * N * (F + 2 * C))
 
 
 def test_our_own_engine_has_a_workspace():
@@ -167,6 +184,13 @@ def test_lora_adapts_what_projects_the_distances_too():
     assert steps["blocks.1.attn.q_proj.relative"] == (project + 2 * low + scores, 3 * low + 2 * scores)
     assert steps["blocks.1.attn.k_proj.relative"] == (project + scores, 2 * scores)
     assert steps["blocks.0.attn.q_proj.relative"] == (project + scores, 0)
+
+    plan = counting.plan(ENCODER, "lora", rank=rank, target_modules=("blocks.0.attn.q_proj",))
+    both = Walk(replace(plan, trained={"relative.weight": (r, C)}), B, T)  # and the table itself
+    assert computed(both)["blocks.0.attn.q_proj.relative"] == (
+        project + 2 * low + scores,
+        project + 4 * low + 2 * scores,
+    )
 
 
 def test_roberta_norms_its_embeddings_as_deberta_does():

@@ -163,6 +163,20 @@ def test_a_model_that_lacks_an_array_and_an_adapter_of_an_older_file(tmp_path):
         counting.count(tmp_path / "e.npz")
 
 
+def test_a_method_is_described_by_the_sizes_it_uses():
+    said = {method: methods.describe(counting.plan(CONFIG, method, **sizes)) for method, (_, sizes) in CASES.items()}
+    assert said == {
+        "lora": "lora, rank 2 on *_proj", "dora": "dora, rank 3 on v_proj", "houlsby": "houlsby, bottleneck 1",
+        "pfeiffer": "pfeiffer, bottleneck 3 with a norm", "prompt": "prompt, 3 tokens", "prefix": "prefix, 5 tokens",
+        "bitfit": "bitfit", "last-blocks": "last-blocks, 1 of 2", "full": "full",
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match="prompt: 16 virtual tokens leave no room for a text in the context of GPT, 16"
+    ):
+        counting.plan(CONFIG, "prompt", tokens=16)
+    assert counting.plan(CONFIG, "prompt", tokens=15).virtual == 15
+
+
 def test_the_command_counts_a_file(tmp_path, capsys):
     path = ml.save_adapter(ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2)), tmp_path / "mine.npz")
     assert main(["count", str(path)]) == 0
