@@ -42,6 +42,7 @@ class StandIn(Module):
     cannot_merge = ""  # why there is nothing to fold it into, where that is so
     copied: Mapping[str, Tensor] = {}  # the base's parameters by name, of which this module trains copies of its own
     unmerged: dict[str, Array] | None = None  # the base's values by name, kept aside while merged
+    written_as: Mapping[str, tuple[int, int]] = {}  # the arrays and versions that the merge left in the base
 
     def train_copies(self, names: list[str], copied: dict[int, Tensor]) -> None:
         """Have trainable copies of some of the base's parameters. copied: those made before, of tensors shared."""
@@ -69,9 +70,17 @@ class StandIn(Module):
             write(put, p, values[name])
         for name in self.copied:
             put(getattr(self, name), "requires_grad", False)
+        put(self, "written_as", {name: (id(p.data), p.version) for name, p in base.items()})
 
     def unmerge(self, put: Put) -> None:
-        """Put the base's values back, bit for bit."""
+        """Put the base's values back, bit for bit. Raises ValueError where that would undo more than the merge."""
+        for name, (array, version) in self.written_as.items():
+            p = self.base_parameter(name)
+            if id(p.data) == array and p.version != version:
+                fix = "remove_lora(model) keeps what is in the weights"
+                raise ValueError(
+                    f"unmerge_adapter: a {name} {p.shape} was trained while merged, and that would be lost; {fix}"
+                )
         for name, value in (self.unmerged or {}).items():
             write(put, self.base_parameter(name), value)
         for name in self.copied:
