@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..nn.checks import generator, shown
 from .adapter import METHODS, Adapter
 from .state import (
     NOTHING,
@@ -41,7 +42,9 @@ def attach(model: Any, name: str, make: Callable[[], Adapter], caller: str) -> A
     state = changeable(model, caller)
     refuse_merged(state, caller)
     if not isinstance(name, str) or not name or name in state.rows:
-        raise ValueError(f"{caller}: name = {name!r}, expected a text such as 'default' that no rows_use block uses")
+        raise ValueError(
+            f"{caller}: name = {shown(name)}, expected a text such as 'default', and none in use by rows_use"
+        )
     with whole() as put:
         state.switch(put, model, ())  # so that what is made is made from the base's modules
         adapter = make()
@@ -58,10 +61,7 @@ def attach(model: Any, name: str, make: Callable[[], Adapter], caller: str) -> A
 def build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
     """The modules of a new adapter, while the base's stand in their places."""
     configs = tuple(config) if isinstance(config, list | tuple) else (config,)
-    try:
-        rng = np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{caller}: rng = {rng!r:.80}, expected a seed or a numpy Generator: {error}") from None
+    rng = generator(rng, caller)
     modules: dict[str, Any] = {}
     owner: dict[str, str] = {}  # path -> the method that wants it
     base = {id(p): p.dtype for p in model.parameters()}
@@ -72,7 +72,7 @@ def build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
     for one in configs:
         if type(one) not in METHODS.values():
             names = ", ".join(config.__name__ for config in METHODS.values())
-            raise TypeError(f"{caller}: got {one!r}, expected a configuration: {names}")
+            raise TypeError(f"{caller}: got {shown(one)}, expected a configuration: {names}")
         for path, module in one.build(model, rng).items():
             for alike in where.get(id(model.get_module(path)), [path]):  # wherever the model has the same module
                 if alike in owner:
@@ -98,7 +98,7 @@ def set_adapter(model: Any, name: str | Sequence[str] | None) -> None:
     names: tuple[Any, ...] = () if name is None else tuple(name) if listed else (name,)
     for one in names:
         if not isinstance(one, str) or one not in (state or ()):
-            raise ValueError(f"set_adapter: no adapter {one!r}; there are {', '.join(state or ()) or 'none'}")
+            raise ValueError(f"set_adapter: no adapter {shown(one)}; there are {', '.join(state or ()) or 'none'}")
     if listed and (not names or len(set(names)) < len(names)):
         raise ValueError(f"set_adapter: got {name!r}, expected names, each once; None is the base model")
     if state is None:
@@ -121,7 +121,7 @@ def remove_adapter(model: Any, name: str | None = None) -> Any:
         raise ValueError("remove_adapter: the model has no adapter")
     if name is not None and (not isinstance(name, str) or name not in state or name in state.rows):
         there = ", ".join(one for one in state if one not in state.rows)
-        raise ValueError(f"remove_adapter: no adapter {name!r}; there are {there}")
+        raise ValueError(f"remove_adapter: no adapter {shown(name)}; there are {there}")
     with whole() as put:
         if name is None or len(state) == 1:
             take_away(put, model, state)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..autograd import ops
 from ..autograd.tensor import Tensor
+from ..nn.checks import flag, is_whole, shown
 from ..nn.gpt import GPT, MLP, Attention, Cache
 from ..nn.layers import LayerNorm, Linear
 from ..nn.module import Module
@@ -88,10 +89,11 @@ class BottleneckConfig:
 
     def __post_init__(self) -> None:
         name, b = type(self).__name__, self.bottleneck
-        if isinstance(b, bool) or not isinstance(b, int | np.integer) or b < 1:
-            raise ValueError(f"{name}: bottleneck = {b!r}, expected a positive integer")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{name}: activation = {self.activation!r}, expected 'gelu' or 'relu'")
+        if not is_whole(b) or b < 1:
+            raise ValueError(f"{name}: bottleneck = {shown(b)}, expected a positive integer")
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            raise ValueError(f"{name}: activation = {shown(self.activation)}, expected 'gelu' or 'relu'")
+        flag(self.adapter_norm, f"{name}: adapter_norm")
 
     def build(self, model: Any, rng: np.random.Generator) -> dict[str, Module]:
         """{path: the same module with a bottleneck behind it}. Raises TypeError for a model that is no GPT."""

@@ -17,9 +17,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ..autograd.backend import Array, array_module
+from ..nn.checks import is_real, is_whole, shown
 from .adapter import Adapter
 from .attach import attach, build
 from .lora import LoRAConfig, LoRALinear
@@ -40,12 +39,14 @@ def combine_adapters(
     Raises ValueError, and changes nothing, for names that are unknown or taken, adapters that are not LoRA or have
     other target modules, weights that are not finite, and ranks that do not fit the matrices.
     """
-    if how not in HOW:
-        raise ValueError(f"combine_adapters: how = {how!r}, expected one of {', '.join(map(repr, HOW))}")
+    if not isinstance(how, str) or how not in HOW:
+        raise ValueError(f"combine_adapters: how = {shown(how)}, expected one of {', '.join(map(repr, HOW))}")
     if rank is not None and how != "svd":
-        raise ValueError(f"combine_adapters: rank = {rank} is for how='svd'; {how!r} has no choice")
-    if bad := [w for w in weights.values() if not math.isfinite(w)]:
-        raise ValueError(f"combine_adapters: a weight is {bad[0]}, expected finite numbers")
+        raise ValueError(f"combine_adapters: rank = {shown(rank)} is for how='svd'; {shown(how)} has no choice")
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"combine_adapters: weights = {shown(weights)}, expected {{name: weight}}: {{'docs': 0.7}}")
+    if bad := [w for w in weights.values() if not is_real(w) or not math.isfinite(w)]:
+        raise ValueError(f"combine_adapters: a weight is {shown(bad[0])}, expected finite numbers")
     refuse_taken(changeable(model, "combine_adapters"), name, "combine_adapters")
     updates = _same_targets({one: lora_updates(model, one, "combine_adapters") for one in weights})
     combined = {}
@@ -70,8 +71,8 @@ def combine_adapters(
 def lora_updates(model: Any, name: str, caller: str) -> dict[str, Factors]:
     """{path: (s, B, A)} of a named adapter that is LoRA throughout. Raises ValueError for any other."""
     adapters: Any = carried(model) or {}
-    if name not in adapters:
-        raise ValueError(f"{caller}: no adapter {name!r}; there are {', '.join(adapters) or 'none'}")
+    if not isinstance(name, str) or name not in adapters:
+        raise ValueError(f"{caller}: no adapter {shown(name)}; there are {', '.join(adapters) or 'none'}")
     updates = {}
     for path, layer in adapters[name].modules.items():
         plain = isinstance(layer, LoRALinear) and type(layer).delta is LoRALinear.delta  # DoRA has another Delta W
@@ -107,9 +108,9 @@ def _combine(terms: list[Factors], how: str, rank: int | None, path: str) -> tup
     A = xp.concatenate([A for _, _, A in terms], axis=0)  # (r_1 + r_2 + ..., d_in)
     r = len(A) if how == "concatenate" else max(ranks) if rank is None else rank
     most = min(len(B), A.shape[1])
-    if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= most:
+    if not is_whole(r) or not 1 <= r <= most:
         fix = f"; how='svd' with rank={most} loses nothing" if how == "concatenate" else ""
-        raise ValueError(f"combine_adapters: rank {r!r}, expected 1 to min(d_in, d_out) = {most} of {path}{fix}")
+        raise ValueError(f"combine_adapters: rank {shown(r)}, expected 1 to min(d_in, d_out) = {most} of {path}{fix}")
     return (B, A) if how == "concatenate" else _truncate(B, A, r)
 
 

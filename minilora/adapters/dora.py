@@ -19,10 +19,11 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array, to_numpy
 from ..autograd.tensor import Tensor
+from ..nn.checks import flag
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import method
-from .lora import LoRAConfig, LoRALinear, added, cast, flag
+from .lora import LoRAConfig, LoRALinear, added, cast
 
 
 @method("dora")

@@ -1,6 +1,7 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..autograd.backend import array_module, to_numpy
 from ..autograd.tensor import Tensor
+from ..nn.checks import shown
 from ..nn.gpt import GPT
 from ..nn.module import in_precision
 from ..nn.storage import blaming, load_arrays, save_arrays
@@ -51,6 +53,13 @@ def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
     return [METHODS[m["kind"]](**m["config"]) for m in methods]
 
 
+def file_path(path: Any, caller: str) -> Path:
+    """A place for a file. Raises TypeError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{caller}: path = {shown(path)}, expected a text or a Path")
+    return Path(path)
+
+
 def named_adapter(model: Any, name: str | None, caller: str) -> Adapter:
     """The adapter of that name, or the one in use. Raises ValueError where there is none, or it is not one alone."""
     if name is None:
@@ -62,7 +71,7 @@ def named_adapter(model: Any, name: str | None, caller: str) -> Adapter:
     check_model(model, caller)
     state = carried(model)
     if not isinstance(name, str) or name not in (state or ()):
-        raise ValueError(f"{caller}: no adapter {name!r}; there are {', '.join(state or ()) or 'none'}")
+        raise ValueError(f"{caller}: no adapter {shown(name)}; there are {', '.join(state or ()) or 'none'}")
     return state[name]  # type: ignore[index]
 
 
@@ -72,7 +81,7 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
     name: which; by default the one in use. Raises ValueError where there is none, where parameters of the base are
     trained beside it, which its file would lack, and for values that are not finite: which, and where.
     """
-    adapter = named_adapter(model, name, "save_adapter").folded()
+    path, adapter = file_path(path, "save_adapter"), named_adapter(model, name, "save_adapter").folded()
     own = brought(model, adapter)
     if not own:
         raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
@@ -98,7 +107,7 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     another base model; the model has not changed then.
     """
     refuse_merged(changeable(model, "load_adapter"), "load_adapter")
-    arrays, header = load_arrays(path, "adapter")
+    arrays, header = load_arrays(file_path(path, "load_adapter"), "adapter")
     with blaming(path):
         if header["base"] != (ours := fingerprint(model)):
             raise ValueError(

@@ -21,6 +21,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array
 from ..autograd.tensor import Tensor, primitive
+from ..nn.checks import flag, is_real, is_whole, plain, shown
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import Put, StandIn, method, stand_in_for
@@ -28,7 +29,7 @@ from .attach import add_adapter
 from .bypass import bypassed
 from .copies import copies
 from .initialise import STARTS
-from .state import active_adapter
+from .state import active_adapter, check_model
 from .targets import Patterns, by_pattern, in_layers, match_targets, patterns
 
 
@@ -37,6 +38,7 @@ def lora_forward(x: Array, W: Array, b: Array, A: Array, B: Array, s: float) -> 
 
     x: (N, d_in), W: (d_out, d_in), b: (d_out,), A: (r, d_in), B: (d_out, r), s = alpha / r.
     """
+    x, W, b, A, B = numbers("lora_forward", s, x=x, W=W, b=b, A=A, B=B)
     h = x @ A.T  # (N, r)
     y = x @ W.T + b + s * (h @ B.T)  # (N, d_out)
     return y, h
@@ -56,11 +58,29 @@ def lora_backward(g: Array, x: Array, h: Array, W: Array, A: Array, B: Array, s:
     W is frozen: its gradient g^T x, as large as W itself, is never formed. At the start B = 0, hence dh = 0 and dA = 0:
     the first step moves only B. (With A = 0 as well, h = 0 and dB = 0, and nothing would ever move.)
     """
+    g, x, h, W, A, B = numbers("lora_backward", s, g=g, x=x, h=h, W=W, A=A, B=B)
     dB = s * (g.T @ h)  # (d_out, r)
     dh = s * (g @ B)  # (N, r)
     dA = dh.T @ x  # (r, d_in)
     dx = g @ W + dh @ A  # (N, d_in)
     return dx, dA, dB
+
+
+AXES = {"x": "ni", "W": "oi", "b": "o", "A": "ki", "B": "ok", "g": "no", "h": "nk"}  # letters as in `lora_backward`
+
+
+def numbers(caller: str, s: Any, **given: Any) -> list[Array]:
+    """What came, as arrays whose shapes fit each other. Raises TypeError or ValueError that says which does not."""
+    sizes: dict[str, int] = {}
+    arrays = {name: plain(value, f"{caller}: {name}") for name, value in given.items()}
+    for name, array in arrays.items():
+        axes = AXES[name]
+        if array.ndim != len(axes) or any(sizes.setdefault(k, n) != n for k, n in zip(axes, array.shape, strict=True)):
+            shapes = ", ".join(f"{one} {other.shape}" for one, other in arrays.items())
+            raise ValueError(f"{caller}: {name} has shape {array.shape}, which does not fit the others: {shapes}")
+    if not is_real(s):
+        raise TypeError(f"{caller}: s = {shown(s)}, expected a number: alpha / r")
+    return list(arrays.values())
 
 
 @method("lora")
@@ -104,15 +124,17 @@ class LoRAConfig:
             raise ValueError(f"{name}: target_modules is empty; name at least one, such as 'q_proj'")
         _positive_integer(self.rank, f"{name}: rank")
         _positive(self.alpha, f"{name}: alpha")
-        if not isinstance(self.dropout, float | int | np.number) or not 0 <= self.dropout < 1:
-            raise ValueError(f"{name}: dropout = {self.dropout!r}, expected 0 <= dropout < 1")
+        if not is_real(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"{name}: dropout = {shown(self.dropout)}, expected 0 <= dropout < 1")
         one_of(self.init, self.inits, f"{name}: init")
         one_of(self.bias, ("none", "lora_only", "all"), f"{name}: bias")
         flag(self.rank_stabilized, f"{name}: rank_stabilized")
         for what, check in (("rank_pattern", _positive_integer), ("alpha_pattern", _positive)):
             settings = getattr(self, what)
             if not isinstance(settings, Mapping):
-                raise ValueError(f"{name}: {what} = {settings!r}, expected {{pattern: value}}, such as {{'q_proj': 4}}")
+                raise ValueError(
+                    f"{name}: {what} = {shown(settings)}, expected {{pattern: value}}, as in {{'q_proj': 4}}"
+                )
             for pattern, value in settings.items():
                 check(value, f"{name}: {what}[{pattern!r}]")
             object.__setattr__(self, what, dict(settings))
@@ -120,8 +142,8 @@ class LoRAConfig:
             came: Any = self.layers_to_transform
             several = isinstance(came, Sequence) and not isinstance(came, str | bytes)
             layers = tuple(came) if several else (came,)
-            if not layers or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in layers):
-                raise ValueError(f"{name}: layers_to_transform = {came!r}, expected integers")
+            if not layers or not all(map(is_whole, layers)):
+                raise ValueError(f"{name}: layers_to_transform = {shown(came)}, expected integers")
             object.__setattr__(self, "layers_to_transform", layers)
 
     @property
@@ -163,7 +185,7 @@ class LoRAConfig:
         biases = lambda name: self.bias == "all" and name.endswith(".bias") and not name.startswith(own)
         beside = copies(model, lambda name: name.startswith(within) or biases(name), copied)
         if self.bias != "none" and not any("bias" in layer.copied for layer in (layers | beside).values()):
-            raise ValueError(f"add_lora: bias = {self.bias!r}, and there is no bias to train; the model has none there")
+            raise ValueError(f"add_lora: bias = {self.bias!r}, and there is no bias to train; the model has none")
         return beside
 
     def targets(self, names: list[str]) -> list[str]:
@@ -200,24 +222,17 @@ class LoRAConfig:
 def one_of(value: Any, allowed: tuple[str, ...], what: str) -> None:
     """Raise ValueError unless a setting is one of these words."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{what} = {value!r}, expected {' or '.join(map(repr, allowed))}")
-
-
-def flag(value: Any, what: str) -> None:
-    """Raise ValueError unless a setting is True or False."""
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{what} = {value!r}, expected True or False")
+        raise ValueError(f"{what} = {shown(value)}, expected {' or '.join(map(repr, allowed))}")
 
 
 def _positive_integer(value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{what} = {value!r}, expected a positive integer")
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{what} = {shown(value)}, expected a positive integer")
 
 
 def _positive(value: Any, what: str) -> None:
-    number = isinstance(value, float | int | np.number) and not isinstance(value, bool | complex | np.complexfloating)
-    if not number or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{what} = {value!r}, expected a positive number")
+    if not is_real(value) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} = {shown(value)}, expected a positive number")
 
 
 class LoRALinear(StandIn, Linear):
@@ -344,12 +359,13 @@ def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default"
     Raises ValueError when a name is taken, an adapter is merged, a pattern matches nothing or the rank is too large.
     """
     if not isinstance(config, LoRAConfig):
-        raise TypeError(f"add_lora: got {config!r:.80}, expected a LoRAConfig; add_adapter takes any method's")
+        raise TypeError(f"add_lora: got {shown(config)}, expected a LoRAConfig; add_adapter takes any method's")
     return add_adapter(model, config, rng, name)
 
 
 def lora_layers(model: Module) -> dict[str, LoRALinear]:
     """{module name: layer} of the active adapter."""
+    check_model(model, "lora_layers")
     return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 

@@ -8,6 +8,9 @@ however wide the layer is. With one learning rate for both, as the width grows, 
 
 from typing import Any
 
+from ..nn.checks import is_real, shown
+from .state import check_model
+
 
 def lora_plus(model: Any, ratio: float = 16) -> list[dict[str, Any]]:
     """The model's trainable parameters in two groups for an optimiser: `AdamW(lora_plus(model, 16), lr=1e-4)`.
@@ -16,6 +19,9 @@ def lora_plus(model: Any, ratio: float = 16) -> list[dict[str, Any]]:
     with B). Every lora_B has ratio times it. Raises ValueError where no lora_B is trained; the optimiser refuses a
     ratio that is not positive.
     """
+    check_model(model, "lora_plus")
+    if not is_real(ratio):
+        raise ValueError(f"lora_plus: ratio = {shown(ratio)}, expected a number")
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     fast = [p for name, p in trained if name.endswith("lora_B")]
     if not fast:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array
+from ..nn.checks import flag
 from ..nn.module import in_precision
 from .adapter import Put
 from .state import in_use, whole
@@ -18,6 +19,7 @@ def merge_adapter(model: Any, safe: bool = True) -> None:
     weight that something else shares, and, with the reason, for a method that adds computation which no weight of the
     base can do.
     """
+    flag(safe, "merge_adapter: safe")
     state = in_use(model, "merge_adapter")
     if state.merged:
         raise ValueError("merge_adapter: the adapter is merged already; unmerge_lora(model) undoes it")

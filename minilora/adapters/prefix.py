@@ -23,6 +23,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import array_module
 from ..autograd.tensor import Tensor, no_grad
+from ..nn.checks import is_whole, shown
 from ..nn.gpt import GPT, Cache
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
@@ -52,8 +53,8 @@ class PrefixConfig(VirtualTokensConfig):
         super().__post_init__()
         if self.hidden is None:
             return
-        if isinstance(self.hidden, bool) or not isinstance(self.hidden, int | np.integer) or self.hidden < 1:
-            raise ValueError(f"PrefixConfig: hidden = {self.hidden!r}, expected a positive integer, or None")
+        if not is_whole(self.hidden) or self.hidden < 1:
+            raise ValueError(f"PrefixConfig: hidden = {shown(self.hidden)}, expected a positive integer, or None")
         if self.init == "vocabulary":
             raise ValueError("PrefixConfig: a network (hidden) starts at random; init = 'vocabulary' needs hidden=None")
 

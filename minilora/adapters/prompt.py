@@ -10,7 +10,7 @@ whatever follows. They are computed once for a whole batch and stand in the atte
 if the prompt had been read already. A prefix (`prefix.py`) goes one step further: it trains those keys and values.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from ..autograd.backend import array_module
 from ..autograd.fused import check_tokens
 from ..autograd.tensor import Tensor, no_grad
+from ..nn.checks import is_whole, shown
 from ..nn.gpt import GPT, Cache
 from ..nn.layers import parameter
 from ..nn.module import Module
@@ -35,15 +36,15 @@ class VirtualTokensConfig:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int | np.integer) or self.tokens < 1:
-            raise ValueError(f"{name}: tokens = {self.tokens!r}, expected a positive integer")
-        if self.init not in ("vocabulary", "random"):
-            raise ValueError(f"{name}: init = {self.init!r}, expected 'vocabulary' or 'random'")
+        if not is_whole(self.tokens) or self.tokens < 1:
+            raise ValueError(f"{name}: tokens = {shown(self.tokens)}, expected a positive integer")
+        if not isinstance(self.init, str) or self.init not in ("vocabulary", "random"):
+            raise ValueError(f"{name}: init = {shown(self.init)}, expected 'vocabulary' or 'random'")
         if self.text is None:
             return
-        text = tuple(self.text)
-        if not text or not all(isinstance(token, int | np.integer) for token in text):
-            raise ValueError(f"{name}: text = {self.text!r}, expected at least one token, each an integer")
+        text = tuple(self.text) if isinstance(self.text, Sequence | np.ndarray) else ()
+        if not text or not all(map(is_whole, text)):
+            raise ValueError(f"{name}: text = {shown(self.text)}, expected at least one token, each an integer")
         if self.init == "random":
             raise ValueError(f"{name}: a text to start from and init = 'random'; with a text, init is 'vocabulary'")
         object.__setattr__(self, "text", tuple(int(token) for token in text))

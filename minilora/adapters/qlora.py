@@ -22,8 +22,8 @@ from .attach import take_away
 from .lora import LoRAConfig, LoRALinear, added
 from .merge import fold
 from .quantization import Quantized, quantize
-from .state import carried, in_use, place, whole
-from .targets import match_targets
+from .state import carried, check_model, in_use, place, whole
+from .targets import match_targets, patterns
 
 NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
 
@@ -158,13 +158,17 @@ def quantize_model(
     already stay as they are. Embeddings, norms and biases stay in floating point. Raises ValueError, and changes
     nothing, for a model with an adapter, where no layer is left to quantise, and for weights that are not finite.
     """
+    check_model(model, "quantize_model")
     if carried(model):
         raise ValueError("quantize_model: the model has an adapter; remove_lora(model), then put LoRA on the codes")
     linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
-    targets = match_targets((target_modules,) if isinstance(target_modules, str) else tuple(target_modules), [*linears])
+    wanted = patterns(target_modules, "quantize_model: target_modules")
+    if not linears:
+        raise ValueError(f"quantize_model: there is no linear layer inside this {type(model).__name__}")
+    targets = match_targets(wanted, [*linears], "quantize_model: target_modules")
     targets = [path for path in targets if not isinstance(linears[path], QuantizedLinear)]
     if not targets:
-        raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(target_modules)}")
+        raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(wanted)}")
     with whole() as put:
         how = {"kind": kind, "block": block, "double": double}
         _quantize(put, model, {path: how for path in targets}, "quantize_model")
@@ -198,7 +202,7 @@ def requantize(model: Any) -> Any:
     half a gap between levels, and an update smaller than that is lost in part: the loss shows what this costs.
     Raises ValueError where there is no adapter, or it cannot be merged.
     """
-    settings, state = quantization(model), in_use(model, "requantize")
+    state, settings = in_use(model, "requantize"), quantization(model)
     with whole() as put:
         if not state.merged:
             fold(put, model, "requantize: merge_adapter")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array, array_module
+from ..nn.checks import flag, is_whole, plain, shown
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SCALES_PER_BLOCK = 256  # of double quantization (Dettmers et al. 2023, section 3)
@@ -158,12 +159,13 @@ def quantize(array: Array, kind: str = "nf4", block: int = 64, double: bool = Fa
     Raises TypeError for other than floating-point numbers, and ValueError for an unknown kind, a block that is no
     positive integer, or an entry that is not finite or beyond float32, the precision of the scales.
     """
-    if kind not in LEVELS:
-        raise ValueError(f"quantize: kind = {kind!r}, expected one of {', '.join(LEVELS)}")
-    if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 1:
-        raise ValueError(f"quantize: block = {block!r}, expected a positive integer")
+    if not isinstance(kind, str) or kind not in LEVELS:
+        raise ValueError(f"quantize: kind = {shown(kind)}, expected one of {', '.join(LEVELS)}")
+    if not is_whole(block) or block < 1:
+        raise ValueError(f"quantize: block = {shown(block)}, expected a positive integer")
+    flag(double, "quantize: double")
+    array = plain(array, "quantize: array")
     xp = array_module(array)
-    array = xp.asarray(array)
     if array.dtype.kind != "f":
         raise TypeError(f"quantize: got dtype {array.dtype}, expected floating-point numbers")
     _check_finite(array)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..nn.checks import is_whole, shown
 from ..nn.module import Module
 from .adapter import method
 from .copies import copies
@@ -38,8 +39,8 @@ class LastBlocksConfig:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.blocks, bool) or not isinstance(self.blocks, int | np.integer) or self.blocks < 1:
-            raise ValueError(f"LastBlocksConfig: blocks = {self.blocks!r}, expected a positive integer")
+        if not is_whole(self.blocks) or self.blocks < 1:
+            raise ValueError(f"LastBlocksConfig: blocks = {shown(self.blocks)}, expected a positive integer")
 
     def build(self, model: Any, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a copy} for the modules of the last blocks. Raises ValueError for too few, or quantised ones."""

@@ -17,6 +17,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import Tensor
+from ..nn.checks import shown
 from ..nn.layers import Linear
 from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
@@ -63,8 +64,8 @@ def rows_use(model: Any, names: Sequence[str | None]) -> Iterator[Any]:
     on entering, and get no gradients. Afterwards the model is as it was.
     Raises ValueError for a name that is unknown, an adapter that is not LoRA, one that is merged, and another B.
     """
-    if isinstance(names, str) or not len(names):
-        raise ValueError(f"rows_use: names = {names!r}, expected one for each row, such as ['docs', None]")
+    if not isinstance(names, list | tuple) or not names or any(n is not None and not isinstance(n, str) for n in names):
+        raise ValueError(f"rows_use: names = {shown(names)}, expected one for each row, such as ['docs', None]")
     state = changeable(model, "rows_use")
     if not state:
         raise ValueError("rows_use: the model has no adapter; add_lora(model, LoRAConfig()) puts one in")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.tensor import Tensor
+from ..nn.checks import shown
 from ..nn.module import Module
 from .adapter import Adapter, Put, StandIn
 
@@ -197,7 +198,7 @@ def carried(model: Any) -> Adapters | None:
 def check_model(model: Any, caller: str) -> None:
     """Raise TypeError for what is no model."""
     if not isinstance(model, Module):
-        raise TypeError(f"{caller}: got {model!r:.80}, expected a model, such as GPT(config) or load_model('base')")
+        raise TypeError(f"{caller}: got {shown(model)}, expected a model, such as GPT(config) or load_model('base')")
 
 
 def in_use(model: Any, caller: str) -> Adapters:
@@ -238,6 +239,7 @@ def active_adapter(model: Any, caller: str = "active_adapter") -> Adapter:
 
 def base_parameters(model: Any) -> dict[str, Tensor]:
     """{name: tensor} of the base model, whatever adapter is on it."""
+    check_model(model, "base_parameters")
     state = carried(model)
     originals = state.originals if state is not None else {}
     places = tuple(f"{path}." for path in originals)

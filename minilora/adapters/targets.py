@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..nn.checks import shown
+
 REGULAR = re.compile(r"[\\^$+|(){}]|^\.\*")  # what a regular expression has and a shell pattern has not
 
 Patterns = str | Sequence[str]
@@ -21,11 +23,11 @@ def patterns(value: Any, what: str) -> Patterns:
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"{what} = {value!r} is no regular expression: {error}") from None
+            raise ValueError(f"{what} = {shown(value)} is no regular expression: {error}") from None
         return value
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence | set) else (value,)
     if not all(isinstance(one, str) and one for one in found):
-        raise ValueError(f"{what} = {value!r}, expected names or patterns, such as ('q_proj', 'v_proj')")
+        raise ValueError(f"{what} = {shown(value)}, expected names or patterns, such as ('q_proj', 'v_proj')")
     return found
 
 

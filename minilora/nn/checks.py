@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd.backend import array_module
+
 
 def unknown(what: str, name: str, known: list[str], close: list[str] | None = None) -> str:
     """The text of an error about a name that is not known: the closest one (among `close`), then all of them."""
@@ -46,3 +48,22 @@ def generator(rng: Any, caller: str) -> np.random.Generator:
     except (TypeError, ValueError) as error:
         wanted = "expected a seed, an integer of 0 or more, or a numpy Generator"
         raise type(error)(f"{caller}: rng = {shown(rng)}, {wanted}") from None
+
+
+def flag(value: Any, what: str) -> None:
+    """Raise ValueError unless a setting is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{what} = {shown(value)}, expected True or False")
+
+
+def plain(value: Any, what: str) -> Any:
+    """A value as an array of numbers, where it is. Raises TypeError for what is none, or has a mask."""
+    if hasattr(value, "requires_grad") or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a {type(value).__name__}, expected a plain array: x.data")
+    try:
+        array = array_module(value).asarray(value)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"{what} = {shown(value)}, expected an array: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{what} = {shown(value)}, expected an array of numbers")
+    return array

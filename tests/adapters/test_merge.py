@@ -7,7 +7,7 @@ from adapters.test_attach import LORA, TOKENS, adapted, base, logits, two
 import minilora as ml
 
 
-@pytest.mark.parametrize("config", [LORA, ml.DoRAConfig(rank=2), ml.FullConfig()])
+@pytest.mark.parametrize("config", [LORA, ml.DoRAConfig(rank=2)])
 def test_a_derivative_from_before_is_refused_after(config):
     """It needs the weights that were there in the forward pass."""
     model = adapted(config)

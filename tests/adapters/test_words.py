@@ -44,7 +44,7 @@ CALLS = {  # name -> (the function, what makes its arguments, by name; other nam
     "combine_adapters": (
         ml.combine_adapters, lambda p: dict(model=two(), weights={"a": 1.0}, how="svd", rank=2, name="n"),
     ),
-    "rows_use": (lambda model, names: entered(ml.rows_use(model, names)), lambda p: dict(model=two(), names=["a", "b"])),
+    "rows_use": (lambda model, names: entered(ml.rows_use(model, names)), lambda p: dict(model=two(), names=["a"])),
     "quantize_model": (
         ml.quantize_model, lambda p: dict(model=base(), kind="nf4", block=16, double=True, target_modules="*"),
     ),
