@@ -395,3 +395,86 @@ def test_virtual_tokens_take_their_positions_from_the_text():
         next(line for line in full if line.startswith("activations")).split()[3]
         == counting._mib(counting.count(a, "full", length=12).training_memory_bytes["activations"]).split()[0]
     )
+
+
+SMALL = counting.Architecture("small", 1000, 64, 2, 4, 256, 32, positions=32)
+TABLE = """\
+small: lora, rank 4 on q_proj, v_proj
+
+parameters                        168,192
+trainable                           2,048   1.2177%
+stored for each task                4,096 bytes   0.004 MiB
+
+matrix, all layers             parameters            trainable
+wte                                64,000                    0
+wpe                                 2,048                    0
+ln_1                                  256                    0
+q_proj                              9,344                1,024
+k_proj                              8,320                    0
+v_proj                              9,344                1,024
+o_proj                              8,320                    0
+ln_2                                  256                    0
+up_proj                            33,280                    0
+down_proj                          32,896                    0
+ln_f                                  128                    0
+
+a training step: batch 2, length 32, 16-bit weights, adamw
+memory                               lora                 full
+weights                         0.321 MiB            0.317 MiB
+gradients                       0.004 MiB            0.317 MiB
+optimizer state                 0.023 MiB              1.9 MiB
+activations                     0.434 MiB            0.542 MiB
+sum                             0.782 MiB              3.1 MiB
+operations                           lora                 full
+forward                        2.2086e+07           2.1823e+07
+training                       4.3844e+07           6.5470e+07
+added to forward               2.6214e+05   1.201%, none after merging"""
+
+
+def test_a_table_letter_by_letter():
+    """Its numbers are those of the records, which have tests of their own."""
+    assert counting.table(SMALL, rank=4, batch=2) == TABLE
+    record, full = counting.count(SMALL, rank=4, batch=2), counting.count(SMALL, "full", batch=2)
+    assert 168_192 == record.total_parameters == full.total_parameters + 2048 and record.checkpoint_bytes == 4096
+    for memory, shown in ((record, "0.782"), (full, "3.1")):
+        assert f"{sum(memory.training_memory_bytes.values()) / 2**20:.{len(shown) - 2}f}" == shown
+    eight = counting.table(SMALL, "houlsby", bottleneck=4, bits=8, optimizer="sgd").splitlines()
+    assert "a training step: batch 1, length 32, 8-bit weights, sgd" in eight
+    assert eight[-1].endswith("%, cannot be merged")
+    held, whole = next(line.split() for line in eight if line.startswith("weights"))[1:4:2]
+    assert f"{counting.count(SMALL, 'full').training_memory_bytes['weights'] / 2**20:.3f}" == whole
+    assert (
+        f"{counting.count(SMALL, 'houlsby', bottleneck=4, bits=8).training_memory_bytes['weights'] / 2**20:.3f}" == held
+    )
+    flash = counting.table(SMALL, engine="flash", length=7)
+    assert (
+        f"{counting.count(SMALL, 'full', engine='flash', length=7).training_memory_bytes['activations'] / 2**20:.3f}"
+        in flash
+    )
+
+
+def test_a_comparison_line_by_line():
+    options = dict(tokens=4, length=8, batch=64, bits=8, rank=2)
+    lines = counting.compare(SMALL, **options).splitlines()
+    assert lines[0] == "small: 166,144 parameters" and lines[2].split() == [
+        "method",
+        "trainable",
+        "share",
+        "stored",
+        "memory",
+        "added",
+    ]
+    for line, record in zip(lines[3:12], counting.compare_records(SMALL, **options), strict=True):
+        method, trainable, share, stored, _, memory, _, added = line.replace("*", " ").split()
+        assert (method, trainable, share) == (
+            record.method, f"{record.trainable_parameters:,}", f"{record.trainable_fraction:.4%}",
+        )  # fmt: skip
+        whole = sum(record.training_memory_bytes.values())
+        assert (stored, memory) == (f"{record.checkpoint_bytes / 2**20:.3f}", f"{whole / 2**20:.1f}")
+        sizes = {k: v for k, v in options.items() if k != "bits"}
+        assert added == f"{counting.operations(SMALL, method, **sizes)['overhead_fraction']:.3%}"
+        assert line.endswith("*") == (method in ("prompt", "prefix", "houlsby", "pfeiffer"))
+        assert record == counting.count(
+            SMALL, method, **{**options, "bits": 16 if method in ("full", "last-blocks") else 8}
+        )
+    assert lines[12] == "" and len(lines) == 15

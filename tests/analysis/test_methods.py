@@ -170,6 +170,11 @@ def test_a_method_is_described_by_the_sizes_it_uses():
         "pfeiffer": "pfeiffer, bottleneck 3 with a norm", "prompt": "prompt, 3 tokens", "prefix": "prefix, 5 tokens",
         "bitfit": "bitfit", "last-blocks": "last-blocks, 1 of 2", "full": "full",
     }  # fmt: skip
+    merge = {method for method, (_, sizes) in CASES.items() if counting.plan(CONFIG, method, **sizes).mergeable}
+    assert merge == {"lora", "dora", "bitfit", "last-blocks", "full"}
+    assert counting.plan(CONFIG, "lora", rank=8).trainable["blocks.0.attn.q_proj.lora_A"] == (8, 8)
+    with pytest.raises(ValueError, match=r"lora: rank 9 exceeds min\(d_in, d_out\) = 8 of blocks.0.mlp.up_proj"):
+        counting.plan(CONFIG, "lora", rank=9, target_modules=("up_proj",))
     with pytest.raises(
         ValueError, match="prompt: 16 virtual tokens leave no room for a text in the context of GPT, 16"
     ):
