@@ -34,7 +34,8 @@ def _entries(caller: str, parameters: Any) -> Iterator[tuple[str, Tensor, float]
             keys = ", ".join(map(str, group)) or "none"
             raise ValueError(f"{caller}: a group has the keys {keys}, expected params and lr_ratio")
         ratio = number(f"{caller}: lr_ratio", group.get("lr_ratio", 1.0), POSITIVE)
-        for j, p in enumerate(_several(caller, group["params"]) if isinstance(entry, dict) else [entry]):
+        members = group["params"]
+        for j, p in enumerate([members] if isinstance(members, Tensor) else _several(caller, members)):
             place = f"{j} of group {i}" if isinstance(entry, dict) else str(i)
             name, p = p if isinstance(p, tuple) and len(p) == 2 else (f"parameter {place}", p)
             if not isinstance(p, Tensor):

@@ -116,3 +116,78 @@ def test_a_norm_just_below_the_bound_is_scaled_as_in_pytorch():
     torch.nn.utils.clip_grad_norm_([peer], 1.0)
     clip_gradients(ours, 1.0)
     assert ours[0][0] == pytest.approx(peer.grad.item(), rel=BAR)
+
+
+# 16 bits, where PyTorch's own update is sound
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 100.0, 1e4])
+def test_clipping_16_bits_equals_pytorch(max_norm):
+    """Ten gradients of 300, whose squares are no numbers of 16 bits."""
+    ours = [np.full(1, 300, np.float16) for _ in range(10)]
+    theirs = [torch.zeros(1, dtype=torch.float16, requires_grad=True) for _ in ours]
+    for p, g in zip(theirs, ours, strict=True):
+        p.grad = torch.tensor(g)
+    before = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+    assert clip_gradients(ours, max_norm) == pytest.approx(before.item(), rel=2**-10)
+    for p, g in zip(theirs, ours, strict=True):
+        assert g[0] == pytest.approx(p.grad.item(), rel=2**-9)
+
+
+@pytest.mark.parametrize("rule", [*RULES[:4], (ml.AdamW, torch.optim.AdamW, dict(eps=1e-3))], ids=lambda r: str(r[2]))
+def test_16_bits_follow_pytorchs_32_rounded_after_each_step(rule):
+    """PyTorch keeps Adam's moments in 16 bits, where small squares vanish; its update in 32 bits, rounded, is ours."""
+    make, make_peer, settings = rule
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=30).astype(np.float16)
+    ours = ml.Tensor(start.copy(), requires_grad=True)
+    theirs = torch.tensor(start.astype(np.float32), requires_grad=True)
+    optimizer, peer = make([ours], lr=0.01, **settings), make_peer([theirs], lr=0.01, **settings)
+    for _ in range(STEPS):
+        g = rng.normal(size=30).astype(np.float16)
+        theirs.grad = torch.tensor(g.astype(np.float32))
+        optimizer.step([g])
+        peer.step()
+        with torch.no_grad():
+            theirs.copy_(theirs.half())
+        np.testing.assert_allclose(ours.data, theirs.detach().numpy(), rtol=2**-9)
+        with torch.no_grad():
+            theirs.copy_(torch.tensor(ours.data.astype(np.float32)))
+
+
+def test_a_sum_that_reaches_one_of_two_tables_trains_that_one(relative_error):
+    """With decay and momentum the other one stays, as where PyTorch's p.grad is None."""
+    rng = np.random.default_rng(0)
+    ours = [ml.Tensor(rng.normal(size=3), requires_grad=True) for _ in range(2)]
+    theirs = [torch.tensor(p.data, requires_grad=True) for p in ours]
+    settings = dict(lr=0.1, weight_decay=0.5)
+    optimizer, peer = ml.AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for step in range(12):
+        reached = step % 3 % 2
+        gradients = ml.grad((ours[reached] * ours[reached]).sum(), ours, unused="none")
+        peer.zero_grad()
+        (theirs[reached] * theirs[reached]).sum().backward()
+        optimizer.step(gradients)
+        peer.step()
+        assert max(relative_error(p.data, q) for p, q in zip(ours, theirs, strict=True)) <= BAR
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+def test_what_pytorch_refuses_is_refused(make):
+    """Negative rates, decay and momentum; computed tensors; one tensor in two groups; no parameters."""
+    ours = getattr(ml, make.__name__)
+    names = ["lr", "weight_decay", "eps" if make is torch.optim.AdamW else "momentum"]
+    tensor = lambda module: torch.ones(2, requires_grad=True) if module is torch else ml.Tensor([1.0, 1.0], True)
+    cases = [lambda module, name=name: ([tensor(module)], {name: -0.1}) for name in names]
+    cases += [
+        lambda module: ([tensor(module) * 2], {}),
+        lambda module: ([{"params": [p]} for p in [tensor(module)] * 2], {}),
+        lambda module: ([], {}),
+        lambda module: (tensor(module), {}),
+        lambda module: ([3.0], {}),
+    ]
+    for case in cases:
+        for module, optimizer in ((torch, make), (ml, ours)):
+            parameters, options = case(module)
+            with pytest.raises((ValueError, TypeError)):
+                optimizer(parameters, **options)

@@ -259,3 +259,28 @@ def test_fewer_validation_windows_are_spread_evenly():
     np.testing.assert_array_equal(tokens[:, 0], [0, 250, 500, 740, 990])
     every, _ = numbered(100, 1001).validation_windows(10, most=1000)
     assert len(every) == 100
+
+
+@pytest.mark.parametrize("odd", [None, 5, b"unicode-names", [], {}, 1.5, True, np.arange(3)], ids=repr)
+def test_odd_names_of_corpora(odd):
+    with pytest.raises(TypeError, match=r"load_corpus: got .*, expected .*unicode-names, or a file's path"):
+        ml.load_corpus(odd)
+
+
+@pytest.mark.parametrize(
+    "part", [None, "text", [1, 2], np.arange(3.0), np.zeros((2, 2), int), ml.Tensor([1.0])], ids=repr
+)
+def test_odd_parts_of_a_corpus(part):
+    good = np.arange(5)
+    for train, validation, name in ((part, good, "train"), (good, part, "validation")):
+        with pytest.raises(TypeError, match=rf"Corpus: {name} is .*, expected an array \(T,\) of integers"):
+            Corpus("odd", train, validation)
+
+
+def test_a_batch_longer_than_the_text_is_refused():
+    with pytest.raises(ValueError, match=r"corpus 'numbers' is too short: it has 20 characters .* needs 21 of each"):
+        numbered(20).batch(2, 20, np.random.default_rng(0))
+
+
+def test_the_short_description():
+    assert repr(numbered(2000)) == "Corpus('numbers', 2,000 tokens to train on, 50 to validate on)"

@@ -293,3 +293,254 @@ def test_large_parameters_are_updated_in_pieces_to_the_same_bits(make, monkeypat
         results.append(p.data)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+# What is given to an optimiser
+
+
+def a(value=1.0, **options):
+    return ml.Tensor(np.full(2, value), requires_grad=True, **options)
+
+
+@pytest.mark.parametrize("make", [ml.AdamW, ml.SGD])
+def test_one_tensor_twice_is_refused_with_both_names(make):
+    """It would be updated twice a step, by a gradient that holds both uses already."""
+    p, q = a(), a()
+    name = make.__name__
+    for parameters, words in (
+        ([p, p], "parameter 0 and parameter 1"),
+        ([q, p, q], "parameter 0 and parameter 2"),
+        ([("b.weight", p), ("head.weight", p)], r"b\.weight and head\.weight"),
+        ([{"params": [p]}, {"params": [q, p]}], "parameter 0 of group 0 and parameter 1 of group 1"),
+        ([p, {"params": p}], "parameter 0 and parameter 0 of group 1"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: {words} are one tensor, .* give it once"):
+            make(parameters)
+
+
+def test_tied_tables_are_one_parameter():
+    """Two modules with one weight: listed once by the model, so that the optimiser has it once."""
+    model = ml.GPT(ml.GPTConfig(11, 6, 2, 2, 8))
+    model.blocks[1].attn.q_proj.weight = model.blocks[0].attn.q_proj.weight
+    assert len({id(p) for p in ml.AdamW(model.named_parameters()).parameters}) == len(model.parameters())
+
+
+ODD_PARAMETERS = [
+    (lambda: None, "parameters is None"),
+    (lambda: 5, "parameters is 5"),
+    (lambda: "weights", "parameters is 'weights'"),
+    (lambda: a(), r"parameters is a Tensor, expected a list of tensors: AdamW\(\[x\]\)"),
+    (lambda: np.ones(3), "parameters is a ndarray"),
+    (lambda: ml.GPT(ml.GPTConfig(11, 6, 1, 2, 8)), r"parameters is a GPT, .*: AdamW\(model\.parameters\(\)\)"),
+    (lambda: {"params": [a()]}, "parameters is a dict"),
+    (lambda: [np.ones(3)], r"parameter 0 is a ndarray, expected a Tensor, or a name and a Tensor"),
+    (lambda: [a(), [a()]], "parameter 1 is a list"),
+    (lambda: [a(), None], "parameter 1 is None"),
+    (lambda: [a(), ("w", 3)], "parameter 1 is 3"),
+    (lambda: [(a(), "w")], "parameter 0 is 'w'"),
+    (lambda: [("w", a(), 1)], "parameter 0 is a tuple"),
+    (lambda: [{"params": 3}], "parameters is 3"),
+    (lambda: [{"params": [a(), "w"]}], "parameter 1 of group 0 is 'w'"),
+    (lambda: [{}], "a group has the keys none, expected params and lr_ratio"),
+    (lambda: [{1: 2, "params": [a()]}], "a group has the keys 1, params, expected"),
+    (lambda: [{"params": [a()], "lr_ratio": "fast"}], "lr_ratio = 'fast', expected a positive number"),
+    (lambda: [{"params": [a()], "lr_ratio": True}], "lr_ratio = True"),
+    (lambda: [a(), a() * 2], "parameter 1 was computed from others"),
+    (lambda: [ml.Tensor(np.ones(2, complex), requires_grad=True)], "parameter 0 has dtype complex128, expected real"),
+    (lambda: iter([]), "none of the 0 parameters requires a gradient; a generator gives them once"),
+]
+
+
+@pytest.mark.parametrize("make, message", ODD_PARAMETERS)
+def test_odd_parameters_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=f"^AdamW: {message}") as error:
+        ml.AdamW(make())
+    assert "\n" not in str(error.value)
+
+
+def test_a_group_may_hold_one_tensor_or_a_generator():
+    p, q = a(), a()
+    optimizer = ml.SGD(iter([{"params": p, "lr_ratio": np.float32(2)}, {"params": (x for x in [q])}]))
+    assert [id(x) for x in optimizer.parameters] == [id(p), id(q)]
+    assert optimizer.ratios == [2.0, 1.0]
+
+
+ODD_GRADIENTS = [
+    (lambda: a().sum(), "gradients is a Tensor, expected a list of arrays"),
+    (lambda: np.ones(2), "gradients is a ndarray"),
+    (lambda: 0.5, "gradients is 0.5"),
+    (lambda: "none", "gradients is 'none'"),
+    (lambda: {"w": np.ones(2)}, "gradients is a dict"),
+    (lambda: [a()], "gradient 0 is a Tensor, expected an array of real numbers, or None"),
+    (lambda: [[1.0, 2.0]], "gradient 0 is a list"),
+    (lambda: [1.0], "gradient 0 is 1.0"),
+    (lambda: [np.array(["a", "b"])], "gradient 0 is a ndarray"),
+    (lambda: [np.ones(2, complex)], "gradient 0 is a ndarray"),
+]
+
+
+@pytest.mark.parametrize("make, message", ODD_GRADIENTS)
+def test_odd_gradients_are_named_and_change_nothing(make, message):
+    p = a()
+    optimizer = ml.SGD([p], momentum=0.9)
+    with pytest.raises(TypeError, match=f"^SGD.step: {message}"):
+        optimizer.step(make())
+    with pytest.raises(TypeError, match=f"^clip_gradients: {message}"):
+        clip_gradients(make(), 1.0)
+    assert optimizer.steps == 0 and not optimizer.state
+    np.testing.assert_array_equal(p.data, np.ones(2))
+
+
+def test_a_step_without_any_gradient_is_an_error():
+    optimizer = ml.AdamW([a(), a()])
+    with pytest.raises(ValueError, match=r"AdamW\.step: none of the 2 parameters has a gradient; call loss\.backward"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"AdamW\.step: none of the 2 parameters has a gradient; the loss that"):
+        optimizer.step([None, None])
+    assert optimizer.steps == 0 and optimizer.ages == [0, 0]
+
+
+def test_odd_states_are_refused():
+    optimizer = ml.AdamW([a()])
+    optimizer.step([np.ones(2)])
+    state = optimizer.state_dict()
+    for odd, message in (
+        (None, "AdamW.load_state_dict: got None"),
+        ([1], "AdamW.load_state_dict: got a list"),
+        ({**state, "steps": 1.5}, "steps = 1.5, expected 0 or more, an integer"),
+        ({**state, "steps": -1}, "steps = -1"),
+        ({**state, "ages": np.array([-1])}, "ages: got"),
+        ({**state, "ages": 3}, "ages: got"),
+        ({**state, "m.0": [1.0, 2.0]}, r"m\.0: got"),
+        ({**state, "m.0": np.ones(2, int)}, r"m\.0: got shape \(2,\) of int64, expected \(2,\) of float64"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            optimizer.load_state_dict(odd)
+        assert optimizer.steps == 1
+        np.testing.assert_array_equal(optimizer.state["m"][0], state["m.0"])
+
+
+# Hyperparameters
+
+
+NUMBERS = [-1, -1e-9, float("nan"), float("inf"), -float("inf"), "a", "0.1", None, True, False, 1j, [0.1], 10**400]
+NUMBERS += [np.float64(-1), np.bool_(True), np.array([0.1, 0.2]), ml.Tensor(0.1)]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        *((ml.AdamW, name) for name in ("lr", "eps", "weight_decay", "betas")),
+        *((ml.SGD, name) for name in ("lr", "momentum", "weight_decay")),
+    ],
+)
+def test_hyperparameters_that_make_no_sense(make, name, value):
+    given = [value, (value, 0.9), (0.9, value)] if name == "betas" else [value]
+    for one in given:
+        with pytest.raises((TypeError, ValueError), match=f"^{make.__name__}: {name} = ") as error:
+            make([a()], **{name: one})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, 0.25, np.float32(0.25), np.float64(0.25), np.int64(0)], ids=repr)
+def test_hyperparameters_are_pythons_own_numbers(value):
+    """A NumPy scalar would raise float32 to float64 on the way, to other bits."""
+    optimizer = ml.AdamW([a()], lr=value, betas=(value, value), eps=value, weight_decay=value)
+    for number in (optimizer.lr, *optimizer.betas, optimizer.eps, optimizer.weight_decay):
+        assert type(number) is float
+        assert number == float(value)
+    optimizer.lr = np.float32(0.5)
+    assert type(optimizer.lr) is float
+    with pytest.raises(ValueError, match="AdamW: lr = nan"):
+        optimizer.lr = float("nan")
+    assert optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, float("nan"), -float("inf"), "1", None, True, [1.0]], ids=repr)
+def test_norms_that_make_no_sense_leave_the_gradients(max_norm):
+    gs = gradients(0)
+    with pytest.raises((TypeError, ValueError), match=r"clip_gradients: max_norm = .*, expected 0 or more, or"):
+        clip_gradients(gs, max_norm)
+    for g, before in zip(gs, gradients(0), strict=True):
+        np.testing.assert_array_equal(g, before)
+
+
+@pytest.mark.parametrize("name", ["step", "total", "peak", "warmup", "floor"])
+@pytest.mark.parametrize("value", [-1, float("nan"), "a", None, True, 10**400], ids=lambda value: repr(value)[:20])
+def test_schedules_that_make_no_sense(name, value):
+    if value == 10**400 and name in ("step", "total", "warmup"):
+        return  # a whole number of any size
+    arguments = {"step": 1, "total": 10, "peak": 1.0, "warmup": 2, "floor": 0.1}
+    with pytest.raises((TypeError, ValueError), match=f"cosine_schedule: {name} = "):
+        cosine_schedule(**{**arguments, name: value})
+
+
+# 16 bits
+
+
+def test_the_norm_of_16_bit_gradients():
+    """300^2 is no number of 16 bits: the norm was infinite, and the gradient zero."""
+    gs = [np.full(1, 300, np.float16) for _ in range(10)]
+    assert clip_gradients(gs, 1.0) == pytest.approx(300 * math.sqrt(10), rel=1e-6)
+    np.testing.assert_allclose([g[0] for g in gs], 1 / math.sqrt(10), rtol=1e-3)
+    assert all(g.dtype == np.float16 for g in gs)
+
+
+def test_the_norm_of_gradients_whose_squares_are_too_large():
+    gs = [np.full((2, 2), 1e30, np.float32), None, np.full(3, 3.0, np.float32)]
+    assert clip_gradients(gs, 1.0) == pytest.approx(2e30, rel=1e-6)
+    np.testing.assert_allclose(gs[0], 0.5, rtol=1e-6)
+    broken = [np.array([1.0, np.inf], np.float32)]
+    assert clip_gradients(broken, 1.0) == np.inf
+    assert broken[0][0] == 1.0
+
+
+@pytest.mark.parametrize("make", [ml.AdamW, lambda p: ml.SGD(p, momentum=0.9, weight_decay=0.1)], ids=["AdamW", "SGD"])
+def test_16_bit_parameters_follow_those_of_32(make):
+    """AdamW's v is below the least number of 16 bits at a gradient of 1e-4: NaN at the second step."""
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=20).astype(np.float16)
+    low, high = (ml.Tensor(start.astype(kind), requires_grad=True) for kind in (np.float16, np.float32))
+    one, two = make([low]), make([high])
+    for step in range(50):
+        g = rng.normal(0, 1e-4 if step % 2 else 300, 20).astype(np.float16)
+        one.step([g])
+        two.step([g.astype(np.float32)])
+        assert {array.dtype.name for arrays in one.state.values() for array in arrays} == {"float32"}
+        high.data[...] = low.data.copy()  # rounded as the other one is
+        np.testing.assert_array_equal(low.data, high.data)
+    assert low.dtype == np.float16
+    assert np.isfinite(low.data).all()
+    state = one.state_dict()
+    twin = make([ml.Tensor(low.data.copy(), requires_grad=True)])
+    twin.load_state_dict(state)
+    one.step([g])
+    twin.step([g])
+    np.testing.assert_array_equal(twin.parameters[0].data, low.data)
+
+
+# Values under the tape
+
+
+@pytest.mark.parametrize("make", [ml.AdamW, ml.SGD])
+def test_a_backward_pass_after_the_step_is_refused(make):
+    """It would use the new weights: -1 where 1 is right."""
+    w = ml.Tensor(np.array([1.0]), requires_grad=True)
+    optimizer, loss = make([w], lr=1.0), (w * w).sum()
+    loss.backward(retain_graph=True)
+    before = w.version
+    optimizer.step()
+    assert w.version > before
+    with pytest.raises(ValueError, match="an optimiser's step, say, has written over it since"):
+        loss.backward()
+
+
+def test_what_has_no_gradient_keeps_its_version():
+    p, q = a(), a()
+    ml.SGD([p, q]).step([np.ones(2), None])
+    assert (p.version, q.version) == (1, 0)
+
+
+def test_the_short_description():
+    assert repr(ml.AdamW([a(), a()], lr=0.01)) == "AdamW(2 tensors, 4 parameters, lr=0.01, steps=0)"
