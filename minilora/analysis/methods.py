@@ -112,6 +112,8 @@ def _held(path: Any, architecture: Architecture) -> Plan | None:
             held, shapes = header.get("quantized", []), {name: array.shape for name, array in arrays.items()}
         else:
             held = [settings["kind"] for settings in header["quantization"].values()]
+            if len(several := header.get("carried", {}).get("active", ())) > 1:
+                raise ValueError(f"{', '.join(several)} are in use together; save_adapter each, and count those files")
             shapes = {name: arrays[f"model.{name}"].shape for name in header["trainable"]}
         methods, base = header["methods"] or [{"kind": "full", "config": {}}], parameters(architecture)
         own = {field.name for field in fields(Options)}

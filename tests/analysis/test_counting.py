@@ -324,6 +324,10 @@ BAD = {
     ),
     "layers": (lambda: counting.count(ml.GPTConfig(9, 8, 10**9, 2, 8)), "1000000000 layers, expected at most 2,000"),
     "batch": (lambda: counting.count("gpt2", batch=0), "batch = 0"),
+    "length in letters": (
+        lambda: counting.count("gpt2", length="9"),
+        "count: length = '9', expected a positive integer",
+    ),
     "bits": (lambda: counting.count("gpt2", bits=5), "5 bits a weight, expected 32, 16, 8 or 4"),
     "4 bits trained": (lambda: counting.count("gpt2", "full", bits=4), "full trains .* cannot be held in 4 bits"),
     "optimizer": (lambda: counting.count("gpt2", optimizer="lion"), "unknown optimizer 'lion'; there are adamw"),
@@ -366,8 +370,26 @@ def test_comparison_leaves_out_what_a_model_cannot_have_and_quantises_what_is_fr
     assert set(records) == set(counting.METHODS)
     assert records["full"].training_memory_bytes["weights"] == 2 * 124_439_808
     assert records["lora"].training_memory_bytes["weights"] < 124_439_808
+    single = {r.method: r for r in counting.compare_records("gpt2", bits=32)}
+    assert single["full"].training_memory_bytes["weights"] == 4 * 124_439_808
     with pytest.raises(ValueError, match="exceeds the context"):
         counting.compare("gpt2", length=5000)
+
+
+def test_our_own_model_is_counted_in_our_own_engine_and_precision():
+    """32 bits and what the tape keeps, where nothing is said; any other model in 16 bits on PyTorch's reckoning."""
+    said = lambda name, **o: counting.count(name, "full", batch=2, length=9, **o).training_memory_bytes
+    assert said("base") == said("base", bits=32, engine="minilora") != said("base", engine="pytorch")
+    assert said("gpt2") == said("gpt2", bits=16, engine="pytorch") != said("gpt2", engine="minilora")
+    assert (
+        counting.count("base", "full").training_memory_bytes
+        == counting.count("base", "full", length=128).training_memory_bytes
+    )
+    long = counting.Architecture("long", 10, 8, 1, 2, 32, 4096)
+    assert counting.count(long) == counting.count(long, length=2048) and counting.count(
+        long, length=4096
+    ) != counting.count(long)
+    assert counting.count("base").checkpoint_bytes == 4 * counting.count("base").trainable_parameters
 
 
 def test_virtual_tokens_take_their_positions_from_the_text():

@@ -105,6 +105,16 @@ def test_a_run_of_all_weights_of_a_network_and_of_several_methods(run, tmp_path)
     assert counting.table(path).startswith("b: lora, rank 2 on q_proj, v_proj + houlsby, bottleneck 3\n")
 
 
+def test_a_run_with_one_of_several_adapters_and_with_several_at_once(run, tmp_path):
+    model = ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2), name="a")
+    ml.add_lora(model, ml.LoRAConfig(rank=3), name="b")
+    record = counting.count(save_checkpoint(run(model), tmp_path / "b.npz"))
+    assert (record.rank, record.trainable_parameters) == (3, model.count(trainable=True))
+    ml.set_adapter(model, ["a", "b"])
+    with pytest.raises(ValueError, match=r"both.npz: a, b are in use together; save_adapter each"):
+        counting.count(save_checkpoint(run(model), tmp_path / "both.npz"))
+
+
 @pytest.mark.parametrize("kind, bits", [("int8", 8), ("nf4", 4), ("int4", 4)])
 def test_a_quantised_base_is_counted_whole_in_its_bits(kind, bits, run, tmp_path):
     model = ml.quantize_model(ml.GPT(ml.GPTConfig(96, 16, 2, 2, 64)), kind)
