@@ -21,6 +21,7 @@ from ..nn.checks import shown
 from ..nn.layers import Linear
 from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
+from .lora import added, cast
 from .state import Adapters, carried, changeable, refuse_merged, whole
 
 
@@ -37,8 +38,9 @@ class Rows(StandIn, Linear):
         """x: (B, T, d_in) -> (B, T, d_out)"""
         if len(x) != len(self.A):
             raise ValueError(f"rows_use: the batch has {len(x)} rows, but adapters were named for {len(self.A)}")
-        h = ops.matmul(x, self.A)  # (B, T, r)
-        return super().__call__(x) + ops.matmul(h, self.B)  # (B, T, d_out)
+        wide = x if x.dtype.itemsize > 2 else cast(x, "float32")
+        A, B = (m.astype(wide.data.real.dtype, copy=False) for m in (self.A, self.B))  # the base's precision may change
+        return added(super().__call__(x), ops.matmul(ops.matmul(wide, A), B))  # (B, T, r) inside, (B, T, d_out)
 
 
 def _stack(updates: Sequence[Factors | None], dtype: Any) -> tuple[Array, Array]:
@@ -88,7 +90,7 @@ def rows_use(model: Any, names: Sequence[str | None]) -> Iterator[Any]:
 
 def _enter(model: Any, state: Adapters, label: str, rows: dict[str, list[Factors | None]]) -> None:
     """An adapter of layers that look up their row's update takes the place of what is in use."""
-    dtype = model.parameters()[0].dtype
+    dtype = np.promote_types(model.parameters()[0].dtype, "float32")
     with whole() as put:
         put(state.rows, label, state.active)
         state.switch(put, model, ())

@@ -120,7 +120,9 @@ def test_the_precision_is_the_bases():
     model = served("float32")
     with rows_use(model, ROWS):
         before = model(TOKENS).data
-    model.astype("float64")
+    with rows_use(model, ROWS):
+        model.astype("float64")
+        assert model(TOKENS).dtype == np.float64
     with rows_use(model, ROWS):
         assert np.abs(model(TOKENS).data - before).max() <= 1e-5 * np.abs(before).max()
     ml.set_adapter(model, None)
