@@ -104,6 +104,7 @@ ROWS = [
     ("swapaxes", "", lambda x: ops.swapaxes(x, 0, -1), lambda x: x.swapaxes(0, -1), ((2, 3, 4),)),
     ("repeat", "", lambda x: ops.repeat(x, 2, axis=1), lambda x: x.repeat_interleave(2, 1), (X,)),
     ("stack", "", lambda a, b: ops.stack([a, b], axis=1), lambda a, b: torch.stack([a, b], 1), (X, X)),
+    ("astype", "", lambda x: ops.astype(x, x.dtype), lambda x: x.to(x.dtype), (X,)),
     ("reshape", "", lambda x: ops.reshape(x, (2, -1)), lambda x: x.reshape(2, -1), (X,)),
     ("transpose", "", lambda x: ops.transpose(x, (2, 0, 1)), lambda x: x.permute(2, 0, 1), ((2, 3, 4),)),
     ("index", "slices", lambda x: x[1:, None, ..., ::2], lambda x: x[1:, None, ..., ::2], (X,)),
