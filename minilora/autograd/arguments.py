@@ -118,7 +118,7 @@ class Parameters:
         """The same error with the primitive's name, and the shapes and options that came."""
         said = " ".join(str(error).split())
         if said.startswith(f"{self.name}:"):
-            return error
+            return error if "\n" not in str(error) else type(error)(said)
         if isinstance(error, TypeError) and (words := mixed(values)):
             return TypeError(f"{self.name}: {words}")
         if "unpack" in said and error.__traceback__ is not None and error.__traceback__.tb_next is None:

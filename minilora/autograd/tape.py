@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module, is_array, wide
-from .versions import clock, latest, note_change, stale
+from .versions import clock, latest, note_change, same_memory, stale
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
 
@@ -197,11 +197,18 @@ def _refuse_stale(node: Node, wanted: set) -> None:
         rule = node.vjps if callable(node.vjps) else node.vjps[i] if i < len(node.vjps) else None
         if found := stale(rule, node.order):
             name, array, now, then = found
+            of = [j for j, leaf in enumerate(_leaves(node)) if leaf is not None and same_memory(leaf._array, array)]
+            what = _argument(node, of[0]) if of else repr(name)
             raise ValueError(
-                f"backward: {node.name} needs its {name!r} {array.shape} as it was in the forward pass, at version "
+                f"backward: {node.name} needs its {what} {array.shape} as it was in the forward pass, at version "
                 f"{then}, and it is at version {now}: an optimiser's step, say, has written over it since; run the "
                 "forward pass again"
             )
+
+
+def _leaves(node: Node) -> list:
+    """The leaf at each input, where there is one."""
+    return [source and source.leaf and source.leaf() for source in node.inputs]
 
 
 def sum_to_shape(g: Array, shape: tuple) -> Array:

@@ -76,6 +76,11 @@ def version(array: Array) -> int:
     return entry.version if entry else 0
 
 
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether one array owns the memory of both."""
+    return _root(a) is _root(b)
+
+
 def stale(vjp: Any, since: int) -> tuple[str, Array, int, int] | None:
     """(variable, array, version now, version then) of the first array a vjp keeps that changed after `since`."""
     for name, array in kept_arrays(vjp):

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import pickle
+import re
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -410,6 +411,21 @@ def test_what_needs_no_value_minds_no_change(write):
     y = (x * 2).sum() + w.sum()
     WRITES[write](w)
     y.backward()
+
+
+def test_the_argument_is_named():
+    x, A, B = ml.Tensor(np.ones((1, 3)), True), ml.Tensor(np.ones((2, 3)), True), ml.Tensor(np.ones((4, 2)), True)
+    W = ml.Tensor(np.ones((4, 3)))
+    for changed, words in [
+        (A, "argument 'lora_A' (2, 3)"),
+        (B, "argument 'lora_B' (4, 2)"),
+        (W, "'weight' (4, 3)"),
+        (x, "argument 'x'"),
+    ]:
+        y = ops.lora_linear(x, W, None, A, B, 0.5).sum()
+        changed.changed()
+        with pytest.raises(ValueError, match=rf"^backward: lora_linear needs its {re.escape(words)}"):
+            y.backward()
 
 
 def test_a_replaced_array_is_the_tapes_own():
