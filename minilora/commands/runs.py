@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -105,12 +106,11 @@ def save_in_the_room_of(checkpoint: Path | None, run: ml.Run, save: Callable[[],
 
 def kept(args: argparse.Namespace, run: ml.Run, checkpoint: Path | None, output: Path) -> str:
     """What of a run is in its checkpoint, and the command that goes on with it; to stand after other words."""
-    if checkpoint is None or (run.saved is None and not args.resume):
+    place = checkpoint if run.saved is not None else args.resume  # a run that went on is still where it came from
+    if place is None:
         return ", and nothing of it is saved"
-    saved = " and saved" if run.saved == run.step else f"; its step {run.saved:,} is saved" if run.saved else ""
-    words = (
-        f"minilora {args.command.run.__name__} --resume {shlex.quote(str(checkpoint if run.saved else args.resume))}"
-    )
+    saved = "" if run.saved is None else " and saved" if run.saved == run.step else f"; its step {run.saved:,} is saved"
+    words = f"minilora {args.command.run.__name__} --resume {shlex.quote(str(place))}"
     return f"{saved}; to go on: {words} --output {shlex.quote(str(output))}"
 
 
@@ -130,8 +130,9 @@ def checkpoint_place(args: argparse.Namespace, output: Path) -> Iterator[Path | 
             place = output.with_name(f"{output.stem}.checkpoint{'' if n == 1 else f'-{n}'}.npz")
             with contextlib.suppress(ValueError):  # another run has it: of another output whose name begins like this
                 stack.enter_context(claimed(place))
-                if not place.exists():
+                if not os.path.lexists(place):
                     break
+                print(f"kept              {place}, of an earlier run; --resume goes on with it")
         yield place
 
 

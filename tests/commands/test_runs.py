@@ -292,3 +292,32 @@ def test_a_run_that_diverges_says_what_is_kept(base, capsys):
     ]
     line = the_error(capsys, *argv, "--steps", "60", "--output", "x.npz", "--checkpoint-every", "1")
     assert "training diverged at step" in line and "is kept in x.checkpoint.npz" in line
+
+
+def test_what_is_said_to_be_kept_is_there_whenever_a_run_is_stopped(base, capsys, monkeypatch):
+    """Before the first step, between two savings, and insisted on: the printed command goes on to the same bits."""
+    assert main([*FINETUNE, "--output", "whole.npz"]) == 0
+    look, step = ml.training.loop.evaluate, ml.training.loop.train_step
+
+    def ctrl_c(times, function):
+        def interrupted(*args):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            return function(*args)
+
+        return interrupted
+
+    monkeypatch.setattr(ml.training.loop, "evaluate", ctrl_c(1, look))
+    first = the_error(capsys, *FINETUNE, "--output", "a.npz", code=130)
+    assert "stopped after step 0 of 4 and saved; to go on: minilora finetune --resume a.checkpoint.npz" in first
+    monkeypatch.setattr(ml.training.loop, "evaluate", look)
+    monkeypatch.setattr(ml.training.loop, "train_step", ctrl_c(2, step))
+    again = the_error(capsys, "finetune", "--resume", "a.checkpoint.npz", "--output", "a.npz", code=130)
+    assert again == first.replace(" and saved", "")
+    nothing = the_error(capsys, *FINETUNE, "--output", "b.npz", code=130)
+    assert "stopped after step 0 of 4, and nothing of it is saved" in nothing
+    monkeypatch.setattr(ml.training.loop, "train_step", step)
+    assert main(shlex.split(again.split("to go on: minilora ")[1])) == 0
+    assert contents("a.npz")["a.npz"] == contents("whole.npz")["whole.npz"]
+    assert main([*FINETUNE, "--output", "a.npz"]) == 0
+    assert "kept              a.checkpoint.npz, of an earlier run; --resume goes on with it" in capsys.readouterr().out
