@@ -1,6 +1,8 @@
 """What a command writes costs no other file, and what cannot be written is said before the work."""
 
+import contextlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -29,10 +31,19 @@ def everything(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def adapted(trained):
+    """The folder of the model, with an adapter and the checkpoint of its run."""
+    with contextlib.chdir(trained):
+        finetune("--output", "adapter.npz", "--checkpoint", "run.npz")
+    return trained
+
+
 @pytest.fixture
-def files(base):
+def files(base, adapted):
     """A folder with all that a command may be given, and names that other files have."""
-    finetune("--output", "adapter.npz", "--checkpoint", "run.npz")
+    for name in ("adapter.npz", "run.npz"):
+        shutil.copyfile(adapted / name, name)
     (base.parent / "notes.json").write_text('{"mine": 1}')
     (base.parent / "list.json").write_text("[1]")
     (base.parent / "text.json").write_text("A text whose name ends in json.\n" * 60)

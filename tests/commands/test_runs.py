@@ -129,7 +129,12 @@ def fail_with(error):
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "full"])
 @pytest.mark.parametrize(
-    "make", [lambda: OSError(errno.EIO, "Input/output error", "a.npz"), KeyboardInterrupt, MemoryError, ValueError]
+    "make",
+    [
+        lambda: OSError(errno.EIO, "Input/output error", "a.npz"),
+        KeyboardInterrupt,
+        *(pytest.param(error, marks=pytest.mark.slow) for error in (MemoryError, ValueError)),
+    ],
 )
 def test_a_result_that_cannot_be_saved_is_in_the_checkpoint(command, make, base, capsys, monkeypatch):
     argv = ["pretrain", "--corpus", "text.txt", *SIZES, *QUICK] if command == "pretrain" else list(FINETUNE)
@@ -171,7 +176,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
-@pytest.mark.parametrize("moment", ["save_adapter", "generate"])
+@pytest.mark.parametrize("moment", ["save_adapter", pytest.param("generate", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_its_end_is_all_there(moment, base):
     assert main([*FINETUNE, "--output", "whole.npz"]) == 0
     command = [sys.executable, "-c", KILLED, moment, *FINETUNE, "--output", "a.npz"]
@@ -222,7 +227,7 @@ def test_the_result_takes_the_room_of_a_checkpoint_that_nobody_named(base, capsy
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_a_signal_that_ends_programs_is_the_first_ctrl_c(name, base):
     argv = [*FINETUNE[:-4], "--steps", "100000", "--batch", "2", "--output", "a.npz"]
     argv += ["--checkpoint-every", "1"]

@@ -26,20 +26,12 @@ def shell(line, **environment):
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
 
 
+QUICKLY = ["| true", "> /dev/full", ">&-"]
+TOO = ["| head -1", ">&- 2>&-", "2>&1 | true", "2>/dev/full >/dev/full", "< /dev/null >&-"]
+
+
 @posix
-@pytest.mark.parametrize(
-    "where",
-    [
-        "| true",
-        "| head -c 1",
-        "> /dev/full",
-        ">&-",
-        ">&- 2>&-",
-        "2>&1 | true",
-        "2>/dev/full >/dev/full",
-        "< /dev/null >&-",
-    ],
-)
+@pytest.mark.parametrize("where", [*QUICKLY, *(pytest.param(where, marks=pytest.mark.slow) for where in TOO)])
 def test_a_result_is_saved_though_nobody_listens(where, base):
     done = shell(f"{FINETUNE} --output a.npz {where}")
     assert ml.load_adapter(ml.load_model("base.npz"), "a.npz").count(trainable=True)
@@ -52,6 +44,7 @@ def test_a_result_is_saved_though_nobody_listens(where, base):
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "where"),
     [
@@ -68,6 +61,7 @@ def test_no_command_ends_in_a_traceback_when_nobody_listens(command, where, here
     assert done.returncode == (2 if command == "mege" else 0)
 
 
+@pytest.mark.slow
 @posix
 def test_a_narrow_alphabet_is_no_error(base):
     """LC_ALL=C alone is UTF-8 to Python, unless told otherwise."""
@@ -131,7 +125,7 @@ def test_a_reader_that_ends_at_once_is_no_mistake(capsys, monkeypatch):
 
 
 @posix
-@pytest.mark.parametrize("columns", [30, 60, 100])
+@pytest.mark.parametrize("columns", [60, *(pytest.param(columns, marks=pytest.mark.slow) for columns in (30, 100))])
 def test_a_progress_bar_takes_one_line_of_any_terminal(columns, base):
     """A line that is too long is two on the screen, and the next one does not go over it."""
     import fcntl
