@@ -138,6 +138,8 @@ def test_layers_and_matrices_have_their_names():
     assert layers["head"] == {"total": c * c + c, "trainable": 0}  # the pooler
     assert layers["blocks.11"] == {"total": 12 * c * c + 13 * c, "trainable": 12 * c * c + 13 * c}
     assert layers["blocks.10"]["trainable"] == 0
+    for accounts in (counting.by_layer, counting.by_matrix, counting.operations, counting.table):  # LoRA on q and v
+        assert accounts("gpt2") == accounts("gpt2", "lora", rank=4, target_modules=("q_proj", "v_proj"))
     head = counting.by_layer("deberta-v2-xxlarge", "full")["head"]["total"]
     assert head == 512 * 1536 + 2 * 1536 + 3 * 1536**2 + 3 * 1536
     matrices = counting.by_matrix("gpt2", "lora", rank=2, target_modules=("v_proj",))

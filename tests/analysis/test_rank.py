@@ -98,6 +98,9 @@ def test_energy_of_three_four_five():
     np.testing.assert_allclose(rank.energy([4, 3]), [0.64, 1])
     assert [rank.energy_rank([4, 3], share) for share in (0.63, 0.65)] == [1, 2]
     assert rank.energy_rank([3, 1, 0]) == 1  # 9 of 10 is 90 %, exactly
+    for scale in (1e-200, 1e200):  # whose squares are 0 and infinite
+        np.testing.assert_allclose(rank.energy([4 * scale, 3 * scale]), [0.64, 1])
+        assert rank.stable_rank([4 * scale, 3 * scale]) == pytest.approx(25 / 16)
 
 
 def test_random_like_keeps_shape_and_norm():
