@@ -14,6 +14,7 @@ Architectures are in `nn/architectures.py`, what each method trains in `methods.
 
 from typing import Any
 
+from ..autograd.signatures import checked
 from ..nn.architectures import MODELS, Architecture, find, from_gpt_config, from_hugging_face, parameters, size
 from ..nn.checks import whole
 from ..nn.config_json import FAMILIES
@@ -67,11 +68,12 @@ class Count(dict):
             raise AttributeError(f"Count has no {name!r}; there are {', '.join(self)}") from None
 
 
+@checked
 def count(
     name: Any,
     method: str = "lora",
     rank: int = 4,
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj"),
     *,
     batch: int = 1,
     length: int | None = None,
@@ -124,6 +126,7 @@ def _defaults(
     return length, (chosen.bits or a.bits) if bits is None else bits, engine or ("minilora" if ours else "pytorch")
 
 
+@checked
 def operations(
     name: Any, method: str = "lora", *, batch: int = 1, length: int | None = None, **options: Any
 ) -> dict[str, float]:
@@ -145,6 +148,7 @@ def operations(
     }
 
 
+@checked
 def by_layer(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[str, int]]:
     """{layer: {"total", "trainable"}} for "embeddings", "blocks.0", "blocks.1", ... and "head" (what comes after).
 
@@ -153,6 +157,7 @@ def by_layer(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[
     return _grouped(plan(name, method, **options), _layer)
 
 
+@checked
 def by_matrix(name: Any, method: str = "lora", **options: Any) -> dict[str, dict[str, int]]:
     """{matrix: {"total", "trainable"}} over all layers: "wte", "q_proj" (with its bias and what adapts it), ..."""
     return _grouped(plan(name, method, **options), _matrix)
@@ -183,6 +188,7 @@ def _matrix(name: str) -> str:
     return ".".join(parts) if parts[0] == "front" else parts[-2]
 
 
+@checked
 def count_model(model: Any) -> Count:
     """The counts of a running model, from walking its parameters: total, trainable, their share, and bytes to store.
 
@@ -203,6 +209,7 @@ def count_model(model: Any) -> Count:
 # --- text of 80 columns ----------------------------------------------------------------------------------------------
 
 
+@checked
 def table(name: Any, method: str = "lora", **options: Any) -> str:
     """`count`, by matrix, with memory and operations beside full fine-tuning's: what `minilora count NAME` prints."""
     record = count(name, method, **options)
@@ -247,6 +254,7 @@ def _cost_lines(name: Any, method: str, options: dict[str, Any], record: Count, 
     return lines
 
 
+@checked
 def compare_records(name: Any, **options: Any) -> list[Count]:
     """`count` for every method that the model can have, all with texts of the same length.
 
@@ -273,6 +281,7 @@ def _same_length(a: Architecture, options: dict[str, Any]) -> tuple[int, int]:
     return min(room if room > 0 else a.context, LONGEST) if length is None else length, room
 
 
+@checked
 def compare(name: Any, **options: Any) -> str:
     """All methods side by side, one a line: what `minilora count NAME --compare` prints."""
     architecture = find(name)

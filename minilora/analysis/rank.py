@@ -18,21 +18,26 @@ import numpy as np
 
 from ..adapters import combine
 from ..autograd.backend import to_numpy
+from ..autograd.signatures import checked
 
 # --- spectra ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def svd(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The thin singular value decomposition M = U diag(s) V^T.   (m, n) -> U (m, k), s (k,), V^T (k, n)"""
     u, s, vt = np.linalg.svd(_matrix("svd", matrix), full_matrices=False)
     return u, s, vt
 
 
+@checked
 def product_svd(B: Any, A: Any, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The SVD of Delta W = s B A without forming it.   B: (m, r), A: (r, n) -> U (m, r), s (r,), V^T (r, n)
 
     See `adapters/combine.py` for how. Raises ValueError when B and A do not fit, or when r exceeds min(m, n).
     """
+    if not np.isfinite(scale):
+        raise ValueError(f"product_svd: scale = {scale}, expected a finite number")
     B, A = _matrix("product_svd", B), _matrix("product_svd", A)
     if B.shape[1] != A.shape[0]:
         raise ValueError(
@@ -42,11 +47,13 @@ def product_svd(B: Any, A: Any, scale: float = 1.0) -> tuple[np.ndarray, np.ndar
     return combine.product_svd(scale * B, A)
 
 
+@checked
 def singular_values(matrix: Any) -> np.ndarray:
     """The spectrum s_1 >= s_2 >= ... of a matrix.   (m, n) -> (min(m, n),)"""
     return np.linalg.svd(_matrix("singular_values", matrix), compute_uv=False)
 
 
+@checked
 def random_like(matrix: Any, rng: Any = 0) -> np.ndarray:
     """A Gaussian matrix of the same shape and Frobenius norm: what a spectrum looks like when nothing was learned.
 
@@ -60,6 +67,7 @@ def random_like(matrix: Any, rng: Any = 0) -> np.ndarray:
 # --- what one number says about a spectrum ---------------------------------------------------------------------------
 
 
+@checked
 def effective_rank(spectrum_or_matrix: Any) -> float:
     """exp(H(p)), p_i = s_i / sum_j s_j, H(p) = -sum_i p_i log p_i: between 1 and min(m, n).
 
@@ -72,6 +80,7 @@ def effective_rank(spectrum_or_matrix: Any) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
+@checked
 def stable_rank(spectrum_or_matrix: Any) -> float:
     """||M||_F^2 / ||M||_2^2 = sum_i s_i^2 / s_1^2: at most the rank, and unmoved by small singular values.
 
@@ -81,6 +90,7 @@ def stable_rank(spectrum_or_matrix: Any) -> float:
     return float(((s / s.max()) ** 2).sum())
 
 
+@checked
 def energy(spectrum_or_matrix: Any) -> np.ndarray:
     """The share of ||M||_F^2 that the best approximation of rank r = 1, 2, ... keeps: rises to 1.   -> (min(m, n),)"""
     s = np.sort(_spectrum("energy", spectrum_or_matrix))[::-1]
@@ -88,6 +98,7 @@ def energy(spectrum_or_matrix: Any) -> np.ndarray:
     return kept / kept[-1]
 
 
+@checked
 def energy_rank(spectrum_or_matrix: Any, share: float = 0.9) -> int:
     """The smallest r whose best approximation holds `share` of the energy ||M||_F^2 = sum_i s_i^2, 0 < share <= 1."""
     if not 0 < share <= 1:
@@ -96,6 +107,7 @@ def energy_rank(spectrum_or_matrix: Any, share: float = 0.9) -> int:
     return int(np.argmax(enough)) + 1
 
 
+@checked
 def summary(spectrum_or_matrix: Any, share: float = 0.9) -> dict[str, float]:
     """{"norm": ||M||_F, "largest": s_1, "effective_rank", "stable_rank", "energy_rank"}; all of them from one SVD."""
     s = _spectrum("summary", spectrum_or_matrix)
@@ -108,6 +120,7 @@ def summary(spectrum_or_matrix: Any, share: float = 0.9) -> dict[str, float]:
     }
 
 
+@checked
 def summaries(updates: Mapping[str, Any], share: float = 0.9) -> list[dict[str, Any]]:
     """One record per matrix of {module name: Delta W}, such as ml.delta_weights(model) gives.
 
@@ -122,11 +135,13 @@ def summaries(updates: Mapping[str, Any], share: float = 0.9) -> list[dict[str, 
     return records
 
 
+@checked
 def by_layer(records: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """{layer: the mean of each number over its matrices}, from `summaries`."""
     return _means(records, "layer")
 
 
+@checked
 def by_matrix(records: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """{matrix name: the mean of each number over the layers}, from `summaries`."""
     return _means(records, "matrix")
@@ -143,6 +158,7 @@ def _means(records: Iterable[Mapping[str, Any]], key: str) -> dict[Any, dict[str
 # --- the hypothesis: is a low rank enough? ---------------------------------------------------------------------------
 
 
+@checked
 def best_approximation(matrix: Any, r: int) -> tuple[np.ndarray, np.ndarray]:
     """The matrix of rank r nearest to M, as two factors with B A = sum_{i <= r} s_i u_i v_i^T.   -> B (m, r), A (r, n)
 
@@ -156,11 +172,13 @@ def best_approximation(matrix: Any, r: int) -> tuple[np.ndarray, np.ndarray]:
     return (u[:, :r] * root).astype(dtype), (root[:, None] * vt[:r]).astype(dtype)
 
 
+@checked
 def adapted_matrix(name: str) -> bool:
     """Whether a state-dict name is one of the matrices LoRA adapts: q, k, v, o, up or down, not its bias."""
     return name.endswith("_proj.weight")
 
 
+@checked
 def truncations(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
@@ -197,6 +215,7 @@ def truncations(
     return states()
 
 
+@checked
 def truncate_update(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
@@ -222,6 +241,7 @@ def _matching(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict
 # --- section 7 of the paper: which directions? -----------------------------------------------------------------------
 
 
+@checked
 def subspace_similarity(A1: Any, A2: Any, i: int, j: int, side: str = "right") -> float:
     """phi(A1, A2, i, j) = ||V_1^T V_2||_F^2 / min(i, j), from 0 (orthogonal) to 1 (one subspace holds the other).
 
@@ -232,6 +252,7 @@ def subspace_similarity(A1: Any, A2: Any, i: int, j: int, side: str = "right") -
     return float(similarity_grid(A1, A2, side, i, j)[-1, -1])
 
 
+@checked
 def similarity_grid(A1: Any, A2: Any, side: str = "right", i: int | None = None, j: int | None = None) -> np.ndarray:
     """phi(A1, A2, i', j') for all i' <= i and j' <= j: the heat maps of figures 3 and 4.   -> (i, j)
 
@@ -254,6 +275,7 @@ def similarity_grid(A1: Any, A2: Any, side: str = "right", i: int | None = None,
     return squares.cumsum(axis=0).cumsum(axis=1) / smaller
 
 
+@checked
 def projection_norm(weight: Any, directions: Any, r: int) -> float:
     """||U^T W V^T||_F: how much of W lies in the first r left and right singular directions of another matrix.
 
@@ -264,6 +286,7 @@ def projection_norm(weight: Any, directions: Any, r: int) -> float:
     return float(np.linalg.norm(u.T @ weight @ vt.T))
 
 
+@checked
 def amplification(weight: Any, delta: Any, r: int) -> float:
     """||Delta W||_F / ||U^T W V^T||_F, U and V the first r singular vectors of Delta W: how much louder the update is
     than W itself in the directions of the update. Infinite where W has nothing there.
@@ -277,6 +300,7 @@ def amplification(weight: Any, delta: Any, r: int) -> float:
     return float(np.linalg.norm(delta)) / norm if norm else float("inf")
 
 
+@checked
 def projection_table(weight: Any, delta: Any, r: int, rng: Any = 0) -> dict[str, float]:
     """Table 7 of the paper for one matrix: ||U^T W V^T||_F with U, V from Delta W, from W and from a random matrix.
 
@@ -296,6 +320,7 @@ def projection_table(weight: Any, delta: Any, r: int, rng: Any = 0) -> dict[str,
 # --- intruder dimensions ---------------------------------------------------------------------------------------------
 
 
+@checked
 def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
     """max_i |x_i . u_j| over all left singular vectors x_i of W_before, for the first k ones u_j of W_after.   -> (k,)
 
@@ -309,6 +334,7 @@ def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
     return np.minimum(np.abs(x.T @ u[:, :k]).max(axis=0), 1.0)
 
 
+@checked
 def intruder_dimensions(before: Any, after: Any, k: int = 10, epsilon: float = 0.5) -> np.ndarray:
     """Which of the first k singular vectors of W_after are intruders: best cosine below epsilon.   -> indices from 0
 

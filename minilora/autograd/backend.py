@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .signatures import checked
+
 Array = Any  # numpy.ndarray or cupy.ndarray: the two share one interface
 
 
@@ -67,6 +69,7 @@ class use_backend:
     library, no driver or no GPU.
     """
 
+    @checked
     def __init__(self, name: str):
         global _current
         if name not in BACKENDS:
@@ -117,7 +120,12 @@ def as_computed(output: Any) -> Array:
 def to_numpy(array: Any) -> np.ndarray:
     """A NumPy array with the values of an array of any backend, or of a Tensor. The one way back from a GPU."""
     array = getattr(array, "data", array) if hasattr(array, "requires_grad") else array
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    if hasattr(array, "get") and hasattr(array, "dtype"):  # a GPU's
+        return array.get()
+    try:
+        return np.asarray(array)
+    except ValueError as error:  # rows of unequal lengths
+        raise ValueError(f"to_numpy: {error}") from None
 
 
 def wide(x: Array) -> Array:

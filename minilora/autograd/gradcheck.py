@@ -10,6 +10,7 @@ A function with many outputs is checked through a fixed random projection v . f(
 vector-Jacobian product shows.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backend import array_module, new_array, to_numpy
+from .signatures import checked, is_whole
 from .tensor import Tensor, grad, no_grad
 
 CENTRAL_STEP = 6e-6  # the cube root of float64's rounding error: where truncation and rounding meet
@@ -78,6 +80,7 @@ class Report:
     __repr__ = __str__  # a notebook shows the table
 
 
+@checked
 def gradcheck(
     function: Callable[..., Tensor],
     inputs: Sequence[Any],
@@ -95,6 +98,10 @@ def gradcheck(
     or 1e-12 for complex-step), or where the absolute error is as small as rounding makes it.
     Raises ValueError for an unknown method, and TypeError when the function is not complex-safe.
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"gradcheck: tolerance = {tolerance}, expected a positive number, or None")
+    if max_entries is not None and (not is_whole(max_entries) or max_entries < 1):
+        raise ValueError(f"gradcheck: max_entries = {max_entries!r}, expected a positive integer, or None for all")
     if method not in TOLERANCE:
         raise ValueError(f"gradcheck: method = {method!r}, expected one of {', '.join(map(repr, TOLERANCE))}")
     inputs = [inputs] if hasattr(inputs, "dtype") else inputs

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
+from .signatures import shown
+
 _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -68,7 +70,7 @@ class no_grad:
     def __call__(self, function: Callable) -> Callable:
         """The function, recording nothing."""
         if not callable(function) or inspect.isclass(function):
-            raise TypeError(f"no_grad: got {function!r}, expected a function to decorate, or `with no_grad():`")
+            raise TypeError(f"no_grad: got {shown(function)}, expected a function to decorate, or `with no_grad():`")
         return functools.wraps(function)(_quiet(self, function))
 
 

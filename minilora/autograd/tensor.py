@@ -8,7 +8,6 @@ tensors that also records a node of the tape (`tape.py`). `grad` walks the nodes
 import functools
 import inspect
 import operator
-import reprlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from . import border, words
 from .arguments import AS_IT_IS, ODD, Parameters, as_array, gathered
 from .backend import Array, array_module, to_numpy
 from .recording import blocks, no_grad, paused  # noqa: F401  (no_grad for those who import it from here)
+from .signatures import shown
 from .tape import PRIMITIVES, Node, Taped, nodes_behind, pull_back
 from .versions import changed, version
 
@@ -134,11 +134,17 @@ def grad(
     """
     if isinstance(inputs, Tensor):
         raise TypeError("grad: inputs is one Tensor, expected a list of them: grad(output, [x])")
+    try:
+        inputs = list(inputs)
+    except TypeError:
+        raise TypeError(f"grad: inputs is {shown(inputs)}, expected a list of Tensors") from None
+    if not isinstance(retain_graph, bool | np.bool_):
+        raise TypeError(f"grad: retain_graph = {shown(retain_graph)}, expected True or False")
     for what, value in [("output", output), *((f"input {i}", x) for i, x in enumerate(inputs))]:
         if not isinstance(value, Tensor):
-            raise TypeError(f"grad: {what} is {reprlib.repr(value)} ({type(value).__name__}), expected a Tensor")
-    if unused not in UNUSED:
-        raise ValueError(f"grad: unused = {unused!r}, expected one of {', '.join(map(repr, UNUSED))}")
+            raise TypeError(f"grad: {what} is {shown(value)} ({type(value).__name__}), expected a Tensor")
+    if not isinstance(unused, str) or unused not in UNUSED:
+        raise ValueError(f"grad: unused = {shown(unused)}, expected one of {', '.join(map(repr, UNUSED))}")
     for place, tensor in enumerate(inputs):
         if tensor.node is None:
             raise ValueError(f"grad: input {place} (shape {tensor.shape}) has requires_grad=False")
@@ -189,6 +195,8 @@ class Tensor(Taped):
             data = _named("Tensor", gathered, data)
             self.node = data.node if isinstance(data, Tensor) else None
         self._array = _named("Tensor", _numbers, data)
+        if not isinstance(requires_grad, bool | np.bool_):
+            raise TypeError(f"Tensor: requires_grad = {shown(requires_grad)}, expected True or False")
         if requires_grad and self.node is None:
             self.requires_grad = True
 

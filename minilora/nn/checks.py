@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import array_module
+from ..autograd.signatures import is_real, is_whole, shown
+
+__all__ = ["flag", "generator", "is_real", "is_whole", "plain", "shown", "unknown", "whole"]
 
 
 def unknown(what: str, name: str, known: list[str], close: list[str] | None = None) -> str:
@@ -24,21 +27,6 @@ def whole(name: str, field: str, value: Any, least: int = 1) -> int:
         expected += " below 2^63" if isinstance(value, int) and value >= 2**63 else ""
         raise ValueError(f"{name}: {field} = {reprlib.repr(value)}, expected {expected}")
     return value
-
-
-def shown(value: Any) -> str:
-    """What came, in the one line of an error: its repr, cut where it is long."""
-    return " ".join(reprlib.repr(value).split())
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is one integer, and no truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def is_real(value: Any) -> bool:
-    """Whether a value is one real number, and no truth value."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def generator(rng: Any, caller: str) -> np.random.Generator:

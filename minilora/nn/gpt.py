@@ -14,8 +14,9 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.fused import check_tokens, dropout_mask
+from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
-from .checks import generator, is_real, is_whole, shown
+from .checks import generator
 from .decode import Decoder
 from .habits import names_its_settings
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear

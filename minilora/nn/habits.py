@@ -6,10 +6,11 @@ in one line that says what to write. Three tables: attributes of the package, at
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Iterable
 from typing import Any
 
-from .checks import shown
+from ..autograd.signatures import in_its_name, misfit, shown
 
 _ARRAY = 'ml.Tensor(array): arrays are made by NumPy, and dtypes are its names, such as "float32"'
 _LAYERS = "from minilora.nn.layers import Linear, Embedding, LayerNorm"
@@ -92,18 +93,31 @@ def advice(name: str, table: dict[str, str], known: Iterable[str] = ()) -> str:
 
 
 def names_its_settings(config: Any) -> Any:
-    """A class decorator: a setting that the dataclass has not is answered with the one it has."""
-    init = config.__init__
-    known = {field.name: None for field in dataclasses.fields(config)}
+    """A class decorator: a setting that the dataclass has not is answered with the one it has.
+
+    As `checked` does for a function, it holds the values to the types of the fields: those that they have at the end,
+    since a single text, for one, may become a tuple.
+    """
+    init, name = config.__init__, config.__name__
+    known = [field.name for field in dataclasses.fields(config)]
+    hints = functools.cache(lambda: typing.get_type_hints(config))
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **settings: Any) -> None:
-        for name, value in settings.items():
-            if name not in known:
-                here = SETTING.get(name)
+        for setting, value in settings.items():
+            if setting not in known:
+                here = SETTING.get(setting)
                 fix = f"write {here}=" if here in known else f"there are {', '.join(known)}"
-                raise TypeError(f"{config.__name__}: got {name}={shown(value)}, and there is no such setting; {fix}")
-        init(self, *args, **settings)
+                raise TypeError(f"{name}: got {setting}={shown(value)}, and there is no such setting; {fix}")
+        try:
+            init(self, *args, **settings)
+        except (ValueError, TypeError) as error:
+            given = dict(zip(known, args, strict=False)) | settings
+            if name in str(error) and "\n" not in str(error):
+                raise
+            raise misfit(name, hints(), given) or in_its_name(name, error) from None
+        if wrong := misfit(name, hints(), vars(self)):
+            raise wrong
 
     config.__init__ = checked
     return config

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array, array_module, new_array, to_numpy
+from ..autograd.signatures import shown
 from ..autograd.tensor import Tensor
 from ..autograd.versions import changed
-from .checks import shown
 from .habits import MODULE, advice
 from .tree import line, summary, tree
 

@@ -45,7 +45,7 @@ def integer(what: str, value: Any, least: int) -> int:
 def two_betas(what: str, value: Any) -> tuple[float, float]:
     """Adam's two rates of forgetting. Raises TypeError or ValueError, as `number` does."""
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"{what} = {value!r}, expected two numbers in [0, 1)")
+        raise TypeError(f"{what} = {described(value)}, expected two numbers in [0, 1)")
     b1, b2 = (number(what, beta, BELOW_ONE) for beta in value)
     return b1, b2
 

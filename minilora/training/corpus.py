@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.fused import check_tokens
+from ..autograd.signatures import checked
 from .checks import described
 
 VOCABULARY = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))  # 96 characters: newline and printable ASCII
@@ -44,6 +45,7 @@ _number_of[[ord(c) for c in VOCABULARY]] = np.arange(len(VOCABULARY))
 _UNKNOWN = VOCABULARY.index("?")
 
 
+@checked
 def encode(text: str) -> np.ndarray:
     """Text as tokens, (T,) integers in [0, 96). A character outside the vocabulary becomes '?'."""
     codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
@@ -61,6 +63,7 @@ def count_foreign(text: str) -> int:
     return len(text) - len(re.findall(r"[\n -~]", text))
 
 
+@checked
 def decode(tokens: np.ndarray) -> str:
     """Tokens as text, the inverse of `encode`. Raises ValueError or TypeError for what is no token."""
     tokens = np.asarray(tokens).reshape(-1)

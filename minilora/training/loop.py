@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array, array_module
+from ..autograd.signatures import checked
 from ..autograd.tensor import grad, no_grad
 from ..nn.gpt import as_tokens
 from .checkpoint import save_checkpoint
@@ -109,14 +110,14 @@ def _sum(g: Array | None, other: Array | None) -> Array | None:
 
 def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any) -> tuple[Array, Array]:
     """Tokens and targets as arrays (B, T), or an error that says what came."""
-    if not hasattr(model, "loss"):
+    if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"train_step: model is {described(model)}, expected one such as ml.load_model('base')")
     if rng is not None and not isinstance(rng, np.random.Generator):
         why = "; a seed would drop out the same in every step" if isinstance(rng, int | np.integer) else ""
         raise TypeError(f"train_step: rng = {described(rng)}, expected a numpy.random.Generator{why}")
     if rng is None and any(getattr(m, "dropout", 0) for _, m in model.named_modules()):
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
-    tokens, targets = as_tokens(tokens), as_tokens(targets)
+    tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
     if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
     return tokens, targets
@@ -142,7 +143,7 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
     places, the last of each are scored, so that models are compared on one text. Raises FloatingPointError, with the
     name of the parameter that is not finite, when the loss is not.
     """
-    if not hasattr(model, "loss"):
+    if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
     corpus = as_corpus("evaluate", corpus)
     size = model.config.block_size
@@ -165,7 +166,8 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
     return loss
 
 
-def train(run: Run, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
+@checked
+def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
     """Train until `run.settings.steps` steps are taken, from wherever the run stands.
 
     With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C; where that fails

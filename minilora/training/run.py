@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.lora_plus import lora_plus
+from ..nn.habits import names_its_settings
 from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, two_betas
 from .corpus import Corpus, as_corpus
 from .optim import AdamW
@@ -42,6 +43,7 @@ RULES: dict[str, Callable] = {  # what each setting may be
 }
 
 
+@names_its_settings
 @dataclass
 class Settings:
     """How to train: steps of batch_size windows, AdamW with warm-up and a cosine down to floor * lr, clipping.
@@ -74,6 +76,7 @@ class Settings:
         object.__setattr__(self, name, RULES[name](f"Settings: {name}", value))
 
 
+@names_its_settings
 @dataclass(eq=False)
 class Run:
     """A training run in progress or done: everything that a checkpoint holds.
@@ -99,11 +102,12 @@ class Run:
         s = self.settings
         if not isinstance(s, Settings):
             raise TypeError(f"Run: settings is {described(s)}, expected ml.Settings(steps=200)")
-        if not hasattr(self.model, "named_parameters"):
+        if not hasattr(self.model, "named_parameters") or isinstance(self.model, type):
             raise TypeError(f"Run: model is {described(self.model)}, expected one such as ml.load_model('base')")
         if broken := self.model.first_not_finite():
             raise ValueError(f"Run: {broken}, which training would spread")
         self.corpus = as_corpus("Run", self.corpus)
+        self.saved = None if self.saved is None else integer("Run: saved", self.saved, 0)
         parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
         self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
         self.rng = np.random.default_rng(s.seed)
