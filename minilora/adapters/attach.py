@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..nn.checks import generator, shown
-from .adapter import METHODS, Adapter
+from .adapter import METHODS, Adapter, StandIn
 from .state import (
     NOTHING,
     Adapters,
@@ -62,6 +62,8 @@ def build(caller: str, model: Any, config: Any, rng: Any) -> Adapter:
     """The modules of a new adapter, while the base's stand in their places."""
     configs = tuple(config) if isinstance(config, list | tuple) else (config,)
     rng = generator(rng, caller)
+    if inside := next((path for path, module in model.named_modules() if isinstance(module, StandIn)), ""):
+        raise ValueError(f"{caller}: {inside} is an adapter's already, put on a part of this model; remove_lora(part)")
     modules: dict[str, Any] = {}
     owner: dict[str, str] = {}  # path -> the method that wants it
     base = {id(p): p.dtype for p in model.parameters()}

@@ -162,6 +162,10 @@ def quantize_model(
     if carried(model):
         raise ValueError("quantize_model: the model has an adapter; remove_lora(model), then put LoRA on the codes")
     linears = {path: m for path, m in model.named_modules() if isinstance(m, Linear) and path}
+    if inside := next((path for path, m in model.named_modules() if isinstance(m, StandIn)), ""):
+        raise ValueError(
+            f"quantize_model: {inside} is an adapter's, put on a part of this model; remove_lora(part) first"
+        )
     wanted = patterns(target_modules, "quantize_model: target_modules")
     if not linears:
         raise ValueError(f"quantize_model: there is no linear layer inside this {type(model).__name__}")

@@ -394,3 +394,40 @@ def test_a_name_is_a_text(name, tmp_path):
     }.items():
         with unchanged(model), pytest.raises(ValueError, match=f"{function}: name = .*, expected a text"):
             operation()
+
+
+def test_a_part_that_carries_adapters_of_its_own_is_refused_by_name():
+    """An adapter on an adapted layer would take its matrices' names."""
+    model = base()
+    ml.add_lora(model.blocks[0], ml.LoRAConfig(rank=1))
+    shake(model.blocks[0])
+    for function, operation in {
+        "add_adapter": lambda: ml.add_lora(model, LORA),
+        "quantize_model": lambda: ml.quantize_model(model),
+    }.items():
+        with unchanged(model), pytest.raises(ValueError, match=rf"{function}: blocks\.0\.attn\.q_proj is an adapter's"):
+            operation()
+    ml.remove_lora(model.blocks[0])
+    np.testing.assert_array_equal(logits(ml.add_lora(model, LORA)), logits(base()))
+
+
+def test_what_a_model_carries_is_for_reading():
+    model = adapted()
+    for change in (
+        lambda: model.adapters.__setitem__("a", None),
+        lambda: model.adapters.pop("default"),
+        lambda: setattr(model, "active_adapter", "a"),
+    ):
+        with unchanged(model), pytest.raises((TypeError, AttributeError)):
+            change()
+    assert repr(model.adapters) == "Adapters('default': lora (active))"
+
+
+def test_a_merged_sum_writes_the_same_text_with_and_without_a_cache():
+    model = two()
+    ml.set_adapter(model, ["a", "b"])
+    texts = [model.generate(TOKENS[:, :2], 6, temperature=0, use_cache=cached) for cached in (True, False)]
+    ml.merge_adapter(model)
+    texts += [model.generate(TOKENS[:, :2], 6, temperature=0, use_cache=cached) for cached in (True, False)]
+    for text in texts[1:]:
+        np.testing.assert_array_equal(text, texts[0])
