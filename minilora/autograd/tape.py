@@ -51,6 +51,9 @@ class Node:
         self.shape, self.dtype = data.shape, data.dtype
         self.order = next(clock)  # an input's node is always older than its output's
 
+    def __repr__(self) -> str:
+        return f"Node({self.name}, {self.shape}, {self.dtype})"
+
     @property
     def freed(self) -> bool:
         """Whether a backward pass has used it up."""

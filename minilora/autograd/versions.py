@@ -85,7 +85,7 @@ def stale(vjp: Any, since: int) -> tuple[str, Array, int, int] | None:
     """(variable, array, version now, version then) of the first array a vjp keeps that changed after `since`."""
     for name, array in kept_arrays(vjp):
         low, high = _span(array)
-        for (start, stop), entry in _changes.get(id(_root(array)), {}).items():
+        for (start, stop), entry in list(_changes.get(id(_root(array)), {}).items()):
             if entry.times[-1] > since and start < high and low < stop:
                 later = sum(time > since for time in entry.times)
                 return name, array, entry.version, entry.version - later

@@ -590,6 +590,7 @@ def test_repr_says_data_dtype_and_origin():
     assert repr(x * 2) == "Tensor([2., 4.], float64, from=multiply)"
     assert repr(ml.Tensor(np.float32([1, 2]))) == "Tensor([1., 2.], float32)"
     assert len(repr(ml.Tensor(np.zeros((1000, 1000))))) < 500
+    assert repr((x * 2).node) == "Node(multiply, (2,), float64)"
 
 
 def test_a_tensor_of_a_tensor_shares_its_data():
