@@ -60,6 +60,18 @@ def file_path(path: Any, caller: str) -> Path:
     return Path(path)
 
 
+def check_sizes(methods: list[dict[str, Any]], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for a rank, a width or a length that no array of the file has, before anything is built."""
+    longest = max((n for array in arrays.values() for n in array.shape), default=0)
+    for one in methods:
+        config = one["config"]
+        sizes = [(name, config.get(name)) for name in ("rank", "bottleneck", "tokens", "hidden")]
+        sizes += [("rank_pattern", rank) for rank in dict(config.get("rank_pattern", {})).values()]
+        for name, size in sizes:
+            if isinstance(size, int) and size > longest:
+                raise ValueError(f"its configuration has {name} = {size:,}, its longest array has {longest:,} entries")
+
+
 def named_adapter(model: Any, name: str | None, caller: str) -> Adapter:
     """The adapter of that name, or the one in use. Raises ValueError where there is none, or it is not one alone."""
     if name is None:
@@ -116,6 +128,8 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
                 f"{_in_few_bits(header.get('quantized', kinds(model)), kinds(model))}"
             )
 
+        check_sizes(header["methods"], arrays)
+
         def make() -> Adapter:
             adapter = build("load_adapter", model, from_recipe(header["methods"]), 0)
             fill(brought(model, adapter), arrays)
@@ -150,7 +164,7 @@ def fill(parameters: dict[str, Tensor], arrays: Mapping[str, np.ndarray]) -> Non
             came = "nothing" if value is None else f"shape {value.shape}"
             raise ValueError(f"it has {came} for {name}, expected {p.shape}")
         try:
-            p.data[...] = in_precision(array_module(p.data).asarray(value, dtype=p.dtype), p.dtype)
+            p.data[...] = array_module(p.data).asarray(in_precision(value, p.dtype))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 

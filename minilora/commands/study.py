@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..nn.storage import blaming
 from .options import command, convert, did_you_mean, given, option, refuse_ignored
 from .outputs import output_folder
 from .words import say_error
@@ -43,7 +44,9 @@ def study(args: argparse.Namespace) -> int:
         refuse_ignored(args, ["--cache", "--force"], "cannot be given with --table, which trains nothing")
         if args.name != "methods":
             raise ValueError(f"study {args.name} --table: the table is of the study methods")
-        print(f"{methods_table(studies.load_records('methods', folder))}\n\n{FOOT}")
+        records = studies.load_records("methods", folder)
+        with blaming(folder / "methods.json"):
+            print(f"{methods_table(records)}\n\n{FOOT}")
         return 0
     for flag, place in (("--output", folder), ("--cache", args.cache)):
         convert(flag, {"type": output_folder, "metavar": "DIR"}, str(place))

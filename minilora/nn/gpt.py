@@ -53,6 +53,14 @@ class GPTConfig:
         if not isinstance(self.bias, bool | np.bool_):
             raise ValueError(f"GPTConfig: bias = {shown(self.bias)}, expected True or False")
 
+    @property
+    def count(self) -> int:
+        """How many parameters such a GPT has: (V + block_size) C + n_layer (12 C^2 + 13 C) + 2 C, or without biases
+        2 C a layer and C at the end."""
+        c, scales = int(self.n_embd), 13 if self.bias else 2
+        tables = (int(self.vocab_size) + int(self.block_size)) * c
+        return tables + int(self.n_layer) * (12 * c * c + scales * c) + (2 * c if self.bias else c)
+
 
 class Cache:
     """Keys and values of the positions already seen, one pair a block: (B, H, S, D). New ones are appended."""

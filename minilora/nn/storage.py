@@ -16,7 +16,8 @@ from .files import write_beside
 from .gpt import GPT, GPTConfig
 from .module import in_precision, precision
 
-HEADER = "header"  # the name of the JSON text among the arrays
+HEADER = "header"  # the name of the JSON text among the arrays, as in `archive.py`
+SLACK = 2**24  # parameters that are built before they are found to be too many
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
 
 
@@ -39,26 +40,27 @@ def load_arrays(path: str | Path, kind: str | None) -> tuple[dict[str, np.ndarra
 
     Raises FileNotFoundError, or ValueError for a file that is truncated, holds pickled objects, or is of another kind.
     """
-    import zipfile
-    import zlib
+    from zipfile import is_zipfile
 
-    damage = (  # what NumPy, zipfile and JSON raise where a file is not what it should be
-        ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
-    )  # fmt: skip
-    if not Path(path).exists():
+    from .archive import read_archive  # here, so that `import minilora` stays quick
+
+    path = Path(path)
+    if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    if Path(path).is_file() and not zipfile.is_zipfile(path):  # NumPy would take it for pickled objects
+    if path.is_file() and not is_zipfile(path):
         raise ValueError(f"{path} is no complete minilora file: it is no .npz archive, or its end is missing")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = dict(json.loads(str(arrays.pop(HEADER))))
-    except damage as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            raise
-        raise ValueError(f"{path} is no complete minilora file: {error}") from None
+        arrays, header = read_archive(path)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # NumPy, zipfile, zlib and JSON raise many kinds where a file is damaged
+        raise ValueError(f"{path} is no complete minilora file: {said(error)}") from None
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}")
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            place = tuple(int(i) for i in np.unravel_index(finite.argmin(), finite.shape))
+            raise ValueError(f"{path}: {name}: entry {place} is {array[place]}")
     return arrays, header
 
 
@@ -67,10 +69,18 @@ def blaming(path: str | Path) -> Iterator[None]:
     """Whatever inside the block does not fit (a name, a shape, a setting) becomes a ValueError that names the file."""
     try:
         yield
+    except OSError:
+        raise
     except KeyError as error:
         raise ValueError(f"{path}: the header has no {error}") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # a header may hold anything: what is asked of it can fail in every way
+        raise ValueError(f"{path}: {said(error)}") from None
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line; of an error that says nothing to a person, its kind, too."""
+    words = " ".join(str(error).split()) or "no reason given"
+    return words if isinstance(error, ValueError | TypeError) else f"{words} ({type(error).__name__})"
 
 
 class Blank(np.random.Generator):
@@ -117,9 +127,22 @@ def load_model(path: str | Path = "base") -> GPT:
     path = BASE if str(path) == "base" else file_path(path, "load_model")  # "./base" is a file
     arrays, header = load_arrays(path, "model")
     with blaming(path):
-        model = GPT(GPTConfig(**header["config"]), Blank())
+        config = GPTConfig(**header["config"])
+        check_size(config, arrays)
+        model = GPT(config, Blank())
         model.load_state_dict(arrays)
     return model
+
+
+def check_size(config: GPTConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where a model is much larger than what is there to fill it, before it is built.
+
+    A whole number may hold two codes of 4 bits. What differs by less is built, and its shapes are told one by one.
+    """
+    held = sum(array.size * (2 if array.dtype.kind in "iu" else 1) for array in arrays.values())
+    if config.n_layer > len(arrays) or config.count > held + SLACK:
+        asked = f"{config.n_layer:,} layers and {config.count:,} parameters"
+        raise ValueError(f"its configuration asks for {asked}, it holds {len(arrays):,} arrays of {held:,} numbers")
 
 
 def file_path(path: Any, caller: str) -> Path:

@@ -11,6 +11,7 @@ reach from the least to the most over the seeds (half that distance to each side
 where a caption says so. A figure carries its lesson as its label, and `caption` puts it behind what the figure shows.
 """
 
+import itertools
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..nn.files import write_beside
+from ..nn.storage import blaming
 from ..studies.studies import load_records
 from . import accounts, alternatives, choices, diagrams, learning, ranks, resources
 from .style import save
@@ -173,7 +175,9 @@ def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORP
     if name not in FIGURES:
         raise ValueError(f"figures: no figure {name!r}; there are {', '.join(FIGURES)}")
     studies, function = FIGURES[name]
-    figure = function(*(_on(corpus, study, load_records(study, data_folder)) for study in studies))
+    records = [load_records(study, data_folder) for study in studies]
+    with blaming(", ".join(str(Path(data_folder) / f"{study}.json") for study in studies) or name):
+        figure = function(*map(_on, itertools.repeat(corpus), studies, records))
     if any(study in OF_ONE_TEXT for study in studies):
         figure.set_label(f"{figure.get_label()} The new text is {corpus}.")
     return figure

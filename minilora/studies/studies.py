@@ -5,7 +5,6 @@ over seeds, with the settings that made them. The runs are in `runs.py`, studies
 """
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,21 @@ from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
 from . import alternatives
-from .runs import ALL, FORMAT, FULL, SCALE, Runs, Scale, Spec, best_rate, over_seeds, prepare, summarise, write_json
+from .runs import (
+    ALL,
+    FORMAT,
+    FULL,
+    SCALE,
+    Runs,
+    Scale,
+    Spec,
+    best_rate,
+    over_seeds,
+    prepare,
+    read_json,
+    summarise,
+    write_json,
+)
 
 # --- the studies: each takes `runs` and returns rows -----------------------------------------------------------------
 
@@ -242,11 +255,9 @@ def load_records(name: str, folder: str | Path = "figures/data") -> dict[str, An
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"no records {path}: `minilora study {name}` makes them")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-        came = records["format"], len(records["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is cut short or no record of a study ({error}); make it anew with --force") from None
-    if came[0] != FORMAT or not came[1]:
-        raise ValueError(f"{path} has format {came[0]} and {came[1]} rows, expected format {FORMAT}; make it anew")
+    records = read_json(path, "make it anew with --force")
+    rows = records.get("rows")
+    if records.get("format") != FORMAT or not rows or not isinstance(rows, list) or not isinstance(rows[0], dict):
+        came = f"format {records.get('format')!r} and {len(rows) if isinstance(rows, list) else 'no'} rows"
+        raise ValueError(f"{path} has {came}, expected format {FORMAT} and rows; make it anew with --force")
     return records

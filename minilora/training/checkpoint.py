@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.attach import add_adapter
-from ..adapters.files import adapters_state, from_recipe, put_adapters, recipe
+from ..adapters.files import adapters_state, check_sizes, from_recipe, put_adapters, recipe
 from ..adapters.qlora import quantization, quantize_model
 from ..adapters.state import active_adapter, base_parameters
 from ..nn.gpt import GPT, GPTConfig
-from ..nn.storage import Blank, blaming, load_arrays, save_arrays
+from ..nn.storage import Blank, blaming, check_size, load_arrays, save_arrays
 from .corpus import BUILT_IN, PYTHON, Corpus, load_corpus
 from .run import Run, Settings
 
@@ -66,12 +66,16 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
     """
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
-        model = GPT(GPTConfig(**header["config"]), Blank()).astype(header["dtype"])
+        config = GPTConfig(**header["config"])
+        check_size(config, arrays)
+        model = GPT(config, Blank()).astype(header["dtype"])
         for layer, settings in header["quantization"].items():
             quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
         if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
             header |= {"adapter": "default", "carried": {"adapters": {}}}
         name, carried = header["adapter"], header["carried"]
+        for methods in (header["methods"], *(one["methods"] for one in carried["adapters"].values())):
+            check_sizes(methods or [], arrays)
         if header["methods"]:
             add_adapter(model, from_recipe(header["methods"]), name=name)
         names = dict(model.named_parameters())

@@ -277,7 +277,7 @@ def test_a_file_with_numbers_that_are_none_is_refused_by_name(tmp_path):
     state["blocks.0.ln_1.weight"][4] = np.nan
     header = {"kind": "model", "config": dataclasses.asdict(CONFIG)}
     path = save_arrays(tmp_path / "bad.npz", state, header)
-    with pytest.raises(ValueError, match=r"bad\.npz: load_state_dict: blocks\.0\.ln_1\.weight entry \(4,\) is nan$"):
+    with pytest.raises(ValueError, match=r"bad\.npz: blocks\.0\.ln_1\.weight: entry \(4,\) is nan$"):
         ml.load_model(path)
 
 

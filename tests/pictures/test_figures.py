@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from minilora.pictures.choices import rank_choice
@@ -103,3 +105,33 @@ def test_records_that_lack_something(figure_of):
         rank_choice([])
     with pytest.raises(ValueError, match="no learning rate of 'r=8, alpha/r' gave a finite loss"):
         figure_of("rates", lambda row: row.update(loss=float("inf")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", sorted({study for needed, _ in FIGURES.values() for study in needed}))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_records_are_one_line_that_names_the_file(study, data, folder, tmp_path):
+    """A field gone, of another kind, or out of range, anywhere in a row: drawn all the same, or refused."""
+    records = json.loads((folder / f"{study}.json").read_text())
+    row = data.draw(st.sampled_from(records["rows"]))
+    field = data.draw(st.sampled_from(sorted(row)))
+    if data.draw(st.booleans()):
+        del row[field]
+    else:
+        row[field] = data.draw(st.sampled_from([None, "x", -1, [], {}, [[]], 1e300, float("nan"), True]))
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / f"{study}.json").write_text(json.dumps(records))
+    for name in (name for name, (needed, _) in FIGURES.items() if study in needed):
+        try:
+            make(name, tmp_path)
+        except ValueError as error:
+            assert f"{study}.json" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000, '"x"', '{"rows": 3}', '{"format": 3, "rows": ["x"]}'])
+def test_what_is_no_record_is_one_line(text, tmp_path):
+    (tmp_path / "ranks.json").write_text(text)
+    with pytest.raises(ValueError, match=r"ranks\.json .*make it anew with --force$"):
+        studies.load_records("ranks", tmp_path)

@@ -277,7 +277,7 @@ def test_checkpoints_that_do_not_fit(make_model, corpus, tmp_path):
 
     planted = tmp_path / "planted"
     np.savez(path, **arrays, header=np.array("{}"), bad=np.array([Payload(planted)], dtype=object))
-    with pytest.raises(ValueError, match=r"run\.npz is no complete minilora file: .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"run\.npz is no complete minilora file: bad has dtype object"):
         load_checkpoint(path)
     assert not planted.exists()
 
