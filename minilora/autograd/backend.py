@@ -141,8 +141,10 @@ def floating(x: Array) -> Array:
 
 def narrow(y: Array, *inputs: Any) -> Array:
     """y, which was computed from these inputs made `wide`, in float16 where all of them are."""
-    half = all(a is None or getattr(a, "dtype", y.dtype).char == "e" for a in inputs)
-    return y.astype("float16") if half and y.dtype.kind == "f" else y
+    for given in inputs:
+        if given is not None and getattr(given, "dtype", y.dtype).char != "e":
+            return y
+    return y.astype("float16") if y.dtype.kind == "f" else y
 
 
 def at_least_float32(function: Callable) -> Callable:

@@ -118,6 +118,15 @@ def test_the_maximum_with_what_is_not_a_number_is_none(choice):
     assert np.isnan(choice([np.nan, 1.0, np.nan], [1.0, np.nan, np.nan]).data).all()
 
 
+def test_relu_of_infinities_and_of_no_number():
+    """Zeros without a sign, as PyTorch's; what is no number stays so, and lets the cotangent through to be seen."""
+    x = ml.Tensor([-np.inf, -1.0, -0.0, 0.0, np.inf, np.nan], requires_grad=True)
+    y = ops.relu(x)
+    np.testing.assert_array_equal(y.data, [0, 0, 0, 0, np.inf, np.nan])
+    assert not np.signbit(y.data[[0, 1, 3]]).any()
+    assert ml.grad(y, [x], np.ones(6))[0].tolist() == [0, 0, 0, 0, 1, 1]
+
+
 @given(broadcasting(3))
 def test_where(abc):
     condition, a, b = abc

@@ -81,6 +81,14 @@ def test_einsum_of_one(subscripts):
     check_gradients(lambda x: ops.einsum(subscripts, x), [x])
 
 
+@pytest.mark.parametrize("subscripts", ["ij,ij->j", "ij,ij->ji", "ij,ij"])
+def test_an_einsum_stretches_axes_of_length_one(subscripts):
+    """As NumPy's does, wherever the output has them, if it has them."""
+    a, b = np.random.default_rng(0).standard_normal((1, 2)), np.random.default_rng(1).standard_normal((3, 2))
+    np.testing.assert_allclose(ops.einsum(subscripts, a, b).data, np.einsum(subscripts, a, b), rtol=1e-14)
+    check_gradients(lambda a, b: ops.einsum(subscripts, a, b), [a, b])
+
+
 def test_einsum_that_is_attention_has_attentions_scores_and_memory():
     q, k = np.random.default_rng(0).standard_normal((2, 2, 3, 4, 5))
     check_same(lambda q, k: ops.einsum("bhtd,bhsd->bhts", q, k), lambda q, k: q @ k.transpose(0, 1, 3, 2), [q, k])
