@@ -246,6 +246,8 @@ def gelu(x):
         return v
 
     def one_plus_e(v):
+        if v.dtype.kind == "c":
+            v.real = v.real.clip(None, 700)  # of a complex number beyond, exp has no angle; x / q is 0 all the same
         xp.exp(v, out=v)
         v += 1
         return v
