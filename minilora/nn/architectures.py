@@ -68,7 +68,7 @@ class Architecture:
             elif field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{self.name}: {field.name} = {reprlib.repr(value)}, expected True or False")
         if self.layers > DEEPEST:
-            raise ValueError(f"{self.name}: {self.layers} layers, expected at most {DEEPEST:,}")
+            raise ValueError(f"{self.name}: layers = {self.layers}, expected at most {DEEPEST:,}")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"{self.name}: width {self.width} is not divisible by {self.heads} heads; give head_dim")
         if self.heads % self.key_value_heads:

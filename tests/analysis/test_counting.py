@@ -324,7 +324,7 @@ BAD = {
         lambda: counting.count("gpt2", "prefix", tokens=4, length=1021),
         "length = 1021 and 4 virtual tokens exceed the context of gpt2, 1024",
     ),
-    "layers": (lambda: counting.count(ml.GPTConfig(9, 8, 10**9, 2, 8)), "1000000000 layers, expected at most 2,000"),
+    "layers": (lambda: counting.count(ml.GPTConfig(9, 8, 10**9, 2, 8)), "layers = 1000000000, expected at most 2,000"),
     "batch": (lambda: counting.count("gpt2", batch=0), "batch = 0"),
     "length in letters": (
         lambda: counting.count("gpt2", length="9"),

@@ -136,7 +136,7 @@ def changed(path, target, change):
 
 
 DAMAGED = {
-    "layers": (lambda a, h: h["config"].update(n_layer=200_000), "200000 layers, expected at most 2,000"),
+    "layers": (lambda a, h: h["config"].update(n_layer=200_000), "layers = 200000, expected at most 2,000"),
     "width": (lambda a, h: h["config"].update(n_embd=8192), r"\(96, 8\) for .*wte.weight, .* has \(96, 8192\)"),
     "no config": (lambda a, h: h.pop("config"), "does not say which model it belongs to"),
     "odd config": (lambda a, h: h.update(config={"n_embd": 8}), "vocab_size"),

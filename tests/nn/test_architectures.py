@@ -143,6 +143,8 @@ def test_fields_left_out_have_the_familys_defaults():
 
 def test_mistral_without_key_value_heads_has_eight_of_them():
     """Its default is not the number of heads, as Llama's is: 698,372,096, where 748,703,744 was printed once."""
+    assert total({"model_type": "mistral", "num_hidden_layers": 2}) == 698_372_096
+    assert total({"model_type": "mistral", "num_hidden_layers": 2, "num_key_value_heads": 32}) == 748_703_744
     config = dict(hidden_size=1024, num_hidden_layers=16, num_attention_heads=32, intermediate_size=4096)
     assert from_hugging_face({"model_type": "mistral", **config}).kv_heads == 8
     assert from_hugging_face({"model_type": "llama", **config}).kv_heads == 32
@@ -223,7 +225,7 @@ REFUSED = [  # (family, fields, what the line says)
     ("roberta", {"pad_token_id": -1}, "pad_token_id = -1, expected an integer, 0 or more"),
     ("deberta-v2", {"conv_kernel_size": -1}, "conv_kernel_size = -1, expected an integer, 0 or more"),
     ("gpt2", {"n_inner": 0}, "n_inner = 0, expected a positive integer"),
-    ("gpt2", {"n_layer": 10**9}, "1000000000 layers, expected at most 2,000"),
+    ("gpt2", {"n_layer": 10**9}, "layers = 1000000000, expected at most 2,000"),
     ("gpt2", {"vocab_size": 10**30}, "expected a positive integer below 2^63"),
     ("gemma", {"num_key_value_heads": 3}, "16 heads do not divide into 3"),
     ("llama", {"hidden_size": 100, "num_attention_heads": 3}, "width 100 is not divisible by 3 heads; give head_dim"),
@@ -281,7 +283,7 @@ def test_an_architectures_parts_are_of_their_kind(field):
 
 def test_no_more_layers_than_can_be_listed():
     assert Architecture("x", 9, 8, DEEPEST, 2, 7, 5).layers == 2000
-    with pytest.raises(ValueError, match="x: 2001 layers, expected at most 2,000"):
+    with pytest.raises(ValueError, match="x: layers = 2001, expected at most 2,000"):
         Architecture("x", 9, 8, DEEPEST + 1, 2, 7, 5)
 
 
