@@ -464,6 +464,8 @@ def test_a_table_letter_by_letter():
         assert f"{sum(memory.training_memory_bytes.values()) / 2**20:.{len(shown) - 2}f}" == shown
     eight = counting.table(SMALL, "houlsby", bottleneck=4, bits=8, optimizer="sgd").splitlines()
     assert "a training step: batch 1, length 32, 8-bit weights, sgd" in eight
+    state = counting.count(SMALL, "full", optimizer="sgd").training_memory_bytes["optimizer_state"]
+    assert next(line.split() for line in eight if line.startswith("optimizer"))[4] == f"{state / 2**20:.3f}"
     assert eight[-1].endswith("%, cannot be merged")
     held, whole = next(line.split() for line in eight if line.startswith("weights"))[1:4:2]
     assert f"{counting.count(SMALL, 'full').training_memory_bytes['weights'] / 2**20:.3f}" == whole

@@ -252,6 +252,26 @@ def test_tensors_are_taken_and_nothing_is_changed():
     assert (matrix == copy).all()
 
 
+def test_what_is_taken_where_nothing_is_said():
+    """Seed 0, ten directions, epsilon 1/2, a share of 0.9, matrices that LoRA adapts, and the rest as trained."""
+    rng = np.random.default_rng(1)
+    before, after = rng.normal(size=(40, 30)), rng.normal(size=(40, 30))
+    assert (rank.random_like(before) == rank.random_like(before, 0)).all()
+    assert rank.projection_table(before, after, 2) == rank.projection_table(before, after, 2, rng=0)
+    assert (rank.best_cosines(before, after) == rank.best_cosines(before, after, 10)).all()
+    assert len(rank.best_cosines(before, after)) == 10
+    near = before + 2 * after
+    found = rank.intruder_dimensions(before, near)
+    assert found.tolist() == np.flatnonzero(rank.best_cosines(before, near, 10) < 0.5).tolist() and 0 < len(found) < 10
+    assert rank.summary(before) == rank.summary(before, 0.9) and rank.energy_rank(before) == rank.energy_rank(
+        before, 0.9
+    )
+    assert rank.summary(before, 0.5)["energy_rank"] == rank.energy_rank(before, 0.5) < rank.energy_rank(before)
+    _, first, last = fine_tuned()
+    assert (rank.truncate_update(first, last, 3)["wte.weight"] == last["wte.weight"]).all()
+    assert rank.subspace_similarity(before, after, 2, 3) == rank.subspace_similarity(before, after, 2, 3, "right")
+
+
 BAD = {
     "empty": (lambda: rank.singular_values(np.zeros((0, 3))), ValueError, "empty"),
     "not a matrix": (lambda: rank.svd(np.zeros(3)), ValueError, r"shape \(3,\), expected a matrix"),
@@ -274,6 +294,11 @@ BAD = {
     "shapes": (lambda: rank.amplification(np.eye(3), np.eye(4), 1), ValueError, r"\(3, 3\) and \(4, 4\)"),
     "factors": (lambda: rank.product_svd(np.ones((4, 2)), np.ones((3, 4))), ValueError, "inner dimensions 2 and 3"),
     "factors too wide": (lambda: rank.product_svd(np.ones((2, 3)), np.ones((3, 4))), ValueError, "rank = 3"),
+    "factors too narrow": (
+        lambda: rank.product_svd(np.ones((4, 3)), np.ones((3, 2))),
+        ValueError,
+        "rank = 3, .* 1 to 2",
+    ),
     "k": (lambda: rank.best_cosines(np.eye(3), np.eye(3), 4), ValueError, "k = 4, expected 1 to 3"),
     "epsilon": (lambda: rank.intruder_dimensions(np.eye(3), np.eye(3), 1, epsilon=0), ValueError, "epsilon = 0"),
     "share": (lambda: rank.energy_rank(np.eye(3), share=1.5), ValueError, "share = 1.5"),
