@@ -144,6 +144,7 @@ def drawn(row, dtype, scale, special):
     return arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(filter(None, row[:2])))
 def test_every_primitive(row, dtype):
