@@ -230,6 +230,8 @@ class GPT(Module):
             raise ValueError(f"generate: top_k = {shown(top_k)}, expected an integer of 1 or more, or None for all")
         if not is_whole(max_new_tokens) or max_new_tokens < 0:
             raise ValueError(f"generate: max_new_tokens = {shown(max_new_tokens)}, expected an integer of 0 or more")
+        if not isinstance(use_cache, bool | np.bool_):
+            raise TypeError(f"generate: use_cache = {shown(use_cache)}, expected True or False")
         rng = generator(rng, "generate")
         prompt = to_numpy(as_tokens(tokens, "generate"))
         if prompt.ndim not in (1, 2) or prompt.size == 0:

@@ -93,6 +93,8 @@ class Module:
 
     def get_module(self, name: str) -> Any:
         """The module at a dotted name: model.get_module("blocks.0.attn"). Raises AttributeError where there is none."""
+        if not isinstance(name, str):
+            raise TypeError(f"get_module: name = {shown(name)}, expected a text such as 'blocks.0'")
         node: Any = self
         for place, part in enumerate(name.split(".") if name else []):
             try:

@@ -299,3 +299,30 @@ def test_a_module_of_ones_own():
     assert [name for name, _ in pair.named_parameters()] == ["layers.0.weight", "layers.0.bias", "layers.1.weight"]
     assert [name for name, _ in pair.named_modules()] == ["", "layers.0", "layers.1"]
     assert pair.count() == 3 * 4 + 4 + 4 * 2
+
+
+def test_what_is_loaded_between_forward_and_backward_is_noticed():
+    model = ml.GPT(CONFIG)
+    state = {name: array + 1 for name, array in model.state_dict().items()}
+    tokens = np.arange(6)[None]
+    loss, before = model.loss(tokens, tokens), {name: p.version for name, p in model.named_parameters()}
+    model.load_state_dict(state)
+    assert all(p.version > before[name] for name, p in model.named_parameters())
+    with pytest.raises(ValueError, match=r"backward|changed|version"):
+        loss.backward()
+    ml.GPT(CONFIG).loss(tokens, tokens).backward()
+    loss, before = model.loss(tokens, tokens), {name: p.version for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="missing"):
+        model.load_state_dict({})  # what failed has changed nothing
+    assert {name: p.version for name, p in model.named_parameters()} == before
+    loss.backward()
+
+
+def test_a_precision_that_changes_between_forward_and_backward_loses_no_gradient():
+    """d(w^2) at 3 is 6, before and after."""
+    layer = Linear(1, 1, False, np.random.default_rng(0))
+    layer.weight.data = np.full((1, 1), 3.0, np.float32)
+    loss = (layer.weight * layer.weight).sum()
+    layer.astype("float64")
+    loss.backward()
+    assert layer.weight.grad.item() == 6 and layer.weight.requires_grad
