@@ -45,6 +45,7 @@ def _lower(m: Any, k: int) -> Any:
 
 COMPOSED: dict[str, Callable] = {
     "positive": lambda x: x,
+    "copy": lambda a: a.copy(),
     "square": lambda x: x * x,
     "reciprocal": lambda x: 1 / x,
     "log2": lambda x: x.log() / np.log(2),

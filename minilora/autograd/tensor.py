@@ -264,6 +264,8 @@ class Tensor(Taped):
 
     def item(self) -> Any:
         """The one number in this tensor, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item: got shape {self.shape}, expected one number; .tolist() gives them all")
         return self.data.item()
 
     def numpy(self) -> np.ndarray:
@@ -276,7 +278,8 @@ class Tensor(Taped):
 
     def astype(self, dtype: Any) -> "Tensor":
         """In another precision, on the same tape; as whole numbers or booleans, which have no gradient, off it."""
-        return ops.astype(self, dtype) if np.dtype(dtype).kind in "fc" else Tensor(self.data.astype(dtype))
+        wanted = _named("astype", np.dtype, dtype)
+        return ops.astype(self, wanted) if wanted.kind in "fc" else Tensor(self.data.astype(wanted))
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in (*words.ADVICE, *words.IN_PLACE)]
@@ -303,6 +306,9 @@ class Tensor(Taped):
         text = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=100)
         origin = "" if self.node is None else ", requires_grad=True" if self.node.leaf else f", from={self.node.name}"
         return f"Tensor({text}, {self.dtype}{origin})"
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
 
     def __len__(self) -> int:
         return len(self.data)

@@ -21,7 +21,7 @@ def with_vjp(vjp, output=lambda x: x * 1.0):
     return primitive(mine)
 
 
-def refused(function, x, words):
+def check_refused(function, x, words):
     """The backward pass fails with these words, and leaves no gradient."""
     with pytest.raises((ValueError, TypeError), match=words):
         function(x).sum().backward()
@@ -42,7 +42,7 @@ def test_a_vjp_of_another_shape_is_refused(due, came):
         words = r"^backward: mine's vjp of argument 0 returned shape \(3, 4, 1\), expected \(3, 4\)"
     else:
         words = r"^backward: mine's vjp of argument 0 returned shape \(.*\), expected \(.*\), or the output's \(.*\)"
-    refused(with_vjp(lambda g: np.ones(came)), x, words)
+    check_refused(with_vjp(lambda g: np.ones(came)), x, words)
 
 
 def test_a_transposed_product_is_refused():
@@ -52,7 +52,7 @@ def test_a_transposed_product_is_refused():
 
     x, w = np.ones((2, 3)), ml.Tensor(np.ones((3, 4)), requires_grad=True)
     words = r"^backward: times's vjp of argument 1 returned shape \(4, 3\), expected \(3, 4\), or the output's \(2, 4\)"
-    refused(lambda w: times(x, w), w, words)
+    check_refused(lambda w: times(x, w), w, words)
 
 
 @given(data=st.data())
@@ -100,7 +100,7 @@ RETURNS = {
 @pytest.mark.parametrize("name", RETURNS)
 def test_a_vjp_that_gives_no_array_is_named(name):
     vjp, words = RETURNS[name]
-    refused(with_vjp(vjp), ml.Tensor([1.0, 2.0], requires_grad=True), rf"^backward: mine's vjp.*{words}[^\n]*$")
+    check_refused(with_vjp(vjp), ml.Tensor([1.0, 2.0], requires_grad=True), rf"^backward: mine's vjp.*{words}[^\n]*$")
 
 
 def test_a_number_or_a_tensor_from_a_vjp_is_an_array():
@@ -121,14 +121,14 @@ def test_one_function_for_all_cotangents():
     a, b = ml.Tensor([1.0, 2.0], True), ml.Tensor([3.0, 4.0], True)
     good = joint(lambda g: (g * 3, g * 4))
     assert [g.tolist() for g in ml.grad(good(a, b).sum(), [a, b])] == [[3, 3], [4, 4]]
-    refused(
+    check_refused(
         lambda a: joint(lambda g: np.ones((2, 2)))(a, b), a, r"^backward: mine's vjp returned ndarray, expected a tuple"
     )
-    refused(
+    check_refused(
         lambda a: joint(lambda g: (g,))(2.0, a), a, r"^backward: mine has no derivative in its argument 1; detach it"
     )
-    refused(lambda a: joint(lambda g: (g.T @ g, g))(a, b), a, r"returned shape \(\), expected \(2,\)")
-    refused(lambda a: joint(lambda g: g.nothing)(a, b), a, r"^backward: mine's vjp: .*no attribute 'nothing'")
+    check_refused(lambda a: joint(lambda g: (g.T @ g, g))(a, b), a, r"returned shape \(\), expected \(2,\)")
+    check_refused(lambda a: joint(lambda g: g.nothing)(a, b), a, r"^backward: mine's vjp: .*no attribute 'nothing'")
 
 
 def test_a_complex_derivative_of_a_real_number_is_refused():

@@ -572,6 +572,11 @@ def test_shape_and_conversion_to_numbers():
     assert x.numpy() is x.data
     np.testing.assert_array_equal(np.asarray(x), x.data)
     assert np.asarray(x, dtype=np.float32).dtype == np.float32
+    assert 2.0 in x and 7.0 not in x
+    with pytest.raises(ValueError, match=r"^item: got shape \(2, 3\), expected one number"):
+        x.item()
+    with pytest.raises(TypeError, match=r"^astype: .*'abc'"):
+        x.astype("abc")
     with pytest.raises(TypeError):
         len(ml.Tensor(1.0))
     with pytest.raises(ValueError):

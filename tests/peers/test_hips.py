@@ -22,7 +22,7 @@ def draw(shape, seed=0, positive=False):
     return abs(x) + 0.25 if positive else x
 
 
-def agree(expression, *arrays):
+def check_agreement(expression, *arrays):
     """Value and gradients of a weighted sum of the expression's result, ours and theirs."""
     theirs = expression(anp, *arrays)
     weights = np.cos(np.arange(np.size(theirs))).reshape(np.shape(theirs))
@@ -43,7 +43,7 @@ POSITIVE = ["log", "log10", "log1p", "log2", "reciprocal", "sqrt"]
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (2, 1, 3), (0, 2)], ids=str)
 @pytest.mark.parametrize("name", UNARY + POSITIVE)
 def test_functions_of_one_argument(name, shape):
-    agree(lambda m, x: getattr(m, name)(x), draw(shape, positive=name in POSITIVE))
+    check_agreement(lambda m, x: getattr(m, name)(x), draw(shape, positive=name in POSITIVE))
 
 
 BINARY = ["add", "subtract", "multiply", "divide", "true_divide", "power", "maximum", "minimum"]
@@ -65,9 +65,9 @@ PAIRS = [
 @pytest.mark.parametrize("name", BINARY)
 def test_functions_of_two_arguments(name, shapes):
     a, b = (draw(shape, seed, positive=name == "power") for seed, shape in enumerate(shapes))
-    agree(lambda m, x, y: getattr(m, name)(x, y), a, b)
-    agree(lambda m, x: getattr(m, name)(x, b), a)
-    agree(lambda m, y: getattr(m, name)(a, y), b)
+    check_agreement(lambda m, x, y: getattr(m, name)(x, y), a, b)
+    check_agreement(lambda m, x: getattr(m, name)(x, b), a)
+    check_agreement(lambda m, y: getattr(m, name)(a, y), b)
 
 
 OPERATORS = {
@@ -90,8 +90,8 @@ def test_operators_with_arrays_and_numbers_on_either_side(symbol, other):
     def beside(m):  # a list beside one of their boxes is no case of theirs
         return np.array(other) if m is anp and isinstance(other, list) else other
 
-    agree(lambda m, x: operate(x, beside(m)), x)
-    agree(lambda m, x: operate(beside(m), x), x)
+    check_agreement(lambda m, x: operate(x, beside(m)), x)
+    check_agreement(lambda m, x: operate(beside(m), x), x)
 
 
 REDUCTIONS = ["sum", "mean", "prod", "max", "min", "amax", "amin", "var", "std"]
@@ -102,11 +102,13 @@ AXES = [None, 0, 1, -1, (0, 2), (1,), (-1, 0)]
 def test_reductions(name, axis):
     x = draw((2, 3, 4))
     for keepdims in (False, True):
-        agree(lambda m, x, k=keepdims: getattr(m, name)(x, axis=axis, keepdims=k), x)
-    agree(lambda m, x: getattr(x, "max" if name == "amax" else "min" if name == "amin" else name)(axis=axis), x)
-    agree(lambda m, x: getattr(m, name)(x), x)
+        check_agreement(lambda m, x, k=keepdims: getattr(m, name)(x, axis=axis, keepdims=k), x)
+    check_agreement(
+        lambda m, x: getattr(x, "max" if name == "amax" else "min" if name == "amin" else name)(axis=axis), x
+    )
+    check_agreement(lambda m, x: getattr(m, name)(x), x)
     if name in ("var", "std"):
-        agree(lambda m, x: getattr(m, name)(x, axis, ddof=1), x)
+        check_agreement(lambda m, x: getattr(m, name)(x, axis, ddof=1), x)
 
 
 MOVES = {
@@ -154,7 +156,7 @@ MOVES = {
 
 @pytest.mark.parametrize("name", MOVES)
 def test_moving_entries(name):
-    agree(MOVES[name], draw((2, 3, 4)))
+    check_agreement(MOVES[name], draw((2, 3, 4)))
 
 
 KEYS = [
@@ -182,7 +184,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS, ids=repr)
 def test_indexing(key):
-    agree(lambda m, x: x[key], draw((2, 3, 4)))
+    check_agreement(lambda m, x: x[key], draw((2, 3, 4)))
 
 
 JOINS = {
@@ -202,9 +204,9 @@ JOINS = {
 
 @pytest.mark.parametrize("name", JOINS)
 def test_joining(name):
-    agree(JOINS[name], draw((2, 3)), draw((2, 3), 1))
+    check_agreement(JOINS[name], draw((2, 3)), draw((2, 3), 1))
     if name in ("concatenate", "hstack", "stack", "append flat", "vstack", "column_stack"):
-        agree(JOINS[name], draw((3,)), draw((3,), 1))
+        check_agreement(JOINS[name], draw((3,)), draw((3,), 1))
 
 
 CONTAINERS = {
@@ -219,7 +221,9 @@ CONTAINERS = {
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_containers(name):
     """Their np.array of a list is our Tensor of one."""
-    agree(lambda m, a, b: CONTAINERS[name](anp.array if m is anp else ml.Tensor, a, b), np.array(0.5), np.array(-1.5))
+    check_agreement(
+        lambda m, a, b: CONTAINERS[name](anp.array if m is anp else ml.Tensor, a, b), np.array(0.5), np.array(-1.5)
+    )
 
 
 PRODUCTS = [
@@ -238,11 +242,11 @@ PRODUCTS = [
 @pytest.mark.parametrize("shapes", PRODUCTS, ids=str)
 def test_products(shapes):
     a, b = (draw(shape, seed) for seed, shape in enumerate(shapes))
-    agree(lambda m, a, b: m.matmul(a, b), a, b)
-    agree(lambda m, a, b: a @ b, a, b)
-    agree(lambda m, a, b: m.dot(a, b), a, b)
-    agree(lambda m, a, b: m.outer(m.ravel(a), m.ravel(b)), a, b)  # theirs takes vectors alone
-    agree(lambda m, a, b: m.inner(a, m.swapaxes(b, -1, -2) if len(shapes[1]) > 1 else b), a, b)
+    check_agreement(lambda m, a, b: m.matmul(a, b), a, b)
+    check_agreement(lambda m, a, b: a @ b, a, b)
+    check_agreement(lambda m, a, b: m.dot(a, b), a, b)
+    check_agreement(lambda m, a, b: m.outer(m.ravel(a), m.ravel(b)), a, b)  # theirs takes vectors alone
+    check_agreement(lambda m, a, b: m.inner(a, m.swapaxes(b, -1, -2) if len(shapes[1]) > 1 else b), a, b)
 
 
 LETTERS = [
@@ -262,7 +266,9 @@ LETTERS = [
 @pytest.mark.parametrize("letters", LETTERS, ids=str)
 def test_einsum(letters):
     subscripts, *shapes = letters
-    agree(lambda m, a, b: m.einsum(subscripts, a, b), *(draw(shape, seed) for seed, shape in enumerate(shapes)))
+    check_agreement(
+        lambda m, a, b: m.einsum(subscripts, a, b), *(draw(shape, seed) for seed, shape in enumerate(shapes))
+    )
 
 
 ALONE = [("ij->i", (2, 3)), ("ij->", (2, 3)), ("ij->ji", (2, 3)), ("...ij->...j", (2, 3, 4))]
@@ -270,7 +276,7 @@ ALONE = [("ij->i", (2, 3)), ("ij->", (2, 3)), ("ij->ji", (2, 3)), ("...ij->...j"
 
 @pytest.mark.parametrize("letters", ALONE, ids=str)
 def test_einsum_of_one(letters):
-    agree(lambda m, a: m.einsum(letters[0], a), draw(letters[1]))
+    check_agreement(lambda m, a: m.einsum(letters[0], a), draw(letters[1]))
 
 
 PROGRAMS = {
@@ -287,4 +293,4 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs(name):
     """Whole functions with branches, reuse and broadcasting; a constant m.ones stays a plain array on both sides."""
-    agree(PROGRAMS[name], draw((3,)), draw((2, 3), 1))
+    check_agreement(PROGRAMS[name], draw((3,)), draw((2, 3), 1))

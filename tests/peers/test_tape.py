@@ -163,9 +163,9 @@ def test_drawn_programs_do_as_pytorch_does(data):
             except (ValueError, RuntimeError):
                 outcomes.append("refused")
         if outcomes == ["done", "refused"]:  # our derivative needs fewer values: it must be that of the forward pass
-            for now, before, right in zip(ours.gradients(), had, ours.fresh(), strict=True):
-                if now is not None and now != before:
-                    np.testing.assert_allclose(np.subtract(now, before or 0), right, rtol=1e-9)
+            for g, before, right in zip(ours.gradients(), had, ours.fresh(), strict=True):
+                if g is not None and g != before:
+                    np.testing.assert_allclose(np.subtract(g, before or 0), right, rtol=1e-9)
             return
         assert outcomes[0] == outcomes[1], (step, outcomes)
         if outcomes[0] == "refused":
