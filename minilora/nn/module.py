@@ -130,12 +130,13 @@ class Module:
         parameters = {name: p.data for name, p in self.named_parameters(remove_duplicate=False)}
         return parameters | dict(self.named_buffers(remove_duplicate=False))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], fresh: bool = False) -> None:
         """Copy values into parameters and buffers, keeping their precision. Everything is checked first.
 
         Of a tensor with several names one is enough. Raises ValueError that lists names missing, names unexpected,
         shapes that differ, values that are not finite or too large for the precision, and names of one tensor whose
         values disagree; TypeError for what is no mapping. Then, and after an interrupt, nothing has changed.
+        fresh: nobody else has this model yet, and no copy of what it holds is made for that case.
         """
         if not isinstance(state, Mapping):
             fix = "{name: array}, as state_dict() gives; a model's file is read by ml.load_model(path)"
@@ -163,19 +164,18 @@ class Module:
                 first = next((one for one in alike if one in values), name)
                 try:
                     if name in state:
-                        value = _fitting(state[name], own[name])
-                        if not bool((values.setdefault(first, value) == value).all()):
+                        value = _fitting(state[name], own[name], fresh)
+                        if values.setdefault(first, value) is not value and not bool((values[first] == value).all()):
                             problems.append(f"{name} differs from {first}, and they are one tensor here")
                 except ValueError as error:
                     problems.append(f"{name} {error}")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(f"load_state_dict: {'; '.join(problems[:5])}{more}")
-        self._write(own, values)
+        self._write(own, values, {} if fresh else {name: own[name].copy() for name in values})
 
-    def _write(self, own: dict[str, Array], values: dict[str, Array]) -> None:
-        """Copy all values into the arrays of those names, or, where something comes in between, none."""
-        before = {name: own[name].copy() for name in values}
+    def _write(self, own: dict[str, Array], values: dict[str, Array], before: dict[str, Array]) -> None:
+        """Copy all values into the arrays of those names; where something comes in between, those of before."""
         try:
             for name, value in values.items():
                 own[name][...] = value
@@ -308,7 +308,7 @@ def _key(owner: Any, part: str) -> Any:
     return part if part in owner else next((key for key in owner if str(key) == part), part)
 
 
-def _fitting(value: Any, own: Array) -> Array:
+def _fitting(value: Any, own: Array, fresh: bool) -> Array:
     """A value as it can be copied into `own`. Raises ValueError that says why there is none."""
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError("is a masked array, whose mask would be lost; expected a plain one: x.filled(0)")
@@ -321,7 +321,8 @@ def _fitting(value: Any, own: Array) -> Array:
     if wanted := _wanted_dtype(own, value):
         raise ValueError(f"has dtype {value.dtype}, expected {wanted}")
     value = array_module(own).asarray(value if type(value) is type(own) else to_numpy(value))
-    return in_precision(value, own.dtype).copy()  # a copy, since it may be the memory of another parameter here
+    value = in_precision(value, own.dtype)
+    return value if fresh else value.copy()  # it may be the memory of another parameter here
 
 
 def _wanted_dtype(own: Array, value: Array) -> str:

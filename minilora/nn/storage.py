@@ -18,15 +18,19 @@ from .module import in_precision, precision
 
 HEADER = "header"  # the name of the JSON text among the arrays, as in `archive.py`
 SLACK = 2**24  # parameters that are built before they are found to be too many
+COMPRESSED = 2**24  # bytes, up to which a file is compressed: it takes 20 times as long as writing, and saves 8 %
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
 
 
-def save_arrays(path: str | Path, arrays: Mapping[str, Any], header: Mapping[str, Any], compress: bool = True) -> Path:
-    """Write named arrays and a JSON-able header into one .npz file; compressing takes 20 times longer, to save 8 %."""
+def save_arrays(
+    path: str | Path, arrays: Mapping[str, Any], header: Mapping[str, Any], compress: bool | None = None
+) -> Path:
+    """Write named arrays and a JSON-able header into one .npz file. None: compress where that takes but a moment."""
     host: dict[str, Any] = {name: to_numpy(array) for name, array in arrays.items()}
     host[HEADER] = np.array(json.dumps(header, default=_number))
-    save = np.savez_compressed if compress else np.savez
-    return write_beside(path, lambda file: save(file, **host), sum(array.nbytes for array in host.values()))
+    size = sum(array.nbytes for array in host.values())
+    save = np.savez_compressed if (size < COMPRESSED if compress is None else compress) else np.savez
+    return write_beside(path, lambda file: save(file, **host), size)
 
 
 def _number(value: Any) -> Any:
@@ -130,7 +134,7 @@ def load_model(path: str | Path = "base") -> GPT:
         config = GPTConfig(**header["config"])
         check_size(config, arrays)
         model = GPT(config, Blank())
-        model.load_state_dict(arrays)
+        model.load_state_dict(arrays, fresh=True)
     return model
 
 

@@ -85,7 +85,7 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
         names |= dict(model.named_buffers())
         if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
             raise ValueError(f"missing {min(missing)}")
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"], fresh=True)
         if carried["adapters"]:
             put_adapters(model, carried, _part(arrays, "adapters"))
         for name, p in model.named_parameters():

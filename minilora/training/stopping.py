@@ -16,7 +16,7 @@ ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 def stop_at_signals() -> Iterator[threading.Event]:
     """An event that the first signal sets. The second Ctrl-C interrupts as usual; others wait until the block ends.
 
-    Signals that are ignored (`nohup` ignores SIGHUP), or that the program answers itself, stay so.
+    SIGTERM and SIGHUP that are ignored (as by `nohup`), or that the program answers itself, stay so.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.nn import storage
 from minilora.nn.storage import load_arrays, save_arrays, write_beside
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=1, n_head=2, n_embd=8)
@@ -305,3 +307,30 @@ def test_a_file_called_base_is_not_taken_for_the_shipped_model(tmp_path, monkeyp
     for name in ("./base", tmp_path / "base", str(tmp_path / "base")):
         assert ml.load_model(name).count() == model.count()
     assert ml.load_model("base").count() == ml.load_model().count() == 822_016
+
+
+@pytest.mark.parametrize(("compress", "size", "expected"), [
+    (None, 99, zipfile.ZIP_DEFLATED), (None, 101, zipfile.ZIP_STORED),
+    (True, 101, zipfile.ZIP_DEFLATED), (False, 99, zipfile.ZIP_STORED),
+])  # fmt: skip
+def test_large_files_are_not_compressed(compress, size, expected, tmp_path, monkeypatch):
+    header = np.array('{"kind": "x"}').nbytes
+    monkeypatch.setattr(storage, "COMPRESSED", 100 + header)
+    path = save_arrays(tmp_path / "x.npz", {"a": np.zeros(size, "int8")}, {"kind": "x"}, compress)
+    with zipfile.ZipFile(path) as file:
+        assert {member.compress_type for member in file.infolist()} == {expected}
+    assert load_arrays(path, "x")[0]["a"].size == size
+
+
+def test_loading_copies_nothing_that_it_need_not(tmp_path, monkeypatch):
+    """A model of several GB is there once as arrays of the file and once as parameters, and no third time."""
+    model = ml.GPT(ml.GPTConfig(96, 64, 4, 2, 128))
+    path, state = ml.save_model(model, tmp_path / "model.npz"), sum(p.data.nbytes for p in model.parameters())
+    ml.load_model(path)  # what is imported on the way is imported
+    tracemalloc.start()
+    loaded = ml.load_model(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.6 * state
+    pairs = zip(model.parameters(), loaded.parameters(), strict=True)
+    assert all(np.array_equal(one.data, other.data) for one, other in pairs)
