@@ -99,12 +99,12 @@ def count(
     chosen = plan(name, method, rank=rank, target_modules=target_modules, **options)
     length, bits, engine = _defaults(chosen, batch, length, bits, engine)
     trainable, low_rank = size(chosen.trainable), not {"lora", "dora"}.isdisjoint(chosen.method.split(" + "))
-    total = size(chosen.base) + size(chosen.added)
+    total, wanted = size(chosen.base) + size(chosen.added), chosen.options.target_modules
     return Count(
         model=chosen.architecture.name,
         method=chosen.method,
         rank=chosen.options.rank if low_rank else None,
-        target_modules=list(chosen.options.target_modules) if low_rank else None,
+        target_modules=(wanted if isinstance(wanted, str) else list(wanted)) if low_rank else None,
         total_parameters=total,
         trainable_parameters=trainable,
         trainable_fraction=trainable / total,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..adapters.lora import match_targets as match_targets
+from ..adapters.targets import Patterns, match_targets, patterns
 from ..nn.architectures import Architecture, find, parameters, size
 from ..nn.checks import unknown, whole
 from ..nn.storage import blaming, load_arrays
@@ -27,22 +27,19 @@ class Options:
     """
 
     rank: int = 4
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: Patterns = ("q_proj", "v_proj")
     bottleneck: int = 64
     adapter_norm: bool = False
     tokens: int = 20
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        targets: Any = (self.target_modules,) if isinstance(self.target_modules, str) else self.target_modules
-        if not isinstance(targets, tuple | list) or not all(isinstance(name, str) for name in targets):
-            raise ValueError(f"count: target_modules = {reprlib.repr(targets)}, expected names, such as ('q_proj',)")
-        object.__setattr__(self, "target_modules", tuple(targets))
+        object.__setattr__(self, "target_modules", patterns(self.target_modules, "count: target_modules"))
         for name in ("rank", "bottleneck", "tokens", "blocks"):
             whole("count", name, getattr(self, name))
         if not isinstance(self.adapter_norm, bool):
             raise ValueError(f"count: adapter_norm = {reprlib.repr(self.adapter_norm)}, expected True or False")
-        if not targets or not all(targets):
+        if not self.target_modules:
             raise ValueError("count: target_modules is empty; name at least one, such as 'q_proj'")
 
 
@@ -135,12 +132,12 @@ def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:
             )
 
 
-def targets(architecture: Architecture, patterns: tuple[str, ...]) -> Shapes:
+def targets(architecture: Architecture, wanted: Patterns) -> Shapes:
     """{"blocks.0.attn.q_proj": (d_out, d_in), ...} for target patterns as in `LoRAConfig`."""
     linears = {
         f"blocks.{i}.{m}": shape for i in range(architecture.layers) for m, shape in architecture.matrices.items()
     }
-    return {name: linears[name] for name in match_targets(patterns, list(linears))}
+    return {name: linears[name] for name in match_targets(wanted, list(linears))}
 
 
 def _full(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
@@ -233,7 +230,8 @@ def describe(chosen: Plan) -> str:
 def _describe(chosen: Plan, method: str) -> str:
     o = chosen.options
     if method in ("lora", "dora"):
-        return f"{method}, rank {o.rank} on {', '.join(o.target_modules)}"
+        names = o.target_modules if isinstance(o.target_modules, str) else ", ".join(o.target_modules)
+        return f"{method}, rank {o.rank} on {names}"
     if method in ("houlsby", "pfeiffer"):
         return f"{method}, bottleneck {o.bottleneck}" + (" with a norm" if o.adapter_norm else "")
     if method in ("prompt", "prefix"):

@@ -7,7 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora.adapters.lora import lora_layers
-from minilora.adapters.targets import match_targets, patterns
+from minilora.adapters.targets import in_layers, match_targets, patterns
 
 CONFIG = ml.GPTConfig(vocab_size=7, block_size=5, n_layer=3, n_head=2, n_embd=8)
 NAMES = [f"blocks.{i}.{part}" for i in range(12) for part in ("attn.q_proj", "attn.v_proj", "mlp.up_proj")]
@@ -159,3 +159,16 @@ def test_an_odd_setting_is_refused_in_one_line_that_names_it(name):
             else:
                 assert any(odd is right or (type(odd) is type(right) and odd == right) for right in FITTING[name]), odd
                 assert config == dataclasses.replace(config)
+
+
+def test_a_layer_that_no_target_has_is_told_which_there_are():
+    """Names without a number, such as a head's, are in no layer."""
+    names = ["head", "blocks.3.attn.q_proj", "blocks.10.attn.q_proj"]
+    assert in_layers((3,), names, "layers") == names[1:2] and in_layers((10, 3), names, "layers") == names[1:]
+    with pytest.raises(ValueError, match=r"layers: no target is in layer 0; the targets' layers are 3, 10$"):
+        in_layers((0, 3), names, "layers")
+    with pytest.raises(ValueError, match=r"the targets' layers are none with a number$"):
+        in_layers((0,), names[:1], "layers")
+    assert match_targets((r"blocks.3.*",), names) == names[1:2]
+    with pytest.raises(ValueError, match="matches nothing"):
+        match_targets((r"blocks\.3.*",), names)  # in a tuple it is a shell pattern

@@ -326,10 +326,7 @@ BAD = {
     ),
     "layers": (lambda: counting.count(ml.GPTConfig(9, 8, 10**9, 2, 8)), "layers = 1000000000, expected at most 2,000"),
     "batch": (lambda: counting.count("gpt2", batch=0), "batch = 0"),
-    "length in letters": (
-        lambda: counting.count("gpt2", length="9"),
-        "count: length = '9', expected a positive integer",
-    ),
+    "length 0": (lambda: counting.count("gpt2", length=0), "count: length = 0, expected a positive integer"),
     "bits": (lambda: counting.count("gpt2", bits=5), "5 bits a weight, expected 32, 16, 8 or 4"),
     "4 bits trained": (lambda: counting.count("gpt2", "full", bits=4), "full trains .* cannot be held in 4 bits"),
     "optimizer": (lambda: counting.count("gpt2", optimizer="lion"), "unknown optimizer 'lion'; there are adamw"),

@@ -173,6 +173,18 @@ def test_a_model_that_lacks_an_array_and_an_adapter_of_an_older_file(tmp_path):
         counting.count(tmp_path / "e.npz")
 
 
+def test_a_regular_expression_is_counted_as_the_adapter_reads_it(tmp_path):
+    wanted = r"blocks\.1\.attn\.(q|v)_proj"
+    model = ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2, target_modules=wanted))
+    record = counting.count(CONFIG, rank=2, target_modules=wanted)
+    assert (record.target_modules, record.trainable_parameters) == (wanted, model.count(trainable=True))
+    stored = counting.count(ml.save_adapter(model, tmp_path / "a.npz"))
+    assert stored == {**record, "model": "a"}
+    assert methods.describe(counting.plan(CONFIG, rank=2, target_modules=wanted)) == f"lora, rank 2 on {wanted}"
+    with pytest.raises(ValueError, match=r"count: target_modules = .* is no regular expression"):
+        counting.plan(CONFIG, target_modules="(q_proj")
+
+
 def test_a_method_is_described_by_the_sizes_it_uses():
     said = {method: methods.describe(counting.plan(CONFIG, method, **sizes)) for method, (_, sizes) in CASES.items()}
     assert said == {

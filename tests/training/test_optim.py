@@ -544,3 +544,25 @@ def test_what_has_no_gradient_keeps_its_version():
 
 def test_the_short_description():
     assert repr(ml.AdamW([a(), a()], lr=0.01)) == "AdamW(2 tensors, 4 parameters, lr=0.01, steps=0)"
+
+
+def test_the_ages_in_a_state_are_counts():
+    """How often each parameter was updated: 0 for one that was never reached, and a whole number for all."""
+    first, second = ml.AdamW(parameters()), ml.AdamW(parameters())
+    first.step([g if i else None for i, g in enumerate(gradients(0))])
+    state = first.state_dict()
+    assert state["ages"].tolist() == [0, 1, 1] and state["steps"] == 1
+    for p, q in zip(first.parameters, second.parameters, strict=True):
+        q.data[...] = p.data
+    second.load_state_dict(state)
+    for optimizer in (first, second):
+        optimizer.step(gradients(1))
+    assert first.state_dict()["ages"].tolist() == [1, 2, 2]
+    for p, q in zip(first.parameters, second.parameters, strict=True):
+        assert (p.data == q.data).all()
+    for odd in ([0.0, 1.0, 1.0], [0, 1], [-1, 1, 1], ["0", "1", "1"], None):
+        with pytest.raises(ValueError, match=r"optimizer state ages: got .*, expected a count for each of 3"):
+            second.load_state_dict({**state, "ages": odd})
+    fresh = ml.AdamW(parameters())
+    fresh.load_state_dict({"ages": [0, 0, 0]})  # before any step
+    assert fresh.steps == 0 and fresh.state_dict()["ages"].tolist() == [0, 0, 0]
