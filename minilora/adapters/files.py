@@ -62,7 +62,9 @@ def file_path(path: Any, caller: str) -> Path:
 
 def check_sizes(methods: list[dict[str, Any]], arrays: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError for a rank, a width or a length that no array of the file has, before anything is built."""
-    longest = max((n for array in arrays.values() for n in array.shape), default=0)
+    if not arrays:
+        raise ValueError("it holds no parameters")
+    longest = max((n for array in arrays.values() for n in array.shape), default=1)
     for one in methods:
         config = one["config"]
         sizes = [(name, config.get(name)) for name in ("rank", "bottleneck", "tokens", "hidden")]
