@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from ..nn.storage import load_arrays
 from .options import command, names_in, option, refuse_ignored, refuse_other_methods, whole
 
 TAKES = {  # which options a method takes, of those that only some take
@@ -49,6 +50,9 @@ def count(args: argparse.Namespace) -> int:
         refuse_ignored(args, rest, "cannot be given with --paper, whose tables are fixed")
     elif args.compare:
         refuse_ignored(args, ["--method"], "cannot be given with --compare, which shows every method")
+    elif args.model.endswith(".npz") and load_arrays(args.model, None)[1]["kind"] != "model":
+        rest = ["--method", *(flag for flags in TAKES.values() for flag in flags)]
+        refuse_ignored(args, dict.fromkeys(rest), f"cannot be given with {args.model}, which says what it trained")
     elif args.method in counting.METHODS:
         refuse_other_methods(args, args.method, TAKES)
     method = {} if args.compare else {"method": args.method}

@@ -2,6 +2,7 @@
 
 import itertools
 
+import lines
 import pytest
 from lines import QUICK, SIZES, the_error
 
@@ -45,6 +46,16 @@ def test_beside_resume_no_setting_is_given(name, base, capsys):
             assert f"{flag} cannot change when a run goes on" in line
     assert "--lr and --seed cannot change" in the_error(capsys, name, "--resume", "run.npz", "--seed", "0", "--lr", "1")
     assert main([name, "--resume", "run.npz", "--output", "a.npz", "--backend", "numpy"]) == 0
+
+
+def test_what_a_file_trained_is_not_said_again(base, capsys):
+    """--rank 4 is count's default, and not what this adapter has."""
+    lines.finetune("--output", "adapter.npz", "--checkpoint", "run.npz")
+    for name in ("adapter.npz", "run.npz"):
+        assert main(["count", name]) == 0
+        for given in (["--rank", "4"], ["--method", "lora"], ["--tokens", "20"], ["--adapter-norm"]):
+            assert f"{given[0]} cannot be given with {name}" in the_error(capsys, "count", name, *given)
+    assert main(["count", "base.npz", "--rank", "2", "--length", "8"]) == 0
 
 
 @pytest.mark.parametrize(
