@@ -62,10 +62,13 @@ class StandIn(Module):
         """{name: the base's tensor} of those merged values that are written into one."""
         return {name: self.base_parameter(name) for name in names}
 
-    def merge(self, put: Put, values: Mapping[str, Array]) -> None:
-        """Write merged values into the base, keeping the base's own aside. Copies are trained on once it is undone."""
+    def merge(self, put: Put, values: Mapping[str, Array], before: Mapping[int, Array]) -> None:
+        """Write merged values into the base, keeping the base's own aside. Copies are trained on once it is undone.
+
+        before: {id of a tensor: the base's value}, where another module may have been merged into it already.
+        """
         base = self.written(values)
-        put(self, "unmerged", {name: p.data for name, p in base.items()})
+        put(self, "unmerged", {name: before.get(id(p), p.data) for name, p in base.items()})
         for name, p in base.items():
             write(put, p, values[name])
         for name in self.copied:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..nn.checks import generator, shown
 from .adapter import METHODS, Adapter, StandIn
+from .merge import fold
 from .state import (
     NOTHING,
     Adapters,
@@ -179,7 +180,7 @@ def _enable(model: Any, state: Adapters, block: object) -> None:
     with whole() as put:
         put(state, "disabled", tuple(one for one in state.disabled if one is not block))
         if not state.disabled:
-            for module in state.current.distinct().values() if state.refold else ():  # type: ignore[union-attr]
-                module.merge(put, module.merged_values())
+            if state.refold:
+                fold(put, model, "adapter_disabled", safe=False)
             put(state, "refold", False)
             state.put_in(put, model)

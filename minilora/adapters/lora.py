@@ -321,9 +321,9 @@ class Summed(StandIn, Linear):
         """W <- W + sum_i Delta W_i"""
         return {"weight": self.weight.data + self.delta()}
 
-    def merge(self, put: Put, values: Mapping[str, Array]) -> None:
+    def merge(self, put: Put, values: Mapping[str, Array], before: Mapping[int, Array]) -> None:
         """Each part is merged, too: DoRA's asks for the base's weight."""
-        super().merge(put, values)
+        super().merge(put, values, before)
         for part in self.parts:
             put(part, "unmerged", self.unmerged)
 

@@ -45,8 +45,9 @@ def fold(put: Put, model: Any, caller: str, safe: bool = True) -> None:
                 in_precision(value, tensors[name].dtype if name in tensors else value.dtype)
             except ValueError as error:
                 raise ValueError(f"{caller}: {path}.{name}, with the update folded in: {error}") from None
+    before = {id(p): p.data for path, module in modules.items() for p in module.written(values[path]).values()}
     for path, module in modules.items():
-        module.merge(put, values[path])
+        module.merge(put, values[path], before)
 
 
 def _refuse_shared(model: Any, modules: dict[str, Any], values: dict[str, dict[str, Array]], caller: str) -> None:

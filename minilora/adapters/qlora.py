@@ -116,9 +116,9 @@ class OnCodes(StandIn):
         """A bias, say; the weight is held by codes."""
         return super().written(name for name in names if name != "weight")
 
-    def merge(self, put: Put, values: Mapping[str, Array]) -> None:
+    def merge(self, put: Put, values: Mapping[str, Array], before: Mapping[int, Array]) -> None:
         """W + s B A becomes a floating-point weight beside the codes, which do not change."""
-        super().merge(put, values)
+        super().merge(put, values, before)
         if "weight" in values:
             put(self, "merged_weight", values["weight"])
 

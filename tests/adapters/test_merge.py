@@ -84,3 +84,57 @@ def test_adapters_aside_do_not_hinder():
     ml.remove_adapter(model, "a")  # one that is aside may go
     ml.unmerge_adapter(model)
     np.testing.assert_array_equal(logits(model), before)
+
+
+def test_an_update_that_is_not_finite_is_refused_unless_asked_for():
+    model = adapted()
+    before = model.state_dict()
+    model.blocks[0].attn.q_proj.lora_B.data[0, 0] = np.nan
+    for merge in (ml.merge_adapter, ml.merge_lora):
+        with pytest.raises(
+            ValueError, match=r"merge_adapter: blocks\.0\.attn\.q_proj\.weight, with the update folded in"
+        ):
+            merge(model)
+    assert not model.adapters.merged
+    np.testing.assert_array_equal(model.blocks[0].attn.q_proj.weight.data, before["blocks.0.attn.q_proj.weight"])
+    ml.merge_adapter(model, safe=False)
+    assert np.isnan(model.blocks[0].attn.q_proj.weight.data).any()
+    ml.unmerge_adapter(model)
+    np.testing.assert_array_equal(model.blocks[0].attn.q_proj.weight.data, before["blocks.0.attn.q_proj.weight"])
+    with pytest.raises((TypeError, ValueError), match="merge_adapter: safe = 1"):
+        ml.merge_adapter(model, safe=1)
+
+
+def shared(target_modules, same):
+    """LoRA on a model whose two q_proj are one tensor; its updates in both places are the same, or are not."""
+    model = ml.GPT(ml.GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    model.blocks[1].attn.q_proj.weight = model.blocks[0].attn.q_proj.weight
+    ml.add_lora(model, ml.LoRAConfig(rank=2, target_modules=target_modules))
+    for i, block in enumerate(model.blocks):
+        layer = block.attn.q_proj
+        for p in (layer.lora_A, layer.lora_B) if hasattr(layer, "lora_A") else ():
+            p.data[...] = np.random.default_rng(0 if same else i).standard_normal(p.shape)
+    return model
+
+
+def test_a_weight_in_two_places_is_merged_once_or_refused():
+    """Equal updates are folded in once; different ones, or a place that is not adapted, would be wrong for one."""
+    model = shared(("q_proj",), same=True)
+    before = logits(model)
+    ml.merge_lora(model)
+    merged = logits(model)
+    np.testing.assert_allclose(merged, before, rtol=1e-4, atol=1e-5)
+    with ml.lora_disabled(model):  # the base is there inside, and the same update after
+        off = logits(model)
+    np.testing.assert_array_equal(logits(model), merged)
+    ml.unmerge_lora(model)
+    with ml.lora_disabled(model):
+        np.testing.assert_array_equal(logits(model), off)
+    np.testing.assert_array_equal(logits(model), before)
+    alone = r"is blocks\.1\.attn\.q_proj\.weight, too, which is not adapted"
+    for wanted, words in (("q_proj", "are one tensor, and their updates differ"), ("blocks.0.attn.q_proj", alone)):
+        model = shared(wanted, same=False)
+        before = logits(model)
+        with pytest.raises(ValueError, match=f"merge_adapter: .*{words}"):
+            ml.merge_lora(model)
+        np.testing.assert_array_equal(logits(model), before)
