@@ -23,37 +23,31 @@ from ..autograd.signatures import checked
 # --- spectra ---------------------------------------------------------------------------------------------------------
 
 
-@checked
 def svd(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The thin singular value decomposition M = U diag(s) V^T.   (m, n) -> U (m, k), s (k,), V^T (k, n)"""
     u, s, vt = np.linalg.svd(_matrix("svd", matrix), full_matrices=False)
     return u, s, vt
 
 
-@checked
 def product_svd(B: Any, A: Any, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The SVD of Delta W = s B A without forming it.   B: (m, r), A: (r, n) -> U (m, r), s (r,), V^T (r, n)
 
     See `adapters/combine.py` for how. Raises ValueError when B and A do not fit, or when r exceeds min(m, n).
     """
-    if not np.isfinite(scale):
-        raise ValueError(f"product_svd: scale = {scale}, expected a finite number")
-    B, A = _matrix("product_svd", B), _matrix("product_svd", A)
+    B, A = _matrix("product_svd", scale * _matrix("product_svd", B)), _matrix("product_svd", A)  # s B, finite
     if B.shape[1] != A.shape[0]:
         raise ValueError(
             f"product_svd: B {B.shape} @ A {A.shape}: inner dimensions {B.shape[1]} and {A.shape[0]} differ"
         )
     _check_rank("product_svd", B.shape[1], (B.shape[0], A.shape[1]))
-    return combine.product_svd(scale * B, A)
+    return combine.product_svd(B, A)
 
 
-@checked
 def singular_values(matrix: Any) -> np.ndarray:
     """The spectrum s_1 >= s_2 >= ... of a matrix.   (m, n) -> (min(m, n),)"""
     return np.linalg.svd(_matrix("singular_values", matrix), compute_uv=False)
 
 
-@checked
 def random_like(matrix: Any, rng: Any = 0) -> np.ndarray:
     """A Gaussian matrix of the same shape and Frobenius norm: what a spectrum looks like when nothing was learned.
 
@@ -67,7 +61,6 @@ def random_like(matrix: Any, rng: Any = 0) -> np.ndarray:
 # --- what one number says about a spectrum ---------------------------------------------------------------------------
 
 
-@checked
 def effective_rank(spectrum_or_matrix: Any) -> float:
     """exp(H(p)), p_i = s_i / sum_j s_j, H(p) = -sum_i p_i log p_i: between 1 and min(m, n).
 
@@ -80,7 +73,6 @@ def effective_rank(spectrum_or_matrix: Any) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-@checked
 def stable_rank(spectrum_or_matrix: Any) -> float:
     """||M||_F^2 / ||M||_2^2 = sum_i s_i^2 / s_1^2: at most the rank, and unmoved by small singular values.
 
@@ -90,7 +82,6 @@ def stable_rank(spectrum_or_matrix: Any) -> float:
     return float(((s / s.max()) ** 2).sum())
 
 
-@checked
 def energy(spectrum_or_matrix: Any) -> np.ndarray:
     """The share of ||M||_F^2 that the best approximation of rank r = 1, 2, ... keeps: rises to 1.   -> (min(m, n),)"""
     s = np.sort(_spectrum("energy", spectrum_or_matrix))[::-1]
@@ -98,7 +89,6 @@ def energy(spectrum_or_matrix: Any) -> np.ndarray:
     return kept / kept[-1]
 
 
-@checked
 def energy_rank(spectrum_or_matrix: Any, share: float = 0.9) -> int:
     """The smallest r whose best approximation holds `share` of the energy ||M||_F^2 = sum_i s_i^2, 0 < share <= 1."""
     if not 0 < share <= 1:
@@ -107,7 +97,6 @@ def energy_rank(spectrum_or_matrix: Any, share: float = 0.9) -> int:
     return int(np.argmax(enough)) + 1
 
 
-@checked
 def summary(spectrum_or_matrix: Any, share: float = 0.9) -> dict[str, float]:
     """{"norm": ||M||_F, "largest": s_1, "effective_rank", "stable_rank", "energy_rank"}; all of them from one SVD."""
     s = _spectrum("summary", spectrum_or_matrix)
@@ -120,7 +109,6 @@ def summary(spectrum_or_matrix: Any, share: float = 0.9) -> dict[str, float]:
     }
 
 
-@checked
 def summaries(updates: Mapping[str, Any], share: float = 0.9) -> list[dict[str, Any]]:
     """One record per matrix of {module name: Delta W}, such as ml.delta_weights(model) gives.
 
@@ -135,13 +123,11 @@ def summaries(updates: Mapping[str, Any], share: float = 0.9) -> list[dict[str, 
     return records
 
 
-@checked
 def by_layer(records: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """{layer: the mean of each number over its matrices}, from `summaries`."""
     return _means(records, "layer")
 
 
-@checked
 def by_matrix(records: Iterable[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """{matrix name: the mean of each number over the layers}, from `summaries`."""
     return _means(records, "matrix")
@@ -158,7 +144,6 @@ def _means(records: Iterable[Mapping[str, Any]], key: str) -> dict[Any, dict[str
 # --- the hypothesis: is a low rank enough? ---------------------------------------------------------------------------
 
 
-@checked
 def best_approximation(matrix: Any, r: int) -> tuple[np.ndarray, np.ndarray]:
     """The matrix of rank r nearest to M, as two factors with B A = sum_{i <= r} s_i u_i v_i^T.   -> B (m, r), A (r, n)
 
@@ -172,13 +157,11 @@ def best_approximation(matrix: Any, r: int) -> tuple[np.ndarray, np.ndarray]:
     return (u[:, :r] * root).astype(dtype), (root[:, None] * vt[:r]).astype(dtype)
 
 
-@checked
 def adapted_matrix(name: str) -> bool:
     """Whether a state-dict name is one of the matrices LoRA adapts: q, k, v, o, up or down, not its bias."""
     return name.endswith("_proj.weight")
 
 
-@checked
 def truncations(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
@@ -215,7 +198,6 @@ def truncations(
     return states()
 
 
-@checked
 def truncate_update(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
@@ -241,7 +223,6 @@ def _matching(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict
 # --- section 7 of the paper: which directions? -----------------------------------------------------------------------
 
 
-@checked
 def subspace_similarity(A1: Any, A2: Any, i: int, j: int, side: str = "right") -> float:
     """phi(A1, A2, i, j) = ||V_1^T V_2||_F^2 / min(i, j), from 0 (orthogonal) to 1 (one subspace holds the other).
 
@@ -252,7 +233,6 @@ def subspace_similarity(A1: Any, A2: Any, i: int, j: int, side: str = "right") -
     return float(similarity_grid(A1, A2, side, i, j)[-1, -1])
 
 
-@checked
 def similarity_grid(A1: Any, A2: Any, side: str = "right", i: int | None = None, j: int | None = None) -> np.ndarray:
     """phi(A1, A2, i', j') for all i' <= i and j' <= j: the heat maps of figures 3 and 4.   -> (i, j)
 
@@ -275,7 +255,6 @@ def similarity_grid(A1: Any, A2: Any, side: str = "right", i: int | None = None,
     return squares.cumsum(axis=0).cumsum(axis=1) / smaller
 
 
-@checked
 def projection_norm(weight: Any, directions: Any, r: int) -> float:
     """||U^T W V^T||_F: how much of W lies in the first r left and right singular directions of another matrix.
 
@@ -286,7 +265,6 @@ def projection_norm(weight: Any, directions: Any, r: int) -> float:
     return float(np.linalg.norm(u.T @ weight @ vt.T))
 
 
-@checked
 def amplification(weight: Any, delta: Any, r: int) -> float:
     """||Delta W||_F / ||U^T W V^T||_F, U and V the first r singular vectors of Delta W: how much louder the update is
     than W itself in the directions of the update. Infinite where W has nothing there.
@@ -300,7 +278,6 @@ def amplification(weight: Any, delta: Any, r: int) -> float:
     return float(np.linalg.norm(delta)) / norm if norm else float("inf")
 
 
-@checked
 def projection_table(weight: Any, delta: Any, r: int, rng: Any = 0) -> dict[str, float]:
     """Table 7 of the paper for one matrix: ||U^T W V^T||_F with U, V from Delta W, from W and from a random matrix.
 
@@ -320,7 +297,6 @@ def projection_table(weight: Any, delta: Any, r: int, rng: Any = 0) -> dict[str,
 # --- intruder dimensions ---------------------------------------------------------------------------------------------
 
 
-@checked
 def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
     """max_i |x_i . u_j| over all left singular vectors x_i of W_before, for the first k ones u_j of W_after.   -> (k,)
 
@@ -334,7 +310,6 @@ def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
     return np.minimum(np.abs(x.T @ u[:, :k]).max(axis=0), 1.0)
 
 
-@checked
 def intruder_dimensions(before: Any, after: Any, k: int = 10, epsilon: float = 0.5) -> np.ndarray:
     """Which of the first k singular vectors of W_after are intruders: best cosine below epsilon.   -> indices from 0
 
@@ -418,3 +393,8 @@ def _directions(name: str, matrix: Any, r: int | None) -> tuple[np.ndarray, np.n
         raise ValueError(f"{name}: rank = {r}, but this matrix has rank {rank}: directions beyond it are arbitrary")
     r = rank if r is None else r
     return u[:, :r], vt[:r]
+
+
+for _name, _value in [*globals().items()]:  # what people call is held to its signature
+    if callable(_value) and getattr(_value, "__module__", "") == __name__ and not _name.startswith("_"):
+        globals()[_name] = checked(_value)

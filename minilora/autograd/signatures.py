@@ -130,20 +130,22 @@ def _kind(value: Any) -> str:
 
 def checked(function: Function) -> Function:
     """Raise TypeError, before anything is done, for an argument that is not of the type its annotation names."""
-    signature, name = inspect.signature(function), function.__name__
+    name = function.__name__
 
     @functools.cache  # at the first call: by then every name in an annotation is there
-    def hints() -> dict[str, Any]:
+    def read() -> tuple[inspect.Signature, dict[str, Any]]:
+        signature = inspect.signature(function)
         found = typing.get_type_hints(function)
         packed = {p.name for p in signature.parameters.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        return {name: hint for name, hint in found.items() if name not in packed}
+        return signature, {name: hint for name, hint in found.items() if name not in packed}
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         caller = type(args[0]).__name__ if name == "__init__" else name
         try:
+            signature, hints = read()
             given = signature.bind(*args, **options).arguments
-            if error := misfit(caller, hints(), given):
+            if error := misfit(caller, hints, given):
                 raise error
             return function(*args, **options)
         except (ValueError, TypeError, OSError) as error:

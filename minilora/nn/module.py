@@ -138,6 +138,8 @@ class Module:
         values disagree; TypeError for what is no mapping. Then, and after an interrupt, nothing has changed.
         fresh: nobody else has this model yet, and no copy of what it holds is made for that case.
         """
+        if not isinstance(fresh, bool):
+            raise TypeError(f"load_state_dict: fresh = {shown(fresh)}, expected True or False")
         if not isinstance(state, Mapping):
             fix = "{name: array}, as state_dict() gives; a model's file is read by ml.load_model(path)"
             raise TypeError(f"load_state_dict: got {shown(state)}, expected {fix}")
