@@ -50,7 +50,7 @@ def count(args: argparse.Namespace) -> int:
         refuse_ignored(args, rest, "cannot be given with --paper, whose tables are fixed")
     elif args.compare:
         refuse_ignored(args, ["--method"], "cannot be given with --compare, which shows every method")
-    elif args.model.endswith(".npz") and load_arrays(args.model, None)[1]["kind"] != "model":
+    elif args.model.endswith(".npz") and load_arrays(args.model, None)[1].get("kind") != "model":
         rest = ["--method", *(flag for flags in TAKES.values() for flag in flags)]
         refuse_ignored(args, dict.fromkeys(rest), f"cannot be given with {args.model}, which says what it trained")
     elif args.method in counting.METHODS:
