@@ -63,9 +63,12 @@ def _write_new(temporary: Path, target: Path, write: Callable[[Any], object]) ->
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     with open(descriptor, "wb") as file:
         if before is not None:
-            if (before.st_uid, before.st_gid) != (os.stat(temporary).st_uid, os.stat(temporary).st_gid):
-                with contextlib.suppress(OSError):  # only root may
-                    os.chown(temporary, before.st_uid, before.st_gid)
+            made = os.stat(temporary)
+            for owner in (before.st_uid, -1):  # only root gives a file to another owner, anybody to a group of theirs
+                if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
+                    with contextlib.suppress(OSError):
+                        os.chown(temporary, owner, before.st_gid)
+                        break
             os.chmod(temporary, mode)  # the umask is for new files
         write(file)
         file.flush()
@@ -92,10 +95,10 @@ def _sweep(target: Path) -> None:
     """Remove what killed processes of this machine left of their attempts to write a file."""
     if os.name == "nt":  # there, asking for a process would end it
         return
-    for name in os.listdir(target.parent):
-        found = re.fullmatch(re.escape(_prefix(target)) + r"(\d+)-[0-9a-f]{8}\.part", name)
-        if found and not _alive(int(found[1])):
-            with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a folder may be one to write into, and not to look into
+        for name in os.listdir(target.parent):
+            found = re.fullmatch(re.escape(_prefix(target)) + r"(\d+)-[0-9a-f]{8}\.part", name)
+            if found and not _alive(int(found[1])):
                 (target.parent / name).unlink()
 
 

@@ -326,3 +326,29 @@ def test_what_is_said_to_be_kept_is_there_whenever_a_run_is_stopped(base, capsys
     assert contents("a.npz")["a.npz"] == contents("whole.npz")["whole.npz"]
     assert main([*FINETUNE, "--output", "a.npz"]) == 0
     assert "kept              a.checkpoint.npz, of an earlier run; --resume goes on with it" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
+def test_a_run_that_is_killed_at_any_moment_goes_on_and_leaves_no_litter(base):
+    argv = [*FINETUNE[:-4], "--steps", "60", "--batch", "2", "--checkpoint-every", "1"]
+    assert main([*argv, "--output", "whole.npz"]) == 0
+    moments = []
+    for delay in np.random.default_rng(0).uniform(0, 0.5, 4):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "minilora", *argv, "--output", "a.npz"], stdout=subprocess.DEVNULL
+        )
+        while child.poll() is None and not Path("a.checkpoint.npz").exists():
+            time.sleep(0.01)
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+        if Path("a.checkpoint.npz").exists():
+            moments.append(load_checkpoint("a.checkpoint.npz").step)
+            assert main(["finetune", "--resume", "a.checkpoint.npz", "--output", "a.npz"]) == 0
+            os.remove("a.checkpoint.npz")
+        assert contents("a.npz")["a.npz"] == contents("whole.npz")["whole.npz"]
+        os.remove("a.npz")
+    assert len(set(moments)) > 1  # they were not all killed at one place
+    assert main([*argv, "--output", "a.npz", "--checkpoint", "a.checkpoint.npz"]) == 0
+    assert not list(base.parent.glob(".*"))

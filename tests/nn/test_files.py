@@ -55,8 +55,26 @@ def test_a_file_keeps_its_owner(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     os.chown(path, 1234, 4321)
+    path.chmod(0o4750)
     write_beside(path, NEW)
-    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321) and mode(path) == 0o4750
+
+
+@posix
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_owner_keeps_its_group_where_it_can(tmp_path, monkeypatch):
+    path, chown = tmp_path / "file", os.chown
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 4321)
+
+    def only_groups(place, owner, group):
+        if owner != -1:
+            raise PermissionError(1, "Operation not permitted")
+        chown(place, owner, group)
+
+    monkeypatch.setattr(os, "chown", only_groups)
+    write_beside(path, NEW)
+    assert path.read_bytes() == b"new" and (path.stat().st_uid, path.stat().st_gid) == (0, 4321)
 
 
 @posix
@@ -210,3 +228,11 @@ def test_several_threads_write_one_file(tmp_path):
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "語" * 85])
 def test_names_of_any_length_are_written(name, tmp_path):
     assert write_beside(tmp_path / name, NEW).read_bytes() == b"new"
+
+
+def test_a_folder_that_may_not_be_looked_into_is_written_into(tmp_path, monkeypatch):
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert write_beside(tmp_path / "file", NEW).read_bytes() == b"new"
