@@ -6,6 +6,7 @@ import pytest
 
 from minilora.nn.architectures import DEEPEST, MODELS, Architecture, find, from_hugging_face, parameters, size
 from minilora.nn.config_json import FAMILIES
+from minilora.nn.gpt import GPT, GPTConfig
 
 DEBERTA = {"model_type": "deberta-v2", "relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
 
@@ -67,6 +68,21 @@ PUBLISHED = {  # as the model cards and transformers' num_parameters say
 def test_every_named_models_total(name):
     found = size(parameters(find(name)))
     assert found == BY_HAND[name] == PUBLISHED.get(name, found)
+
+
+def test_every_named_models_context_and_precision():
+    contexts = {name: model.context for name, model in MODELS.items()}
+    gpts = {name: 1024 for name in MODELS if name.startswith("gpt2")}
+    llamas = {name: 4096 for name in MODELS if name.startswith("llama")}
+    assert contexts == gpts | llamas | {
+        "base": 128, "gpt3-175b": 2048, "roberta-base": 512, "roberta-large": 512, "deberta-v2-xxlarge": 512,
+        "gemma-2b": 8192, "gemma-7b": 8192, "mistral-7b": 32768,
+    }  # fmt: skip
+    assert {name for name, model in MODELS.items() if model.bits == 32} == {"base"}
+    assert all(model.bits in (16, 32) for model in MODELS.values())
+    ours = find(GPTConfig(9, 8, 2, 2, 4))
+    assert (ours.name, ours.bits, ours.context) == ("GPT", 32, 8) and find(ours) is ours
+    assert find(GPT(GPTConfig(9, 8, 2, 2, 4))) == ours
 
 
 def test_qwen2s_total():
