@@ -63,10 +63,10 @@ def bench(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.output:
         report.save(record, args.output)
-    print(json.dumps(record) if args.json else report.table(record))
     if args.figure:
         from ..bench import figure
         from ..pictures import style
 
         style.save(figure.ratios(record), stem)
+    print(json.dumps(record) if args.json else report.table(record))
     return 130 if record.get("interrupted") else 0

@@ -72,7 +72,7 @@ def finish(
             what_is_kept = kept(args, run, checkpoint, output)
             say_error(f"stopped after step {run.step:,} of {run.settings.steps:,}{what_is_kept}")
             return 130
-        except ArithmeticError as error:
+        except Exception as error:
             if run.saved:
                 error.add_note(f"step {run.saved:,} is kept in {checkpoint}")
             raise
@@ -128,11 +128,12 @@ def checkpoint_place(args: argparse.Namespace, output: Path) -> Iterator[Path | 
             return
         for n in itertools.count(1):
             place = output.with_name(f"{output.stem}.checkpoint{'' if n == 1 else f'-{n}'}.npz")
-            with contextlib.suppress(ValueError):  # another run has it: of another output whose name begins like this
-                stack.enter_context(claimed(place))
-                if not os.path.lexists(place):
-                    break
+            if os.path.lexists(place):
                 print(f"kept              {place}, of an earlier run; --resume goes on with it")
+                continue
+            with contextlib.suppress(ValueError):  # another run has it, of another output whose name begins like this
+                stack.enter_context(claimed(place))
+                break
         yield place
 
 

@@ -190,6 +190,24 @@ def test_a_file_that_another_run_is_writing_is_refused(base, capsys):
     assert not [name for name in os.listdir() if name.endswith(".lock")]
 
 
+@posix
+def test_the_checkpoint_of_an_earlier_run_is_nobodys(base, monkeypatch):
+    """A run that found it in its way does not hold it: another may go on with it meanwhile."""
+    assert main([*FINETUNE, "--output", "a.npz", "--checkpoint", "a.checkpoint.npz"]) == 0
+    train, calls = ml.train, []
+
+    def meanwhile(run, checkpoint, progress):
+        calls.append(str(checkpoint))
+        if len(calls) == 1:
+            assert main(["finetune", "--resume", "a.checkpoint.npz", "--output", "b.npz"]) == 0
+            assert main([*FINETUNE, "--output", "a"]) == 0  # whose checkpoint would have the first one's name
+        return train(run, checkpoint, progress)
+
+    monkeypatch.setattr(ml, "train", meanwhile)
+    assert main([*FINETUNE, "--output", "a.npz"]) == 0
+    assert calls == ["a.checkpoint-2.npz", "a.checkpoint.npz", "a.checkpoint-3.npz"]
+
+
 def test_the_same_path_twice_and_missing_inputs(tmp_path):
     refuse_overwriting([("a", tmp_path / "x")], [("b", None), ("c", tmp_path / "y")])
     with pytest.raises(ValueError, match=r"a '.*x' would overwrite b '.*x'"):
