@@ -312,15 +312,15 @@ def seen(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_at_any_of_many_lines_leaves_the_operation_done_or_undone(name):
-    every_line(name, 11)
+    check_every_line(name, 11)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_at_some_lines_leaves_the_operation_done_or_undone(name):
-    every_line(name, 97)
+    check_every_line(name, 97)
 
 
-def every_line(name, step):
+def check_every_line(name, step):
     from minilora.adapters.state import check
 
     make, operation = OPERATIONS[name]

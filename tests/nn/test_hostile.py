@@ -55,7 +55,7 @@ def load(kind, path, corpus):
     return ml.load_adapter(ml.GPT(CONFIG), path) if kind in ADAPTERS else load_checkpoint(path, corpus)
 
 
-def refused_or_whole(kind, path, corpus):
+def check_refused_or_whole(kind, path, corpus):
     """Load it: None, or the words of the ValueError, which name the file and are one line. Memory stays bounded."""
     tracemalloc.start()
     try:
@@ -106,7 +106,7 @@ def test_an_odd_header_is_one_line(kind, data, files, tmp_path):
     arrays, header = load_arrays(files[0][kind], None)
     place = data.draw(st.sampled_from([p for p in places(header) if p]))
     odd = with_value(header, place, data.draw(ODD | st.just(places)))
-    refused_or_whole(kind, save_arrays(tmp_path / "odd.npz", arrays, odd), files[1])
+    check_refused_or_whole(kind, save_arrays(tmp_path / "odd.npz", arrays, odd), files[1])
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_odd_arrays_are_one_line(kind, data, files, tmp_path):
     choice = data.draw(st.sampled_from([*other, "gone"]))
     odd = {key: value for key, value in arrays.items() if key != name or choice != "gone"}
     odd |= {} if choice == "gone" else {name: other[choice]}
-    assert refused_or_whole(kind, save_arrays(tmp_path / "odd.npz", odd, header), files[1]), (name, choice)
+    assert check_refused_or_whole(kind, save_arrays(tmp_path / "odd.npz", odd, header), files[1]), (name, choice)
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_bytes_cut_or_flipped_are_one_line(kind, data, files, tmp_path):
         whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     path = tmp_path / "bytes.npz"
     path.write_bytes(whole[: data.draw(st.sampled_from([len(whole), len(whole) // 2, 100, 4, 0]))])
-    refused_or_whole(kind, path, files[1])
+    check_refused_or_whole(kind, path, files[1])
 
 
 def repacked(source, path, method=zipfile.ZIP_DEFLATED, **members):
@@ -169,7 +169,7 @@ def npy(shape, dtype="<f4", content=b""):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions_are_refused_unread(kind, method, files, tmp_path):
     """A bz2 member of 10 KB becomes gigabytes, and no length in front says so."""
-    words = refused_or_whole(kind, repacked(files[0][kind], tmp_path / "bomb.npz", method), files[1])
+    words = check_refused_or_whole(kind, repacked(files[0][kind], tmp_path / "bomb.npz", method), files[1])
     assert "compressed in another way" in words
 
 
@@ -177,7 +177,7 @@ def test_a_member_that_says_it_is_larger_than_the_file_is_refused_unread(files, 
     zeros = npy((2**27,), content=bytes(2**29))  # half a gibibyte, deflated to half a mebibyte
     path = repacked(files[0]["model"], tmp_path / "bomb.npz", more=zeros)
     assert path.stat().st_size < 2**20
-    assert "says that it holds 5" in refused_or_whole("model", path, files[1])
+    assert "says that it holds 5" in check_refused_or_whole("model", path, files[1])
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,9 @@ def test_a_member_that_says_it_is_larger_than_the_file_is_refused_unread(files, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_member_is_one_line(content, said, kind, files, tmp_path):
     name = next(iter(load_arrays(files[0][kind], None)[0]))
-    words = refused_or_whole(kind, repacked(files[0][kind], tmp_path / "odd.npz", **{name: content or b" "}), files[1])
+    words = check_refused_or_whole(
+        kind, repacked(files[0][kind], tmp_path / "odd.npz", **{name: content or b" "}), files[1]
+    )
     assert said in words
 
 
@@ -204,7 +206,9 @@ def test_a_damaged_member_is_one_line(content, said, kind, files, tmp_path):
 def test_a_header_that_is_none_is_one_line(text, kind, files, tmp_path):
     file = io.BytesIO()
     np.save(file, np.array(text))
-    assert refused_or_whole(kind, repacked(files[0][kind], tmp_path / "odd.npz", header=file.getvalue()), files[1])
+    assert check_refused_or_whole(
+        kind, repacked(files[0][kind], tmp_path / "odd.npz", header=file.getvalue()), files[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_a_size_that_the_file_has_not_is_refused_before_it_is_built(kind, place,
     """A model of 7.7 KB that says n_embd = 8192 was built, 5.2 GiB of it, before its shapes were compared."""
     arrays, header = load_arrays(files[0][kind], None)
     path = save_arrays(tmp_path / "odd.npz", arrays, with_value(header, place, value))
-    assert "its configuration" in refused_or_whole(kind, path, files[1])
+    assert "its configuration" in check_refused_or_whole(kind, path, files[1])
 
 
 def test_a_configuration_counts_its_parameters():
