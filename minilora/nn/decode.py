@@ -15,6 +15,7 @@ from ..autograd.fused import check_tokens
 from .layers import LayerNorm, Linear
 
 gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> y, vjps
+layer_norm: Any = ops.layer_norm.__wrapped__  # type: ignore[attr-defined]
 
 
 class Decoder:
@@ -62,7 +63,11 @@ class Decoder:
     def norm(self, x: Array, ln: LayerNorm) -> Array:
         """w (x - mean) / sqrt(var + 1e-5) + b   (B, C) -> (B, C)"""
         n = x - x @ self.mean
-        n /= np.sqrt((n * n) @ self.mean + 1e-5)
+        variance = (n * n) @ self.mean  # (B, 1)
+        largest = variance.item() if len(variance) == 1 else variance.max()
+        if not largest < math.inf:  # a square is too large for float32; the primitive knows what to do
+            return layer_norm(x, ln.weight.data, ln.bias if ln.bias is None else ln.bias.data)[0]
+        n /= np.sqrt(variance + 1e-5)
         n *= ln.weight.data
         return n if ln.bias is None else n + ln.bias.data
 

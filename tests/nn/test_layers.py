@@ -64,3 +64,16 @@ def test_24_frozen_layers_keep_at_most_two_activations():
     for layer in layers:
         layer.weight.requires_grad = True
     assert held() >= 23 * x.data.nbytes  # the same measurement sees the activations when W is trained
+
+
+def test_what_layers_begin_with():
+    """N(0, 0.02) for matrices and tables, zero biases, ones in a norm; all of it is trained, in float32."""
+    rng = np.random.default_rng(3)
+    linear, wider, table = Linear(200, 100, True, rng), Linear(200, 100, False, rng, std=0.5), Embedding(100, 200, rng)
+    for p, std in ((linear.weight, 0.02), (wider.weight, 0.5), (table.weight, 0.02)):
+        assert abs(p.data.std() / std - 1) < 0.02 and abs(p.data.mean()) < 3 * std / np.sqrt(p.size)
+    norm, bare = LayerNorm(4, bias=True), LayerNorm(4, bias=False)
+    assert linear.bias.data.tolist() == [0] * 100 and wider.bias is None and bare.bias is None
+    assert norm.weight.data.tolist() == bare.weight.data.tolist() == [1] * 4 and norm.bias.data.tolist() == [0] * 4
+    for p in (linear.weight, linear.bias, table.weight, norm.weight, norm.bias):
+        assert p.requires_grad and p.dtype == np.float32
