@@ -250,3 +250,27 @@ def test_bytes_of_weights_and_of_the_optimizers_state():
     }  # fmt: skip
     assert costs.training_memory(plan, B, T, 32, "sgd")["gradients"] == 4 * added
     assert costs.training_memory(plan, B, T, 16)["gradients"] == 2 * added
+
+
+def test_blocks_of_queries_and_a_prompt_for_the_whole_batch():
+    """Our own engine never computes the weights behind a block's end, and reads a prompt once for all rows."""
+    long, q = Architecture("long", V, C, 1, H, F, 1000), MINILORA.queries
+    length = 2 * q + 3
+    kept = Walk(counting.plan(long, "full"), B, length, MINILORA).kept["blocks.0.scores"]
+    assert kept == H * B * (q * q + q * 2 * q + 3 * length) < H * B * length**2
+    plan = counting.plan(long, "prompt", tokens=5)
+    ours, theirs = Walk(plan, B, T, MINILORA), Walk(plan, B, T, PYTORCH)
+    forward = lambda w: next(o.forward for o in w.operations if o.name == "blocks.0.mlp.up_proj")
+    assert (forward(ours), forward(theirs)) == (2 * (B * T + 5) * C * F, 2 * B * (T + 5) * C * F)
+    assert theirs.kept["blocks.0.scores"] == H * B * (T + 5) ** 2
+    assert ours.kept["blocks.0.scores"] == H * (B * T * (T + 5) + 5 * 5)
+    assert ours.kept["blocks.0.kv"] == 2 * (B * (T + 5) + 5) * C and theirs.kept["blocks.0.kv"] == 2 * B * (T + 5) * C
+
+
+def test_four_bits_are_four_and_an_eighth_and_a_little():
+    """4 bits, an 8-bit scale for 64 weights, and a 32-bit one for 256 of those: 4.127 (QLoRA, section 3)."""
+    plan = counting.plan("gpt2", "lora", rank=1)
+    held = 12 * 12 * 768**2
+    rest = 2 * (counting.size(plan.base) - held + counting.size(plan.added))
+    assert (costs.weight_bytes(plan, 4) - rest) * 8 / held == pytest.approx(4 + 1 / 8 + 1 / 512, abs=1e-6)
+    assert list(costs.training_memory(plan, 1, 2, 16)) == ["weights", "gradients", "optimizer_state", "activations"]
