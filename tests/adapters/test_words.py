@@ -72,7 +72,8 @@ def merged():
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_odd_arguments(name, tmp_path, recwarn):
+def test_odd_arguments(name, tmp_path, recwarn, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a path of "x" is a good one
     ml.save_adapter(adapted(), tmp_path / "a.npz")
     function, make, *others = CALLS[name]
     assert function(**make(tmp_path)) is not NotImplemented  # as it is meant, it works
