@@ -73,11 +73,11 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
     if len(pieces) <= 1 or cores() == 1:
         return [function(*piece) for piece in pieces]
     left, results, errors = iter(enumerate(pieces)), {}, []
-    begun: list[bool] = []
-    ended: SimpleQueue = SimpleQueue()
+    begun: list[SimpleQueue] = []  # of each thread that has begun, where it says that it has ended
 
     def work() -> None:
-        begun.append(True)
+        ended: SimpleQueue = SimpleQueue()
+        begun.append(ended)
         try:
             for i, piece in left:
                 results[i] = function(*piece)
@@ -94,7 +94,7 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
                 results[i] = function(*piece)
         finally:
             list(left)  # after an error, or Ctrl-C, nobody begins another piece
-            for _ in list(begun):  # waits for those that have begun; who has not will find nothing left
+            for ended in list(begun):  # waits for each that has begun; who has not will find nothing left
                 ended.get()
     if errors:
         raise errors.pop()

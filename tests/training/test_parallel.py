@@ -303,3 +303,28 @@ def test_whole_batch_is_drawn_by_pcg64_one_row_after_another(total):
     np.testing.assert_array_equal(RowsOf([7, 8], 0, total).random((total, 6), "float32"), whole)
     if total > 2:
         np.testing.assert_array_equal(RowsOf([7, 8], 2, total - 2).random((total - 2, 6), "float32"), whole[2:])
+
+
+def test_a_thread_that_comes_too_late_does_not_end_the_waiting_for_another(monkeypatch):
+    """Two threads beside ours: one computes the last piece, the other was busy and finds nothing left."""
+    monkeypatch.setattr(parallel, "cores", lambda: 3)
+    jobs, busy, free, last = parallel._jobs(2, in_parallel), threading.Event(), threading.Event(), threading.Event()
+    jobs.put(lambda: (busy.set(), free.wait(10)))
+    assert busy.wait(10)
+
+    theirs = []
+
+    def piece(i):
+        if threading.current_thread() is threading.main_thread():
+            assert last.wait(10)  # until the other thread has the last piece
+            return i
+        theirs.append(i)
+        if len(theirs) == 2:
+            last.set()
+            time.sleep(0.1)  # while ours begins to wait
+            free.set()
+            time.sleep(0.1)  # while the late thread finds nothing
+        return i
+
+    assert in_parallel(piece, [(0,), (1,), (2,)]) == [0, 1, 2]
+    assert len(theirs) == 2
