@@ -16,15 +16,18 @@ _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENER
 class Block:
     """One entry into `no_grad`, by a frame that may be suspended while others run."""
 
-    __slots__ = ("owner", "frame")
+    __slots__ = ("owner", "frame", "left")
 
     def __init__(self, owner: "no_grad", frame: FrameType):
-        self.owner = owner
+        self.owner, self.left = owner, False
         self.frame = frame if frame.f_code.co_flags & _SUSPENDS and not _is_manager(frame) else None
 
     def holds(self) -> bool:
-        """Whether the frame is running; one that waits at a `yield` or an `await` has no caller."""
-        return self.frame is None or self.frame.f_back is not None
+        """Whether the frame is among those that are running here; one that waits at a `yield` is not."""
+        frame: FrameType | None = None if self.left else sys._getframe(1)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 def _is_manager(frame: FrameType | None) -> bool:
@@ -56,16 +59,23 @@ class no_grad:
     def __new__(cls, function: Any = None) -> Any:
         return super().__new__(cls) if function is None else cls()(function)
 
+    def __init__(self, function: Any = None) -> None:
+        self.entered: list[Block] = []  # by frames that may be suspended, and end in another thread
+
     def __enter__(self) -> None:
-        blocks.set((*blocks.get(), Block(self, sys._getframe(1))))
+        block = Block(self, sys._getframe(1))
+        if block.frame is not None:
+            self.entered.append(block)
+        blocks.set((*(b for b in blocks.get() if not b.left), block))
 
     def __exit__(self, *error: object) -> None:
-        entered = blocks.get()
-        mine = [i for i, block in enumerate(entered) if block.owner is self]
-        frame = sys._getframe(1)
-        mine = [i for i in mine if entered[i].frame is frame] or [i for i in mine if entered[i].frame is None] or mine
-        if mine:  # a generator may end in another thread than it began in
-            blocks.set(entered[: mine[-1]] + entered[mine[-1] + 1 :])
+        frame, here = sys._getframe(1), blocks.get()
+        mine = [b for b in self.entered if b.frame is frame]
+        mine = mine or [b for b in here if b.owner is self and b.frame is None] or [b for b in here if b.owner is self]
+        if mine:
+            mine[-1].left = True
+            self.entered = [b for b in self.entered if not b.left]
+            blocks.set(tuple(b for b in here if not b.left))
 
     def __call__(self, function: Callable) -> Callable:
         """The function, recording nothing."""

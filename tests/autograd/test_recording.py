@@ -83,6 +83,21 @@ def test_a_generator_that_ends_in_another_thread():
     assert records()
 
 
+def test_what_has_ended_in_another_thread_is_forgotten():
+    """Nothing is left to ask about, on every primitive, and no frame is kept."""
+    from minilora.autograd.recording import blocks
+
+    numbers = quiet_numbers([])
+    next(numbers)
+    assert len(blocks.get()) == 1
+    thread = threading.Thread(target=numbers.close)
+    thread.start()
+    thread.join()
+    with ml.no_grad():
+        assert len(blocks.get()) == 1
+    assert blocks.get() == ()
+
+
 def test_a_generator_delegates_to_another():
     def outer(results):
         with ml.no_grad():
