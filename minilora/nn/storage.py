@@ -55,7 +55,7 @@ def load_arrays(path: str | Path, kind: str | None) -> tuple[dict[str, np.ndarra
         raise ValueError(f"{path} is no complete minilora file: it is no .npz archive, or its end is missing")
     try:
         arrays, header = read_archive(path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
     except Exception as error:  # NumPy, zipfile, zlib and JSON raise many kinds where a file is damaged
         raise ValueError(f"{path} is no complete minilora file: {said(error)}") from None
@@ -73,11 +73,9 @@ def blaming(path: str | Path) -> Iterator[None]:
     """Whatever inside the block does not fit (a name, a shape, a setting) becomes a ValueError that names the file."""
     try:
         yield
-    except OSError:
-        raise
     except KeyError as error:
         raise ValueError(f"{path}: the header has no {error}") from None
-    except Exception as error:  # a header may hold anything: what is asked of it can fail in every way
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path}: {said(error)}") from None
 
 
