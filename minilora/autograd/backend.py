@@ -152,8 +152,9 @@ def at_least_float32(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(x: Any, *rest: Any, **options: Any) -> tuple:
-        x = array_module(x).asarray(x)
-        codes = [a.dtype.char for a in rest if hasattr(a, "dtype")]
+        if type(x) is not np.ndarray:
+            x = array_module(x).asarray(x)
+        codes = [a.dtype.char for a in rest if hasattr(a, "dtype")] if rest else ()
         if x.dtype.kind in "iub":
             x = x.astype(next((code for code in codes if code in "efdFD"), "d"))
         if x.dtype.char != "e" and "e" not in codes:

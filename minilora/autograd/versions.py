@@ -9,6 +9,7 @@ closure says itself what it keeps, so only values that a derivative needs are as
 import dataclasses
 import functools
 import itertools
+import math
 import types
 import weakref
 from collections import deque
@@ -37,23 +38,28 @@ _changes: dict[int, dict[tuple, _Changes]] = {}  # id of the array that owns the
 
 def _root(array: Array) -> Array:
     """The array that owns the memory of this one."""
-    while is_array(array.base):
+    while array.base is not None and is_array(array.base):
         array = array.base
     return array
 
 
-def _span(array: Array) -> tuple:
-    """The first byte and the one past the last; on a GPU, all that the owner has."""
-    return np.lib.array_utils.byte_bounds(array) if type(array) is np.ndarray else (0, np.inf)
+def _span(array: Array, root: Array) -> tuple:
+    """The first byte and the one past the last; of an array with all that its root has, and on a GPU, every byte."""
+    whole = array is root or array.nbytes == root.nbytes or type(array) is not np.ndarray
+    return (0, math.inf) if whole else np.lib.array_utils.byte_bounds(array)
 
 
 def changed(array: Array) -> None:
     """Note that this array has been written over."""
     root = _root(array)
-    if id(root) not in _changes:
-        _changes[id(root)] = {}
+    entries = _changes.get(id(root))
+    if entries is None:
+        entries = _changes[id(root)] = {}
         weakref.finalize(root, _changes.pop, id(root), None).atexit = False
-    entry = _changes[id(root)].setdefault(_span(array), _Changes())
+    span = _span(array, root)
+    entry = entries.get(span)
+    if entry is None:
+        entry = entries[span] = _Changes()
     entry.version += 1
     entry.times.append(note_change())
 
@@ -72,7 +78,8 @@ def latest() -> int:
 
 def version(array: Array) -> int:
     """How often an array has been written over."""
-    entry = _changes.get(id(_root(array)), {}).get(_span(array))
+    root = _root(array)
+    entry = _changes.get(id(root), {}).get(_span(array, root))
     return entry.version if entry else 0
 
 
@@ -84,8 +91,9 @@ def same_memory(a: Array, b: Array) -> bool:
 def stale(vjp: Any, since: int) -> tuple[str, Array, int, int] | None:
     """(variable, array, version now, version then) of the first array a vjp keeps that changed after `since`."""
     for name, array in kept_arrays(vjp):
-        low, high = _span(array)
-        for (start, stop), entry in list(_changes.get(id(_root(array)), {}).items()):
+        root = _root(array)
+        low, high = _span(array, root)
+        for (start, stop), entry in list(_changes.get(id(root), {}).items()):
             if entry.times[-1] > since and start < high and low < stop:
                 later = sum(time > since for time in entry.times)
                 return name, array, entry.version, entry.version - later

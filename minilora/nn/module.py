@@ -66,7 +66,7 @@ class Module:
     def _branches(self, path: str) -> Iterator[tuple[str, Any]]:
         """(name, tensor or module) of every branch of this module, which is at `path`."""
         for name, value in vars(self).items():
-            if name not in self.references:
+            if isinstance(value, HOLDERS) and name not in self.references:
                 yield from _within(f"{path}.{name}" if path else name, value)
 
     def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Array]]:
@@ -284,6 +284,9 @@ class Module:
             except ValueError as error:
                 return f"{name}: {error}"
         return ""
+
+
+HOLDERS = (Module, Tensor, list, tuple, dict, set, frozenset)  # what may be a branch, or have some in it
 
 
 def _within(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -125,11 +125,14 @@ class Optimizer:
             gradients = arrays_of(name, gradients)
         if len(gradients) != len(self.parameters):
             raise ValueError(f"{name}: {len(gradients)} gradients for {len(self.parameters)} parameters")
-        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
-            if g is not None and g.shape != p.shape:
-                raise ValueError(f"{name}: gradient {i} has shape {g.shape}, expected {p.shape}")
-            if any(kept[i].shape != p.shape for kept in self.state.values()):
-                raise ValueError(f"{name}: parameter {i} has another shape, {p.shape}, than at the step before")
+        shapes = [p.data.shape for p in self.parameters]
+        for i, (shape, g) in enumerate(zip(shapes, gradients, strict=True)):
+            if g is not None and g.shape != shape:
+                raise ValueError(f"{name}: gradient {i} has shape {g.shape}, expected {shape}")
+        for kept in self.state.values():
+            for i, (shape, array) in enumerate(zip(shapes, kept, strict=True)):
+                if array.shape != shape:
+                    raise ValueError(f"{name}: parameter {i} has another shape, {shape}, than at the step before")
         if all(g is None for g in gradients):
             raise ValueError(f"{name}: none of the {len(gradients)} parameters has a gradient; {fix}")
         return gradients
@@ -290,7 +293,8 @@ def clip_gradients(gradients: Sequence[Array | None], max_norm: float) -> float:
     """
     max_norm = number("clip_gradients: max_norm", max_norm, NORM)
     reached = [g for g in arrays_of("clip_gradients", gradients) if g is not None]
-    norm = math.sqrt(sum(map(_sum_of_squares, reached)))
+    with np.errstate(over="ignore"):
+        norm = math.sqrt(sum(map(_sum_of_squares, reached)))
     if math.isfinite(norm) and norm + 1e-6 > max_norm:
         scale = max_norm / (norm + 1e-6)
         for g in reached:
@@ -303,8 +307,7 @@ def clip_gradients(gradients: Sequence[Array | None], max_norm: float) -> float:
 
 def _sum_of_squares(g: Array) -> float:
     g = _widened(g)
-    with np.errstate(over="ignore"):
-        total = float((g * g).sum())
+    total = float((g * g).sum())
     if total == math.inf:  # the sum, or a square, is too large for float32
         g = g.astype(np.float64)
         total = float((g * g).sum())
@@ -318,6 +321,8 @@ def arrays_of(caller: str, gradients: Any) -> list:
         raise TypeError(f"{caller}: gradients is {came}, expected a list of arrays, as ml.grad(loss, parameters) gives")
     gradients = list(gradients)
     for i, g in enumerate(gradients):
+        if type(g) is np.ndarray and g.dtype.kind == "f":
+            continue
         if (g is not None and not (hasattr(g, "dtype") and g.dtype.kind in "fiu")) or isinstance(g, Tensor):
             raise TypeError(f"{caller}: gradient {i} is {described(g)}, expected an array of real numbers, or None")
     return gradients
