@@ -50,7 +50,7 @@ class Module:
                 continue
             seen.add(id(module))
             yield path, module
-            inside = above | {id(module)}
+            inside = above if remove_duplicate else above | {id(module)}
             below = [(name, child, inside) for name, child in module._branches(path) if isinstance(child, Module)]
             todo += reversed(below)
 
@@ -65,9 +65,13 @@ class Module:
 
     def _branches(self, path: str) -> Iterator[tuple[str, Any]]:
         """(name, tensor or module) of every branch of this module, which is at `path`."""
+        start = f"{path}." if path else ""
         for name, value in vars(self).items():
-            if isinstance(value, HOLDERS) and name not in self.references:
-                yield from _within(f"{path}.{name}" if path else name, value)
+            if isinstance(value, BRANCHES):  # most are, or are plain values: `_within` takes longer to say so
+                if name not in self.references:
+                    yield start + name, value
+            elif isinstance(value, CONTAINERS) and name not in self.references:
+                yield from _within(start + name, value)
 
     def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Array]]:
         """(name, array) for everything in `buffers` of this module and those below it."""
@@ -286,7 +290,8 @@ class Module:
         return ""
 
 
-HOLDERS = (Module, Tensor, list, tuple, dict, set, frozenset)  # what may be a branch, or have some in it
+BRANCHES = (Module, Tensor)
+CONTAINERS = (list, tuple, dict, set, frozenset)  # what may have branches in it
 
 
 def _within(path: str, value: Any) -> Iterator[tuple[str, Any]]:
