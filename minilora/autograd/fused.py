@@ -5,6 +5,7 @@ saves time, memory, or digits. As there, g is the cotangent of the output. Indic
 """
 
 import math
+import sys
 
 import numpy as np
 
@@ -246,6 +247,7 @@ def gelu(x):
     Only x is kept; u is computed again. Arrays are written over once used: two thirds of the formula's time.
     """
     xp = array_module(x)
+    raises = xp is np and x.dtype.kind == "f" and sys.platform != "emscripten"  # where it overflows
 
     def minus_2u(x):
         v = xp.asarray(x * x)  # an array even where x is one number, to be written over
@@ -261,15 +263,22 @@ def gelu(x):
         v += 1
         return v
 
-    def vjp(g):
-        near = xp.asarray(x.clip(-40, 40))  # beyond, s is 0 or 1 in every digit, and u might be infinite
-        v = minus_2u(near)
+    def exponents(x):
+        v = minus_2u(x)
         d = -3 * v
-        near *= 4 * GELU_SCALE
-        d -= near  # 2x du/dx
+        spare = xp.asarray(4 * GELU_SCALE * x)
+        d -= spare  # 2x du/dx
+        return v, d, spare
+
+    def vjp(g):
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                v, d, spare = exponents(x if raises else x.clip(-40, 40))
+        except FloatingPointError:  # u is infinite; beyond 40, s is 0 or 1 in every digit
+            v, d, spare = exponents(x.clip(-40, 40))
         with np.errstate(over="ignore"):
             q = one_plus_e(v)  # 1 / s
-        d -= xp.divide(d, q, out=near)
+        d -= xp.divide(d, q, out=spare)
         d += 1
         d /= q
         d *= g
