@@ -7,6 +7,7 @@ tells each array's type and shape in a few bytes: known before memory is asked f
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,11 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{name} says that it has shape {shape}, which is not its length")
     with archive.open(info) as file:
         return npy.read_array(file, allow_pickle=False)
+
+
+def write_archive(file: Any, arrays: Mapping[str, np.ndarray], deflate: bool) -> None:
+    """Write named arrays as `numpy.savez` does, which before NumPy 2.1 leaves its archive open when a disk is full."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, np.asarray(array), allow_pickle=False)

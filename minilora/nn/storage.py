@@ -26,11 +26,13 @@ def save_arrays(
     path: str | Path, arrays: Mapping[str, Any], header: Mapping[str, Any], compress: bool | None = None
 ) -> Path:
     """Write named arrays and a JSON-able header into one .npz file. None: compress where that takes but a moment."""
+    from .archive import write_archive  # here, so that `import minilora` stays quick
+
     host: dict[str, Any] = {name: to_numpy(array) for name, array in arrays.items()}
     host[HEADER] = np.array(json.dumps(header, default=_number))
     size = sum(array.nbytes for array in host.values())
-    save = np.savez_compressed if (size < COMPRESSED if compress is None else compress) else np.savez
-    return write_beside(path, lambda file: save(file, **host), size)
+    deflate = size < COMPRESSED if compress is None else compress
+    return write_beside(path, lambda file: write_archive(file, host, deflate), size)
 
 
 def _number(value: Any) -> Any:

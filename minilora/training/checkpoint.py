@@ -70,6 +70,8 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
         check_size(config, arrays)
         model = GPT(config, Blank()).astype(header["dtype"])
         for layer, settings in header["quantization"].items():
+            if settings["block"] > max(2 * array.size for array in arrays.values()):
+                raise ValueError(f"{layer} has blocks of {settings['block']:,} codes, more than the file holds")
             quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
         if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
             header |= {"adapter": "default", "carried": {"adapters": {}}}

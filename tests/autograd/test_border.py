@@ -44,7 +44,7 @@ CALLS = {  # what is written, on arrays that are all given as tensors, or the fi
     "where": (lambda x, y: np.where(V > 0, x, y), V, P),
     "clip": (lambda x: np.clip(x, -1, 1.25), M),
     "clip, keywords": (lambda x: np.clip(x, a_min=-1, a_max=None), M),
-    "clip, other keywords": (lambda x: np.clip(x, max=1), M),
+    **({"clip, other keywords": (lambda x: np.clip(x, max=1), M)} if np.__version__ >= "2.1" else {}),
     "reshape": (lambda x: np.reshape(x, (3, 2)), M),
     "ravel": (lambda x: np.ravel(x, order="F"), M),
     "transpose": (lambda x: np.transpose(x), M),

@@ -7,6 +7,7 @@ arrays. What loads all the same must be a whole thing; everything else is a Valu
 import io
 import json
 import pickle
+import re
 import tracemalloc
 import zipfile
 
@@ -129,6 +130,8 @@ def test_odd_arrays_are_one_line(kind, data, files, tmp_path):
         "longer": np.zeros((*shape, 1), arrays[name].dtype),
         "empty": np.zeros(0, arrays[name].dtype),
     }
+    if kind.startswith("checkpoint"):  # each of its arrays comes back in its own precision
+        del other["huge"]
     choice = data.draw(st.sampled_from([*other, "gone"]))
     odd = {key: value for key, value in arrays.items() if key != name or choice != "gone"}
     odd |= {} if choice == "gone" else {name: other[choice]}
@@ -219,6 +222,7 @@ def test_a_header_that_is_none_is_one_line(text, kind, files, tmp_path):
         ("model", ("config", "vocab_size"), 10**9),
         ("checkpoint", ("config", "n_embd"), 8192),
         ("checkpoint-nf4", ("config", "n_layer"), 200_000),
+        ("checkpoint-nf4", ("quantization", "blocks.0.attn.q_proj", "block"), 10**9),
         ("houlsby", ("methods", 0, "config", "bottleneck"), 10**9),
         ("prompt", ("methods", 0, "config", "tokens"), 10**9),
         ("lora", ("methods", 0, "config", "rank"), 10**9),
@@ -230,7 +234,7 @@ def test_a_size_that_the_file_has_not_is_refused_before_it_is_built(kind, place,
     """A model of 7.7 KB that says n_embd = 8192 was built, 5.2 GiB of it, before its shapes were compared."""
     arrays, header = load_arrays(files[0][kind], None)
     path = save_arrays(tmp_path / "odd.npz", arrays, with_value(header, place, value))
-    assert "its configuration" in check_refused_or_whole(kind, path, files[1])
+    assert re.search("its configuration|more than the file holds", check_refused_or_whole(kind, path, files[1]))
 
 
 def test_a_configuration_counts_its_parameters():
