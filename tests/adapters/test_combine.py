@@ -62,6 +62,7 @@ def frobenius(update):
 # Concatenation
 
 
+@pytest.mark.slow
 @given(w=st.lists(st.floats(-3, 3), min_size=1, max_size=3), stabilized=st.booleans())
 def test_concatenation_is_the_weighted_sum(w, stabilized):
     model = three(rank_stabilized=stabilized)

@@ -171,6 +171,7 @@ def test_it_is_lora_on_the_dequantized_weights(kind, dropout):
         assert b.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["central", "complex-step", "directional"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_of_a_and_b(method, dropout):
@@ -289,6 +290,7 @@ def test_a_frozen_layer_keeps_no_activation():
     assert held < 1.2 * y.data.nbytes  # y itself, and nothing of 2 x
 
 
+@pytest.mark.slow
 def test_a_step_needs_no_more_than_loras_and_one_weight():
     """The peak of a step beside LoRA's on float weights, both without what the weights themselves take."""
     config = ml.GPTConfig(vocab_size=16, block_size=16, n_layer=3, n_head=2, n_embd=128)

@@ -127,6 +127,7 @@ def weights(draw):
     return array[..., ::-1].T if draw(st.booleans()) and array.ndim else array
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(w=weights(), kind=st.sampled_from(KINDS), block=st.sampled_from([1, 2, 3, 16, 64]), double=st.booleans())
 @example(w=np.array([LARGEST] * 3 + [1.0, -LARGEST]), kind="int8", block=1, double=True)

@@ -444,5 +444,5 @@ class Machine(RuleBasedStateMachine):
 
 TestEverySequence = Machine.TestCase
 TestEverySequence.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -616,6 +616,7 @@ def test_a_chain_of_50000_nodes_differentiates():
     assert ml.grad(y, [x])[0] == pytest.approx(1.0001**DEPTH, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_chain_of_50000_nodes_is_forgotten_without_recursion():
     x = ml.Tensor(1.0, requires_grad=True)
     y = x

@@ -63,6 +63,7 @@ def test_every_bar_is_of_something_that_is_measured():
 # --- the benchmark ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_peers_it_measures_what_is_ours_and_says_who_is_left_out(alone):
     record = benchmark.bench(["tiny"], ["lora", "full", "scalars", "generation"], turns=2)
     sides = [(r["what"], r["against"]) for r in record["rows"]]
@@ -293,6 +294,7 @@ def test_there_is_no_figure_of_nothing():
         figure.ratios(a_record([a_row(rows.MEMORY)]))
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(alone, capsys, tmp_path):
     words = ["bench", "--sizes", "tiny", "--parts", "lora,full", "--repeats", "2"]
     files = ["--output", str(tmp_path / "bench.json"), "--figure", str(tmp_path / "speed.png")]

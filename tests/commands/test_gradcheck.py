@@ -1,11 +1,14 @@
 """`minilora gradcheck`: every derivative, in a table."""
 
+import pytest
+
 import minilora as ml
 from minilora.autograd.examples import EXAMPLES
 from minilora.commands import gradcheck
 from minilora.commands.main import main
 
 
+@pytest.mark.slow
 def test_gradcheck_prints_every_primitive_in_80_columns(capsys):
     assert main(["gradcheck"]) == 0
     out = capsys.readouterr().out

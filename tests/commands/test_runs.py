@@ -81,6 +81,7 @@ def stop(monkeypatch):
 FINETUNE = ["finetune", "--model", "base.npz", "--corpus", "text.txt", "--rank", "2", *QUICK]
 
 
+@pytest.mark.slow
 def test_a_later_run_with_the_same_output_leaves_an_earlier_ones_checkpoint(base, capsys, stop, monkeypatch):
     """ "Saved; to go on ..." is a promise."""
     stop(2)

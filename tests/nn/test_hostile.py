@@ -176,6 +176,7 @@ def test_other_compressions_are_refused_unread(kind, method, files, tmp_path):
     assert "compressed in another way" in words
 
 
+@pytest.mark.slow
 def test_a_member_that_says_it_is_larger_than_the_file_is_refused_unread(files, tmp_path):
     zeros = npy((2**27,), content=bytes(2**29))  # half a gibibyte, deflated to half a mebibyte
     path = repacked(files[0]["model"], tmp_path / "bomb.npz", more=zeros)

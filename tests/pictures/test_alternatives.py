@@ -14,6 +14,7 @@ def only(name, /, **changes):
 # --- alternatives ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_alternatives_name_the_best_of_those_that_train_few_parameters(title, wide):
     assert title("alternatives") == "With at most 180 parameters: lora-all is clearly best on each text"
     assert "parameters: houlsby and lora-all are best on each" in title("alternatives", only("houlsby", loss=1.71))

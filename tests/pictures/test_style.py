@@ -36,6 +36,7 @@ def words(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(tmp_path):
     for turn in ("a", "b"):
         for name, figure in draw_all().items():

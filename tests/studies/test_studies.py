@@ -29,6 +29,7 @@ def test_equal_specs_have_equal_keys_and_different_ones_different():
     assert len({spec.key for spec in [Spec(), *changed]}) == 6
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_the_same_spec_gives_the_same_numbers(cache, tmp_path, monkeypatch):
     kept = Runs(cache, TINY, progress=False)
     spec = kept.spec(rank=2)
@@ -40,6 +41,7 @@ def test_a_run_is_trained_once_and_the_same_spec_gives_the_same_numbers(cache, t
     assert kept.record(spec) == first
 
 
+@pytest.mark.slow
 def test_a_record_holds_what_can_be_computed_otherwise(cache):
     kept = Runs(cache, TINY, progress=False)
     record = kept.record(kept.spec(rank=2, keep=True))
@@ -70,6 +72,7 @@ def test_measuring_a_step_does_not_move_the_model(cache):
     assert all(np.array_equal(before[name], p.numpy()) for name, p in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_costs_of_a_step(cache, monkeypatch):
     monkeypatch.setattr(loop, "cores", lambda: 1)  # threads do not always meet at their peaks
     specs = {"full": Spec(method="full"), "lora": Spec()}

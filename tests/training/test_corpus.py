@@ -141,6 +141,7 @@ def test_how_much_is_foreign_decides_what_is_said(foreign, said, tmp_path):
         ml.load_corpus(path)
 
 
+@pytest.mark.slow
 def test_the_built_in_corpora_are_read_as_they_are():
     """Their tabs and quotes count as replaced, so that records made from them stay what they are."""
     text = corpora.BUILT_IN["python-code"]()

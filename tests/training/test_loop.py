@@ -130,6 +130,7 @@ def test_however_many_pieces_each_row_drops_out_the_same(make_model, place):
         assert other.bit_generator.state == rng.bit_generator.state
 
 
+@pytest.mark.slow
 def test_after_many_steps_any_number_of_cores_agrees(make_model, corpus, monkeypatch):
     """The relative distance of LoRA's weights, from rounding alone; another seed is a third of their length away."""
 
