@@ -91,6 +91,29 @@ class Module:
         packed = 0 if trainable else sum(math.prod(s) for _, m in self.named_modules() for s in m.packed().values())
         return sum(p.size for p in self.parameters(trainable)) + packed
 
+    def drops_out(self) -> bool:
+        """Whether this module or one below it has dropout. A training step asks: a walk without names or generators."""
+        seen: set[int] = set()
+        todo: list[Any] = [self]
+        while todo:
+            found = todo.pop()
+            if isinstance(found, Module):
+                if id(found) not in seen:
+                    if found.dropout:
+                        return True
+                    seen.add(id(found))
+                    own = vars(found)
+                    todo += (
+                        [own[name] for name in own if name not in found.references]
+                        if found.references
+                        else own.values()
+                    )
+            elif isinstance(found, list | tuple):
+                todo += found
+            elif isinstance(found, dict):
+                todo += found.values()
+        return False
+
     def packed(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of this module's own parameters that its buffers stand for: a quantised weight."""
         return {}
@@ -249,7 +272,7 @@ class Module:
 
     def train(self, mode: bool = True) -> "Module":
         """The model itself. Raises ValueError where it has dropout, which a generator switches on here, not a mode."""
-        if mode and any(module.dropout for _, module in self.named_modules()):
+        if mode and self.drops_out():
             raise ValueError(f"train: this model has dropout; write {MODULE['training']}")
         return self
 

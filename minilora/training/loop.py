@@ -115,7 +115,7 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any) -> tuple[Arr
     if rng is not None and not isinstance(rng, np.random.Generator):
         why = "; a seed would drop out the same in every step" if isinstance(rng, int | np.integer) else ""
         raise TypeError(f"train_step: rng = {described(rng)}, expected a numpy.random.Generator{why}")
-    if rng is None and any(getattr(m, "dropout", 0) for _, m in model.named_modules()):
+    if rng is None and model.drops_out():
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
     tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
     if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
