@@ -137,6 +137,7 @@ def test_a_prompt_is_the_concatenation_of_embeddings(tokens, length, methods):
 # Derivatives
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("method", ["central", "complex-step", "directional"])
 def test_gradients(config, method):

@@ -120,6 +120,7 @@ SHAPES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_function_of_numpy_drops_a_tape(name):
     """With a tape: the primitive's tensor, or one line that names the function; plain arrays of values alone."""
@@ -150,6 +151,7 @@ def test_no_function_of_numpy_drops_a_tape(name):
                 np.testing.assert_allclose(part.data, right, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, f in FUNCTIONS.items() if not isinstance(f, np.ufunc)])
 def test_without_a_tape_numpy_computes(name):
     """A tensor without a tape is an array: NumPy's value, as a tensor or an array, or a refusal of an option."""

@@ -80,6 +80,7 @@ def test_an_unharmed_mutant_passes(name):
         check_gradients(unharmed, example.inputs(np.random.default_rng(0)), METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, place, error", MUTANTS, ids=lambda value: str(value))
 def test_every_mutant_is_caught(name, place, error):
     example = EXAMPLES[name]

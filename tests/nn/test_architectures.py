@@ -263,6 +263,7 @@ SIZED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("value", [None, True, "12", 12.0, -12, 0, [12], {"a": 1}, float("nan"), "x" * 10**5])
 def test_every_size_is_a_whole_number(family, value):

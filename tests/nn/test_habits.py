@@ -115,6 +115,7 @@ CONFIGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("setting", [*habits.SETTING, "qqqqq"])
 def test_another_library_s_setting_says_its_name_here(config, setting):

@@ -184,6 +184,7 @@ def test_a_member_that_says_it_is_larger_than_the_file_is_refused_unread(files, 
     assert "says that it holds 5" in check_refused_or_whole("model", path, files[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -205,6 +206,7 @@ def test_a_damaged_member_is_one_line(content, said, kind, files, tmp_path):
     assert said in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[" * 200_000, "[]", "nul", '"text"', "{", "\ud800"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_header_that_is_none_is_one_line(text, kind, files, tmp_path):

@@ -71,6 +71,7 @@ def test_rows_from_which_nothing_can_be_drawn(row, temperature):
         sample(np.array([[0.0, 1.0], row]), temperature, None, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [name for name, _ in ml.GPT(CONFIG).named_parameters()])

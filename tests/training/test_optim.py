@@ -427,6 +427,7 @@ NUMBERS = [-1, -1e-9, float("nan"), float("inf"), -float("inf"), "a", "0.1", Non
 NUMBERS += [np.float64(-1), np.bool_(True), np.array([0.1, 0.2]), ml.Tensor(0.1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", NUMBERS, ids=lambda value: repr(value)[:20])
 @pytest.mark.parametrize(
     "make, name",

@@ -45,6 +45,7 @@ def odd_settings():
     yield from [("betas", ("a", 0.9)), ("betas", 0.9), ("lr", 10**400), ("max_norm", -float("inf")), ("pieces", 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value", list(odd_settings()), ids=lambda value: repr(value)[:30])
 def test_settings_that_make_no_sense_are_named_when_given_and_when_changed(name, value):
     expected = rf"^Settings: {name} = .+, expected "
