@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32, by_value
-from .fused import row_dot
+from .fused import largest, row_dot
 from .tensor import register
 
 __all__ = ["attention", "join_heads", "split_heads"]
@@ -106,7 +106,7 @@ def attend(q, k, v, keep=None, causal=True):
     if causal and t > 1:
         own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
         own += _unseen(xp, t, e.real.dtype)
-    e -= _largest_of_columns(e)
+    e -= largest(e, -2)
     xp.exp(e, out=e)
     sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
     f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
@@ -124,19 +124,6 @@ def attend(q, k, v, keep=None, causal=True):
         return ds.swapaxes(-1, -2) @ (k * scale), ds @ q, kept @ g
 
     return o, vjp
-
-
-def _largest_of_columns(e):
-    """The largest real part of each column, kept: (..., S, T) -> (..., 1, T)
-
-    Half of the rows beside the other half, again and again: NumPy takes the long stretches of memory of two halves in
-    a seventh of the time that it takes the rows one by one.
-    """
-    xp, best = array_module(e), e.real
-    while best.shape[-2] > 1:
-        half = (best.shape[-2] + 1) // 2  # of an odd number of rows, the one in the middle is in both
-        best = xp.maximum(best[..., :half, :], best[..., -half:, :])
-    return best if best.size else 0
 
 
 @functools.lru_cache(maxsize=8)

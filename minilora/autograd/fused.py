@@ -116,8 +116,6 @@ def _plus(fresh, other):
 
 def row_dot(a, b):
     """The sum of a b over the last axis, kept: (..., C), (..., C) -> (..., 1), without writing a b down"""
-    if a.shape[-1] >= 64 and array_module(a) is np:  # BLAS is called once a row: quicker where rows are long
-        return (a[..., None, :] @ b[..., :, None])[..., 0]
     return array_module(a).einsum("...c,...c->...", a, b)[..., None]
 
 
