@@ -14,7 +14,7 @@ from ..autograd.backend import Array
 from ..autograd.fused import check_tokens
 from .layers import LayerNorm, Linear
 
-gelu: Any = ops.gelu.__wrapped__  # type: ignore[attr-defined]  # on arrays: -> y, vjps
+gelu: Any = ops.gelu.__wrapped__.__wrapped__  # type: ignore[attr-defined]  # on arrays of float32 or more: -> y, vjps
 layer_norm: Any = ops.layer_norm.__wrapped__  # type: ignore[attr-defined]
 
 

@@ -251,7 +251,8 @@ class GPT(Module):
                 if not np.isfinite(logits).all():
                     why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
                     raise ValueError(f"generate: the logits are not finite; {why}")
-                text = np.concatenate([text, sample(logits, temperature, top_k, rng)[:, None]], axis=1)
+                chosen = sample(logits, temperature, top_k, rng) if temperature else logits.argmax(axis=1)  # (B,)
+                text = np.concatenate([text, chosen[:, None]], axis=1)
         return text if prompt.ndim > 1 else text[0]
 
     def _reader(self, cache: Cache) -> Any:
