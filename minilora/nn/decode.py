@@ -44,7 +44,9 @@ class Decoder:
     def __call__(self, tokens: Array) -> Array:
         """(B,) -> (B, V)"""
         model, t = self.model, self.length
-        check_tokens("Decoder", tokens, model.config.vocab_size)
+        vocab_size = model.config.vocab_size
+        if tokens.dtype.kind not in "iu" or not all([0 <= token < vocab_size for token in tokens.tolist()]):
+            check_tokens("Decoder", tokens, vocab_size)  # which takes longer to ask, and says what came
         if t == model.config.block_size:
             raise ValueError(f"Decoder: the context of block_size = {t} is full")
         x = model.wte.weight.data[tokens] + model.wpe.weight.data[t]  # (B, C)
