@@ -5,7 +5,6 @@ saves time, memory, or digits. As there, g is the cotangent of the output. Indic
 """
 
 import math
-import sys
 
 import numpy as np
 
@@ -213,8 +212,7 @@ def check_tokens(name, tokens, vocab_size, what="tokens"):
 def embedding(weight, tokens):
     """y = W[tokens]: row t of the table for token t.   W: (V, C), tokens: (...) integers -> (..., C)
 
-    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands: with NumPy
-    these are sorted by token, and each stretch of one token is added up, in a fifth of the time that `add.at` takes.
+    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
     """
     xp, shape, dtype = array_module(weight), weight.shape, wide(weight[:0]).dtype
     tokens = array_module(tokens).asarray(tokens)
@@ -224,14 +222,8 @@ def embedding(weight, tokens):
     tokens = by_value(xp.asarray(tokens))
 
     def vjp(g):
-        dw, t, rows = xp.zeros(shape, dtype=dtype), tokens.reshape(-1), g.reshape(tokens.size, shape[1])
-        if xp is not np:
-            xp.add.at(dw, t, rows)
-        elif t.size:
-            order = t.argsort(kind="stable")
-            t = t[order]
-            first = np.flatnonzero(np.concatenate([[True], t[1:] != t[:-1]]))  # of each token's places
-            dw[t[first]] = np.add.reduceat(wide(rows[order]), first, axis=0)
+        dw = xp.zeros(shape, dtype=dtype)
+        xp.add.at(dw, tokens.reshape(-1), g.reshape(tokens.size, shape[1]))
         return dw
 
     return weight[tokens], (vjp, None)
@@ -247,7 +239,6 @@ def gelu(x):
     Only x is kept; u is computed again. Arrays are written over once used: two thirds of the formula's time.
     """
     xp = array_module(x)
-    raises = xp is np and x.dtype.kind == "f" and sys.platform != "emscripten"  # where it overflows
 
     def minus_2u(x):
         v = xp.asarray(x * x)  # an array even where x is one number, to be written over
@@ -263,22 +254,15 @@ def gelu(x):
         v += 1
         return v
 
-    def exponents(x):
-        v = minus_2u(x)
-        d = -3 * v
-        spare = xp.asarray(4 * GELU_SCALE * x)
-        d -= spare  # 2x du/dx
-        return v, d, spare
-
     def vjp(g):
-        try:
-            with np.errstate(over="raise", invalid="raise"):
-                v, d, spare = exponents(x if raises else x.clip(-40, 40))
-        except FloatingPointError:  # u is infinite; beyond 40, s is 0 or 1 in every digit
-            v, d, spare = exponents(x.clip(-40, 40))
+        near = xp.asarray(x.clip(-40, 40))  # beyond, s is 0 or 1 in every digit, and u might be infinite
+        v = minus_2u(near)
+        d = -3 * v
+        near *= 4 * GELU_SCALE
+        d -= near  # 2x du/dx
         with np.errstate(over="ignore"):
             q = one_plus_e(v)  # 1 / s
-        d -= xp.divide(d, q, out=spare)
+        d -= xp.divide(d, q, out=near)
         d += 1
         d /= q
         d *= g
