@@ -134,7 +134,8 @@ def test_isolated_there_is_no_network_no_disk_and_no_solution(tmp_path):
             for name, attempt in attempts.items()
         ) + "\nprint(sum(p.isdigit() for p in __import__('os').listdir('/proc')), 'processes')"  # fmt: skip
         folder = grading.hand_in("ps2", {"ada": cell_with(code)}, tmp_path / "in")
-        (row,) = homework.grade(folder, tmp_path / "out", COURSE, 30, isolate=True)
+        with pytest.warns(UserWarning, match="isolated, the students' code can still read the hidden tests"):
+            (row,) = homework.grade(folder, tmp_path / "out", COURSE, 30, isolate=True)
     assert grading.lost(row) == {}, row.note
     said = outputs(tmp_path / "out", "ada")
     assert [line for line in said.splitlines() if line.endswith((": done", ": refused"))] == [

@@ -18,10 +18,11 @@ from .submissions import find_submissions, put_back
 from .table import Cell, Row
 from .worker import RESULT
 
-WARNING = (
-    "grading runs the students' code with your rights; --isolate takes the network away, and all of the disk but a "
-    "scratch folder"
-)
+WARNINGS = {  # isolated or not -> what to know before grading
+    False: "grading runs the students' code with your rights; --isolate takes away the network, and the disk but for "
+    "a scratch folder",
+    True: "isolated, the students' code can still read the hidden tests and change what they use; look at full marks",
+}
 GRADEBOOK = "gradebook.db"
 LARGEST = 50 * 2**20  # bytes of a notebook
 SECONDS = 60  # that a submission may take beside its cells: nbgrader starts, and looks at its database
@@ -49,8 +50,7 @@ def grade(
     api = open_course(output, course, {name: sets[name] for _, name, _ in found}, timeout)
     hidden = [course, output, folder] if isolate else None
     notes: dict[tuple[str, str], str] = {}
-    if not isolate:
-        warnings.warn(WARNING, stacklevel=2)
+    warnings.warn(WARNINGS[isolate], stacklevel=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of nbgrader about its database, of nbformat about old notebooks
         for student, name, path in tqdm(found, "grading", unit=" notebooks", disable=not progress):
