@@ -304,6 +304,7 @@ def test_models_cross_in_files_and_in_state_dicts(device, tmp_path):
 # --- adapters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_adapters(name, device, tmp_path):
     """Trained, disabled, saved, taken out, loaded, merged where that can be, and unmerged."""

@@ -55,6 +55,7 @@ def test_the_shipped_model():
     assert counting.find("base").bits == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", counting.MODELS)
 @pytest.mark.parametrize("method", counting.METHODS)
 def test_layers_and_matrices_add_up(name, method):

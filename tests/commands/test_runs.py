@@ -244,6 +244,7 @@ def test_a_signal_that_ends_programs_is_the_first_ctrl_c(name, base):
     assert load_checkpoint("a.checkpoint.npz").settings.steps == 100_000
 
 
+@pytest.mark.slow
 def test_the_use_it_line_of_a_run_that_went_on_names_the_base(base, capsys, monkeypatch):
     main([*FINETUNE, "--quantize", "nf4", "--checkpoint", "run.npz", "--output", "a.npz"])
     said = capsys.readouterr().out

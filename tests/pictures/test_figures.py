@@ -20,6 +20,7 @@ def test_every_study_is_drawn_and_every_figure_has_a_caption(folder):
     assert set(CAPTIONS) == set(FIGURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_letters_are_large_and_inside_the_picture(name, figure_of):
     figure = figure_of(name)

@@ -51,6 +51,7 @@ def test_a_record_holds_what_can_be_computed_otherwise(cache):
     assert record["stored_bytes"] == 4 * record["trainable"]
 
 
+@pytest.mark.slow
 def test_a_record_says_which_pythons_text_it_read(cache, tmp_path):
     """The built-in corpora are the standard library's; a run that an older one trained and kept is told as well."""
     kept = Runs(cache, TINY, progress=False)
@@ -83,6 +84,7 @@ def test_costs_of_a_step(cache, monkeypatch):
     assert saved > 6 * (822_016 - 2 * 73_728)  # AdamW's moments are 8 bytes for each parameter; gradients are 4
 
 
+@pytest.mark.slow
 def test_the_three_starts():
     base = ml.load_model("base")
     tokens, targets = ml.load_corpus("unicode-names").validation_windows(128, 2)

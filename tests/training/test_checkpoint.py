@@ -57,6 +57,7 @@ class StopAt(Corpus):
         return stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", range(7))
 @pytest.mark.parametrize(
     "kind",
@@ -400,6 +401,7 @@ for n in range(3):  # as a cell in a notebook does
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
 @pytest.mark.parametrize(
     "signals", [["SIGINT"], ["SIGTERM"], ["SIGHUP"], ["SIGTERM", "SIGHUP"], ["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM"]]

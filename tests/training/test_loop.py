@@ -147,6 +147,7 @@ def test_after_many_steps_any_number_of_cores_agrees(make_model, corpus, monkeyp
     assert distance(trained(1, seed=1)) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 4, 8, 16])
 def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(make_model, corpus, pieces, monkeypatch):
     results = []
