@@ -1,7 +1,6 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..autograd.tensor import Tensor
 from ..nn.checks import shown
 from ..nn.gpt import GPT
 from ..nn.module import in_precision
-from ..nn.storage import blaming, load_arrays, save_arrays
+from ..nn.storage import blaming, file_path, load_arrays, save_arrays
 from .adapter import METHODS, Adapter
 from .attach import attach, build, set_adapter
 from .qlora import quantization
@@ -51,13 +50,6 @@ def from_recipe(methods: list[dict[str, Any]]) -> list[Any]:
     if unknown := [m["kind"] for m in methods if m["kind"] not in METHODS]:
         raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}")
     return [METHODS[m["kind"]](**m["config"]) for m in methods]
-
-
-def file_path(path: Any, caller: str) -> Path:
-    """A place for a file. Raises TypeError for what is none."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{caller}: path = {shown(path)}, expected a text or a Path")
-    return Path(path)
 
 
 def check_sizes(methods: list[dict[str, Any]], arrays: Mapping[str, np.ndarray]) -> None:

@@ -64,9 +64,10 @@ def load_arrays(path: str | Path, kind: str | None) -> tuple[dict[str, np.ndarra
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected {kind!r}")
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            place = tuple(int(i) for i in np.unravel_index(finite.argmin(), finite.shape))
-            raise ValueError(f"{path}: {name}: entry {place} is {array[place]}")
+        try:
+            in_precision(array, array.dtype)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
     return arrays, header
 
 
