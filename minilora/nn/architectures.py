@@ -34,6 +34,7 @@ class Architecture:
     "none" for an encoder that ends in hidden states. The rest are parts of encoders: token_types (rows of a segment
     table), embedding_norm, pooler (a C x C layer on the first token), relative_positions (rows of DeBERTa's table, with
     a norm), conv_kernel (the width of DeBERTa's convolution, with a norm). bits: what its weights usually come in.
+    family: the `model_type` that Hugging Face gives it, whose files have names of their own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Architecture:
     relative_positions: int = 0
     conv_kernel: int = 0
     bits: int = 16
+    family: str = "gpt2"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -150,13 +152,14 @@ def _gpt(name: str, width: int, layers: int, heads: int, context: int = 1024) ->
 def _roberta(name: str, width: int, layers: int, heads: int) -> Architecture:
     """Liu et al. 2019, "RoBERTa", in Hugging Face's RobertaModel: two rows of positions are reserved."""
     encoder: dict[str, Any] = dict(head="none", final_norm=False, token_types=1, embedding_norm=True, pooler=True)
-    return Architecture(name, 50265, width, layers, heads, 4 * width, 512, positions=514, **encoder)
+    return Architecture(name, 50265, width, layers, heads, 4 * width, 512, positions=514, family="roberta", **encoder)
 
 
 def _llama(name: str, width: int, layers: int, heads: int, mlp_width: int, **other: Any) -> Architecture:
     """Touvron et al. 2023, "Llama 2", and its relatives: rotary positions, RMSNorm, a gated MLP, no biases."""
     plain = dict(qkv_bias=False, o_bias=False, mlp_bias=False, norm_bias=False, gated=True)
-    other = {"vocab_size": 32000, "context": 4096, "head": "untied", **plain, **other}
+    sizes = {"vocab_size": 32000, "context": 4096, "head": "untied", "family": name.split("-")[0]}
+    other = {**sizes, **plain, **other}
     return Architecture(name, width=width, layers=layers, heads=heads, mlp_width=mlp_width, **other)
 
 
@@ -170,7 +173,12 @@ def from_gpt_config(config: GPTConfig, name: str = "GPT") -> Architecture:
 
 
 _DEBERTA: dict[str, Any] = dict(
-    head="none", final_norm=False, embedding_norm=True, relative_positions=512, conv_kernel=3
+    head="none",
+    final_norm=False,
+    embedding_norm=True,
+    relative_positions=512,
+    conv_kernel=3,
+    family="deberta-v2",
 )  # He et al. 2021, "DeBERTa", in Hugging Face's DebertaV2Model; 256 buckets of distances to each side
 
 MODELS: dict[str, Architecture] = {

@@ -91,7 +91,7 @@ def read_config(config: Any, name: str | None = None) -> dict[str, Any]:
     name = name or (given if isinstance(given, str) and given.isprintable() else "") or family
     values = {**DEFAULTS[family], **config}
     read = {"gpt2": _read_gpt2, "bert": _read_bert, "roberta": _read_bert, "deberta-v2": _read_deberta}
-    return {"name": name, **read.get(family, _read_llama)(_Fields(name, family, values))}
+    return {"name": name, "family": family, **read.get(family, _read_llama)(_Fields(name, family, values))}
 
 
 class _Fields:
