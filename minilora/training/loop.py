@@ -1,6 +1,7 @@
 """The training loop: batches in, gradients out, one step at a time, until the end or Ctrl-C."""
 
 import contextlib
+import inspect
 import itertools
 import math
 import warnings
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..autograd.backend import Array, array_module
+from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked
-from ..autograd.tensor import grad, no_grad
+from ..autograd.tensor import Tensor, grad, no_grad
 from ..nn.gpt import as_tokens
 from .checkpoint import save_checkpoint
 from .checks import NORM, described, integer, number
@@ -33,13 +35,15 @@ def train_step(
     rng: Any = None,
     max_norm: float | None = None,
     pieces: int | None = None,
+    mask: Any = None,
 ) -> float:
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
-    tokens, targets: (B, T) integers. The batch is split over the cores and the gradients are added in a fixed order,
-    so the same call gives the same bits; pieces: how many it is split into, if not one for each core. rng: a Generator
-    for dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left
-    alone. Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the
+    tokens, targets: (B, T) integers; a target of -100 does not count. mask: (B, T), 1 where a token counts and 0 where
+    it is padding, for a model that takes one. The batch is split over the cores and the gradients are added in a fixed
+    order, so the same call gives the same bits; pieces: how many it is split into, if not one for each core. rng: a
+    Generator for dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on
+    is left alone. Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the
     parameters are then as they were.
     """
     keep_freed_memory()
@@ -47,7 +51,7 @@ def train_step(
         raise TypeError(f"train_step: optimizer is {described(optimizer)}, expected ml.AdamW(model.parameters())")
     if max_norm is not None:
         max_norm = number("train_step: max_norm", max_norm, NORM)
-    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces)
+    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces, mask)
     norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(_diagnosis(model, optimizer, gradients, loss))
@@ -56,25 +60,36 @@ def train_step(
 
 
 def loss_and_gradients(
-    model: Any, parameters: list, tokens: Any, targets: Any, rng: Any = None, pieces: int | None = None
+    model: Any,
+    parameters: list,
+    tokens: Any,
+    targets: Any,
+    rng: Any = None,
+    pieces: int | None = None,
+    mask: Any = None,
 ) -> tuple[float, list[Array | None]]:
     """The mean loss over a batch and its gradients, computed on every core; None for a parameter it does not reach.
 
-    A mean over the batch is the weighted mean of the means over its pieces, and so is its gradient.
+    The mean over the targets that count is the mean of those over the batch's pieces, each weighted by how many of
+    these targets it has, and so is its gradient.
     """
-    tokens, targets = _checked_batch(model, tokens, targets, rng)
+    tokens, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
     wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
     most = integer("train_step: pieces", pieces, 1) if pieces is not None else _pieces_of(parameters)
     n = min(len(tokens), most)
     bounds = [len(tokens) * i // n for i in range(n + 1)]
+    counted = [counting(targets[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    total = sum(counted)
     # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
     # cores. So the batches that are drawn after it are those of the records.
     seed = None if rng is None else rng.integers(2**63, size=2)
 
-    def piece(start: int, stop: int) -> tuple[float, list]:
+    def piece(start: int, stop: int, count: int) -> tuple[float, list]:
         rows = None if seed is None else RowsOf(seed, start, stop - start)
-        loss = model.loss(tokens[start:stop], targets[start:stop], rows)
-        share, gradients = (stop - start) / len(tokens), [None] * len(parameters)
+        share, gradients = count / total, [None] * len(parameters)
+        if not count:
+            return 0.0, gradients
+        loss = loss_of(model, tokens, targets, rows, mask, slice(start, stop))
         if loss.node is not None and wanted:
             found = grad(loss, [parameters[i] for i in wanted], cotangent=share, unused="none")
             for i, g in zip(wanted, found, strict=True):
@@ -82,7 +97,7 @@ def loss_and_gradients(
         return loss.item() * share, gradients
 
     with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
-        parts = in_parallel(piece, list(itertools.pairwise(bounds)))
+        parts = in_parallel(piece, list(zip(bounds, bounds[1:], counted, strict=False)))
     loss, gradients = parts[0]
     for other_loss, others in parts[1:]:
         loss += other_loss
@@ -94,6 +109,17 @@ def loss_and_gradients(
             "AdamW(model.parameters()) takes those that the model trains now"
         )
     return loss, gradients
+
+
+def counting(targets: Array) -> int:
+    """How many targets count: those that are not -100."""
+    return int((targets != IGNORED).sum())
+
+
+def loss_of(model: Any, tokens: Array, targets: Array, rng: Any, mask: Array | None, rows: slice) -> Tensor:
+    """The model's loss on some rows of a batch. Only a model that is given a mask has to know of one."""
+    padding = {} if mask is None else {"mask": mask[rows]}
+    return model.loss(tokens[rows], targets[rows], rng, **padding)
 
 
 def _pieces_of(parameters: list) -> int:
@@ -108,8 +134,8 @@ def _sum(g: Array | None, other: Array | None) -> Array | None:
     return g
 
 
-def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any) -> tuple[Array, Array]:
-    """Tokens and targets as arrays (B, T), or an error that says what came."""
+def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -> tuple[Array, Array, Array | None]:
+    """Tokens, targets and the mask as arrays (B, T), or an error that says what came. Padding is no target."""
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"train_step: model is {described(model)}, expected one such as ml.load_model('base')")
     if rng is not None and not isinstance(rng, np.random.Generator):
@@ -120,7 +146,26 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any) -> tuple[Arr
     tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
     if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
-    return tokens, targets
+    if mask is not None:
+        mask, xp = as_mask("train_step", model, mask, tokens.shape), array_module(targets)
+        targets = xp.where(xp.asarray(mask), targets.astype("int64") if targets.dtype.kind == "u" else targets, IGNORED)
+    if not counting(targets):
+        raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")
+    return tokens, targets, mask
+
+
+def as_mask(caller: str, model: Any, mask: Any, shape: tuple[int, ...]) -> Array:
+    """A mask as an array of truth values (B, T), or an error that says what came."""
+    if "mask" not in inspect.signature(model.loss).parameters:
+        raise TypeError(
+            f"{caller}: {type(model).__name__}.loss takes no mask; a causal model needs none where the padding is on "
+            f"the right and its targets are {IGNORED}"
+        )
+    mask = as_tokens(mask, f"{caller}: mask")
+    if mask.shape != shape or not (mask.dtype.kind in "buif" and bool(((mask == 0) | (mask == 1)).all())):
+        came = f"{mask.shape} of {mask.dtype}"
+        raise ValueError(f"{caller}: mask is {came}, expected {shape}: 1 where a token counts, 0 where it is padding")
+    return mask.astype(bool)
 
 
 def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
@@ -151,14 +196,21 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
     windows = corpus.require(size).validation_windows(size, most)
     tokens, targets = (rows[:, size - model.context :] for rows in windows)  # (N, T)
 
-    def piece(start: int) -> float:
+    def piece(start: int) -> tuple[float, float]:
         rows = slice(start, start + EVALUATION_BATCH)
+        weight = counting(targets[rows]) / targets.shape[1]  # in whole rows
+        if not weight:
+            return 0.0, 0.0
         with no_grad():
-            return model.loss(tokens[rows], targets[rows]).item() * len(tokens[rows])
+            return model.loss(tokens[rows], targets[rows]).item() * weight, weight
 
     starts = [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)]
     on_processor = array_module(model.parameters()[0].data) is np
-    loss = sum(in_parallel(piece, starts) if on_processor else [piece(*start) for start in starts]) / len(tokens)
+    parts = in_parallel(piece, starts) if on_processor else [piece(*start) for start in starts]
+    loss, weight = (sum(numbers) for numbers in zip(*parts, strict=True))
+    if not weight:
+        raise ValueError(f"evaluate: all {targets.size:,} targets of {corpus.name!r} are {IGNORED}: no loss counts")
+    loss /= weight
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"evaluate: the loss is {loss}; {model.first_not_finite() or 'every parameter is finite'}"

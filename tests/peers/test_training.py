@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.training.loop import loss_and_gradients
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 
@@ -48,3 +49,20 @@ def test_loss_curve_equals_pytorch(adapter, max_norm, torch_weights, torch_gpt, 
     # The keys' bias has gradient zero but for rounding, which Adam blows up to steps; the loss does not depend on it.
     moved = {name: w for name, w in weights.items() if not name.endswith("k_proj.bias")}
     assert relative_error({name: model.state_dict()[name] for name in moved}, moved) <= BAR
+
+
+def test_targets_of_minus_100_count_as_little_as_in_pytorch(torch_weights, torch_gpt, relative_error):
+    """However many of them each piece of the batch has; the last two rows have none that counts."""
+    model = ml.GPT(CONFIG, rng=1).astype("float64")
+    weights, rng = torch_weights(model), np.random.default_rng(0)
+    tokens, targets = rng.integers(CONFIG.vocab_size, size=(2, BATCH, CONFIG.block_size))
+    targets[rng.random(targets.shape) < 0.6] = -100
+    targets[-2:] = -100
+    logits = torch_gpt(weights, CONFIG, torch.tensor(tokens))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten())
+    loss.backward()
+    expected = {name: w.grad for name, w in weights.items()}
+    for pieces in (1, 2, 3, 5):
+        ours, gradients = loss_and_gradients(model, model.parameters(), tokens, targets, pieces=pieces)
+        assert relative_error(np.array(ours), loss) <= BAR
+        assert relative_error(dict(zip(expected, gradients, strict=True)), expected) <= BAR

@@ -8,9 +8,13 @@ import signal
 import numpy as np
 import pytest
 import tqdm
+from hypothesis import given
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
+from minilora.nn.layers import Embedding
+from minilora.nn.module import Module
 from minilora.training import loop, parallel
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.corpus import Corpus
@@ -189,6 +193,118 @@ def test_a_merged_or_disabled_adapter_leaves_nothing_to_train(make_model):
     ml.unmerge_lora(model)
     assert optimizer.steps == 0
     ml.train_step(model, optimizer, *batch(4))
+
+
+# Targets that do not count, and padding
+
+
+def some_ignored(targets, share, rng):
+    """A copy in which about this share of the targets, and not the last, are -100."""
+    ignored = np.random.default_rng(rng).random(targets.shape) < share
+    ignored[-1, -1] = False
+    return np.where(ignored, -100, targets)
+
+
+@given(
+    b=st.integers(1, 7), pieces=st.integers(1, 7), share=st.sampled_from([0.1, 0.5, 0.9, 1.0]), rng=st.integers(0, 99)
+)
+def test_however_many_pieces_the_mean_is_over_the_targets_that_count(b, pieces, share, rng):
+    """A piece may have few of them, or none."""
+    model = ml.GPT(ml.GPTConfig(96, 12, 1, 2, 8)).astype("float64")
+    parameters = model.parameters()
+    tokens, targets = batch(b, 5, rng)
+    targets = some_ignored(targets, share, rng)
+    whole = model.loss(tokens, targets)
+    loss, gradients = loss_and_gradients(model, parameters, tokens, targets, pieces=pieces)
+    assert math.isclose(loss, whole.item(), rel_tol=1e-13)
+    for g, e in zip(gradients, ml.grad(whole, parameters), strict=True):
+        assert np.abs(g - e).max() <= 1e-13 * max(np.abs(e).max(), 1e-3)
+
+
+@pytest.mark.parametrize("b", [2, 3, 7])
+def test_where_all_targets_count_a_piece_weighs_as_its_rows_to_the_bit(make_model, b):
+    """As it did when the committed records were made."""
+    model = make_model()
+    parameters = model.parameters()
+    tokens, targets = batch(b)
+    expected, half = None, b // 2
+    with threadpool_limits(1, "blas"):
+        for rows in (slice(0, half), slice(half, b)):
+            share = len(tokens[rows]) / b
+            found = ml.autograd.tensor.grad(model.loss(tokens[rows], targets[rows]), parameters, cotangent=share)
+            expected = found if expected is None else [e + g for e, g in zip(expected, found, strict=True)]
+    _, gradients = loss_and_gradients(model, parameters, tokens, targets, pieces=2)
+    assert [g.tobytes() for g in gradients] == [e.tobytes() for e in expected]
+
+
+def padded(texts, to):
+    """Texts of several lengths as a batch (B, T) with its targets: padding of a token that is none, on the right."""
+    tokens, targets = np.full((len(texts), to), 7), np.full((len(texts), to), -100)
+    for i, text in enumerate(texts):
+        tokens[i, : len(text) - 1], targets[i, : len(text) - 1] = text[:-1], text[1:]
+    return tokens, targets
+
+
+def test_padding_changes_no_result(make_model):
+    """The loss and gradients of a padded batch are those of each text alone, weighted by its tokens."""
+    model = make_model("float64", lora=LORA)
+    parameters, rng = model.parameters(trainable=True), np.random.default_rng(0)
+    texts = [rng.integers(0, 96, n) for n in (3, 12, 2, 7, 9)]
+    weights = np.array([len(text) - 1 for text in texts]) / sum(len(text) - 1 for text in texts)
+    alone = [loss_and_gradients(model, parameters, t[None, :-1], t[None, 1:]) for t in texts]
+    for to in (11, 12):
+        loss, gradients = loss_and_gradients(model, parameters, *padded(texts, to))
+        assert math.isclose(loss, sum(w * one for w, (one, _) in zip(weights, alone, strict=True)), rel_tol=1e-13)
+        for i, g in enumerate(gradients):
+            expected = sum(w * gs[i] for w, (_, gs) in zip(weights, alone, strict=True))
+            assert np.abs(g - expected).max() <= 1e-13 * max(np.abs(expected).max(), 1e-3)
+
+
+class Bag(Module):
+    """logits = (x + the mean of the text's x) W^T: a model that reads to both sides, and so needs a mask."""
+
+    def __init__(self):
+        self.wte = Embedding(96, 8, np.random.default_rng(0))
+
+    def loss(self, tokens, targets, rng=None, mask=None):
+        x, counts = self.wte(tokens), np.ones(tokens.shape) if mask is None else mask  # (B, T, C)
+        mean = (x * counts[..., None]).sum(axis=1, keepdims=True) / counts.sum(axis=1)[:, None, None]
+        return ml.ops.cross_entropy(ml.ops.linear(x + mean, self.wte.weight), targets)
+
+
+@pytest.mark.parametrize("kind", [bool, int, float, np.uint8])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_a_mask_goes_with_its_rows_and_padding_is_no_target(kind, pieces):
+    model = Bag().astype("float64")
+    texts = [np.random.default_rng(0).integers(0, 96, n) for n in (3, 9, 2, 5)]
+    tokens, targets = padded(texts, 10)
+    mask = (targets != -100).astype(kind)
+    targets = np.where(mask == 1, targets, 9).astype(
+        "u1" if kind is np.uint8 else "i8"
+    )  # what stands there is no matter
+    loss, (gradient,) = loss_and_gradients(model, model.parameters(), tokens, targets, pieces=pieces, mask=mask)
+    total = sum(len(text) - 1 for text in texts)
+    expected = [(model.loss(t[None, :-1], t[None, 1:]), (len(t) - 1) / total) for t in texts]
+    assert math.isclose(loss, sum(one.item() * w for one, w in expected), rel_tol=1e-13)
+    difference = gradient - sum(w * ml.grad(one, model.parameters())[0] for one, w in expected)
+    assert np.abs(difference).max() < 1e-14
+
+
+def test_odd_masks_change_nothing(make_model):
+    model = Bag()
+    optimizer, (tokens, targets) = ml.AdamW(model.parameters()), batch(2, 3)
+    for mask in (np.ones((2, 2)), np.full((2, 3), 2), np.full((2, 3), -np.inf), np.ones((2, 3), complex)):
+        with pytest.raises(ValueError, match=r"^train_step: mask is .*, expected \(2, 3\): 1 where a token counts"):
+            ml.train_step(model, optimizer, tokens, targets, mask=mask)
+    with pytest.raises(TypeError, match=r"^train_step: mask: got \[\[1\], \[1, 0\]\], expected"):
+        ml.train_step(model, optimizer, tokens, targets, mask=[[1], [1, 0]])
+    for ignored in ({"targets": np.full((2, 3), -100)}, {"targets": targets, "mask": np.zeros((2, 3))}):
+        with pytest.raises(ValueError, match=r"^train_step: all 6 targets are -100 or padding: no loss counts$"):
+            ml.train_step(model, optimizer, tokens, **ignored)
+    gpt = make_model()
+    with pytest.raises(TypeError, match=r"^train_step: GPT\.loss takes no mask; a causal model needs none"):
+        ml.train_step(gpt, ml.AdamW(gpt.parameters()), tokens, targets, mask=np.ones((2, 3)))
+    assert optimizer.steps == 0
 
 
 # What the loss does not reach
@@ -527,6 +643,25 @@ def test_evaluate_is_the_mean_over_windows(make_model, corpus, most):
     tokens, targets = corpus.validation_windows(12, most)
     single = [model.loss(t[None], y[None]).item() for t, y in zip(tokens, targets, strict=True)]
     assert math.isclose(ml.evaluate(model, corpus, most), np.mean(single), rel_tol=1e-13)
+
+
+class SomeIgnored(Corpus):
+    """A corpus of which most targets do not count, and in its first windows none."""
+
+    def validation_windows(self, block_size, most=None):
+        tokens, targets = super().validation_windows(block_size, most)
+        targets = some_ignored(targets, 0.7, 0)
+        targets[: loop.EVALUATION_BATCH] = -100
+        return tokens, targets
+
+
+def test_evaluate_is_the_mean_over_the_targets_that_count(make_model, corpus):
+    model, part = make_model("float64"), SomeIgnored(corpus.name, corpus.train, corpus.validation)
+    tokens, targets = part.validation_windows(12)
+    assert len(tokens) > 2 * loop.EVALUATION_BATCH
+    assert ml.evaluate(model, part) == pytest.approx(model.loss(tokens, targets).item(), rel=1e-13)
+    with pytest.raises(ValueError, match=r"^evaluate: all 60 targets of .*story.txt' are -100: no loss counts$"):
+        ml.evaluate(model, SomeIgnored(corpus.name, corpus.train, corpus.validation[:61]))
 
 
 def test_evaluation_drops_nothing_out_and_changes_nothing(make_model, corpus):
