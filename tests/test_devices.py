@@ -512,7 +512,7 @@ def test_a_numpy_constant_in_a_primitive_fails(stand_in, monkeypatch):
 
 def test_a_result_brought_back_by_accident_fails(stand_in, monkeypatch):
     """np.asarray(logits) where to_numpy was meant; on NumPy the two are the same."""
-    monkeypatch.setattr("minilora.nn.gpt.to_numpy", np.asarray)
+    monkeypatch.setattr("minilora.nn.language_model.to_numpy", np.asarray)
     with pytest.raises(TypeError, match="Implicit conversion to a NumPy array is not allowed"):
         make_model().generate([1, 2], 1)
 

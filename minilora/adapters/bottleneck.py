@@ -103,7 +103,7 @@ class BottleneckConfig:
         for path, base in model.named_modules():
             if isinstance(base, self.adapted):
                 kind = AdaptedAttention if isinstance(base, Attention) else AdaptedMLP
-                found[path] = kind(base, Bottleneck(model.config.n_embd, self, rng))
+                found[path] = kind(base, Bottleneck(model.width, self, rng))
         return found
 
 

@@ -24,7 +24,7 @@ from ..autograd import ops
 from ..autograd.backend import array_module
 from ..autograd.tensor import Tensor, no_grad
 from ..nn.checks import is_whole, shown
-from ..nn.gpt import GPT, Cache
+from ..nn.language_model import Cache, LanguageModel
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import method
@@ -82,9 +82,9 @@ class Prefix(VirtualTokens):
 
     def __init__(self, config: PrefixConfig, model: Any, rng: np.random.Generator):
         self.config: PrefixConfig = config
-        layers, c, dtype = model.config.n_layer, model.config.n_embd, model.wte.weight.dtype
-        self.shape = layers, config.tokens, c  # (L, P, C)
-        self.n_head = model.config.n_head
+        self.n_head, d = model.cached_heads
+        layers, c, dtype = len(model.blocks), self.n_head * d, model.wte.weight.dtype
+        self.shape = layers, config.tokens, c  # (L, P, C), C the width of all heads of keys
         if config.hidden is not None:
             self.embedding = parameter(rng.standard_normal((config.tokens, c)), dtype)  # (P, C)
             self.inner = _linear(c, config.hidden, rng)
@@ -106,7 +106,7 @@ class Prefix(VirtualTokens):
         both = both.reshape(p, layers, 2, c).transpose(2, 1, 0, 3)  # (2, L, P, C)
         return both[0], both[1]
 
-    def fill(self, model: GPT, cache: Cache, batch: int, rng: Any = None) -> Cache:
+    def fill(self, model: LanguageModel, cache: Cache, batch: int, rng: Any = None) -> Cache:
         """Each head gets its own slice of the width, as in `Attention.heads`; the batch repeats them."""
         layers, p, c = self.shape
         by_head = (layers, p, self.n_head, c // self.n_head)
@@ -141,7 +141,7 @@ def fold_prefix(model: Any) -> Any:
     return model
 
 
-def activations(model: GPT, tokens: np.ndarray) -> tuple[Any, Any]:
+def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[Any, Any]:
     """The keys and values that a model computes for one text, in every block.   (P,) -> (L, P, C) twice"""
     cache = Cache()
     with no_grad():

@@ -20,7 +20,7 @@ from ..autograd.backend import array_module
 from ..autograd.fused import check_tokens
 from ..autograd.tensor import Tensor, no_grad
 from ..nn.checks import is_whole, shown
-from ..nn.gpt import GPT, Cache
+from ..nn.language_model import Cache, LanguageModel
 from ..nn.layers import parameter
 from ..nn.module import Module
 from .adapter import StandIn, method
@@ -50,19 +50,19 @@ class VirtualTokensConfig:
         object.__setattr__(self, "text", tuple(int(token) for token in text))
 
     def check_room(self, model: Module) -> None:
-        """Raise ValueError unless the model is a GPT whose context is longer than the virtual tokens."""
+        """Raise ValueError unless the model is one of language whose context is longer than the virtual tokens."""
         name = type(self).__name__
-        if not isinstance(model, GPT):
+        if not isinstance(model, LanguageModel):
             raise ValueError(f"{name}: virtual tokens stand before the text of a GPT; this is a {type(model).__name__}")
-        if self.tokens >= model.config.block_size:
-            context = f"a context of block_size = {model.config.block_size}"
+        if self.tokens >= model.places:
+            context = f"a {model.limit} = {model.places}"
             raise ValueError(f"{name}: {self.tokens} virtual tokens leave no room for a text in {context}")
 
-    def opening(self, model: GPT, rng: np.random.Generator) -> np.ndarray:
+    def opening(self, model: LanguageModel, rng: np.random.Generator) -> np.ndarray:
         """The real tokens to start from, (P,): the text, repeated or cut to the length, or tokens drawn evenly."""
         if self.text is None:
-            return rng.integers(model.config.vocab_size, size=self.tokens)
-        check_tokens(f"{type(self).__name__}.text", np.array(self.text), model.config.vocab_size)
+            return rng.integers(model.vocab_size, size=self.tokens)
+        check_tokens(f"{type(self).__name__}.text", np.array(self.text), model.vocab_size)
         return np.resize(self.text, self.tokens)
 
 
@@ -115,12 +115,12 @@ class Prompt(VirtualTokens):
         self.config = config
         dtype = model.wte.weight.dtype
         if config.init == "random":
-            self.prompt = parameter(rng.uniform(-0.5, 0.5, (config.tokens, model.config.n_embd)), dtype)  # (P, C)
+            self.prompt = parameter(rng.uniform(-0.5, 0.5, (config.tokens, model.width)), dtype)  # (P, C)
         else:
             with no_grad():
                 self.prompt = parameter(model.wte(config.opening(model, rng)).data, dtype)  # (P, C)
 
-    def fill(self, model: GPT, cache: Cache, batch: int, rng: Any = None) -> Cache:
+    def fill(self, model: LanguageModel, cache: Cache, batch: int, rng: Any = None) -> Cache:
         """One row goes through the blocks and leaves its keys and values; the batch repeats them."""
         row, rng = Cache(), getattr(rng, "shared", rng)  # it is no row of the batch: every piece of that draws the same
         model.hidden(self.prompt.reshape(1, *self.prompt.shape), rng, row)

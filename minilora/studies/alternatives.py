@@ -245,7 +245,7 @@ def _sized(method: str, size: str, n: int) -> dict[str, Any]:
 def _shortened(runs: Runs, corpus: str, virtual: int) -> tuple[int, float]:
     """The text that fits beside so many virtual tokens, and the base model's loss where it sees no more than that."""
     model = load_model("base")
-    size = model.config.block_size
+    size = model.window
     tokens, targets = (rows[:, virtual:] for rows in runs.corpus(corpus).validation_windows(size, runs.scale.windows))
     with no_grad():
         return size - virtual, model.loss(tokens, targets).item()

@@ -14,7 +14,7 @@ from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor, grad, no_grad
-from ..nn.gpt import as_tokens
+from ..nn.language_model import as_tokens
 from .checkpoint import save_checkpoint
 from .checks import NORM, described, integer, number
 from .corpus import Corpus, as_corpus
@@ -184,17 +184,17 @@ def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], 
 def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -> float:
     """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows.
 
-    corpus: a Corpus, or what load_corpus takes. Windows are of block_size whatever the model. Where virtual tokens take
+    corpus: a Corpus, or what load_corpus takes. Windows are of model.window tokens. Where virtual tokens take
     places, the last of each are scored, so that models are compared on one text. Raises FloatingPointError, with the
     name of the parameter that is not finite, when the loss is not.
     """
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
     corpus = as_corpus("evaluate", corpus)
-    size = model.config.block_size
+    size = model.window
     most = None if most is None else integer("evaluate: most", most, 1)
     windows = corpus.require(size).validation_windows(size, most)
-    tokens, targets = (rows[:, size - model.context :] for rows in windows)  # (N, T)
+    tokens, targets = (rows[:, size - _length(model) :] for rows in windows)  # (N, T)
 
     def piece(start: int) -> tuple[float, float]:
         rows = slice(start, start + EVALUATION_BATCH)
@@ -218,6 +218,11 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
     return loss
 
 
+def _length(model: Any) -> int:
+    """How many tokens of a text a step takes: a window, or what virtual tokens leave of it."""
+    return min(model.window, model.context)
+
+
 @checked
 def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True) -> Run:
     """Train until `run.settings.steps` steps are taken, from wherever the run stands.
@@ -233,7 +238,7 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
         raise TypeError(f"train: got {described(run)}, expected a run: ml.Run(model, corpus, ml.Settings(steps=200))")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
-    s, corpus = run.settings, run.corpus.require(run.model.context)
+    s, corpus = run.settings, run.corpus.require(_length(run.model))
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
     run.interrupted, run.saved = False, None
     if checkpoint is not None:
@@ -264,7 +269,7 @@ def _step(run: Run, corpus: Corpus) -> float:
     s, step, before = run.settings, run.step, run.rng.bit_generator.state
     try:
         run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-        tokens, targets = corpus.batch(s.batch_size, run.model.context, run.rng)
+        tokens, targets = corpus.batch(s.batch_size, _length(run.model), run.rng)
         return train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
     except BaseException:
         if run.step == step:

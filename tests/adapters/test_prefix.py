@@ -10,7 +10,7 @@ from minilora.adapters.attach import add_adapter
 from minilora.adapters.prefix import Prefix, PrefixConfig, fold_prefix
 from minilora.adapters.prompt import PromptConfig
 from minilora.adapters.state import active_adapter, adapter_parameters
-from minilora.nn.gpt import Cache
+from minilora.nn.language_model import Cache
 from minilora.nn.storage import load_arrays
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 6))

@@ -15,7 +15,7 @@ from minilora.adapters.prompt import PromptConfig
 from minilora.adapters.state import adapter_parameters
 from minilora.analysis import counting
 from minilora.nn.decode import Decoder
-from minilora.nn.gpt import Cache
+from minilora.nn.language_model import Cache
 from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint

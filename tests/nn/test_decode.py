@@ -6,7 +6,7 @@ import pytest
 import minilora as ml
 from minilora.autograd.tensor import no_grad
 from minilora.nn.decode import Decoder
-from minilora.nn.gpt import Cache
+from minilora.nn.language_model import Cache
 
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 9))
 

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 
 import minilora as ml
-from minilora.nn.gpt import sample
+from minilora.nn.language_model import sample
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import minilora as ml
-from minilora.nn.gpt import sample
+from minilora.nn.language_model import sample
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
 ENDS = [0.0, 0.25, 0.5, 0.75, 1 - 2**-53]  # the ends of what a generator gives, among others

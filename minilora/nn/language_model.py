@@ -1,0 +1,183 @@
+"""What every model of language has, whatever it is made of: a loss, a text that goes on, and room for virtual tokens.
+
+`gpt.py` and `transformer.py` say how logits are computed; here is what is done with them.
+Shapes: B batch, T time, H heads, D width of a head, C width, V vocabulary.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import ops
+from ..autograd.backend import Array, array_module, to_numpy
+from ..autograd.fused import check_tokens
+from ..autograd.signatures import is_real, is_whole, shown
+from ..autograd.tensor import Tensor, no_grad
+from .checks import generator
+from .module import Module
+
+
+class Cache:
+    """Keys and values of the positions already seen, one pair a block: (B, H, S, D). New ones are appended."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """How many positions are cached."""
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; return all of them."""
+        if block in self.pairs:
+            old_k, old_v = self.pairs[block]
+            k = ops.concatenate([old_k, k], axis=2)  # (B, H, S, D)
+            v = ops.concatenate([old_v, v], axis=2)
+        self.pairs[block] = k, v
+        return k, v
+
+
+class LanguageModel(Module):
+    """model(tokens) is the logits of the token after each position; a subclass says how.
+
+    vocab_size: V. width: C. places: how many positions there are. cached_heads: (K, D), the heads of keys and values
+    that the cache gets in each block.
+    """
+
+    front: Any  # virtual tokens before every text, a trained prompt or prefix (adapters/prompt.py), or None
+    limit = "context"  # what an error calls the number of places
+    blocks: list[Any]
+    wte: Any
+
+    def __init__(self, vocab_size: int, width: int, places: int, cached_heads: tuple[int, int]):
+        self.vocab_size, self.width, self.places, self.cached_heads = vocab_size, width, places, cached_heads
+
+    @property
+    def context(self) -> int:
+        """The longest text: as many tokens as there are places, less the virtual tokens in front of it."""
+        return self.places - (self.front.length if self.front is not None else 0)
+
+    @property
+    def window(self) -> int:
+        """How many tokens at a time training and evaluation take."""
+        return self.places
+
+    def read(self, tokens: Any, rng: Any = None, cache: Any = None) -> tuple[Array, Cache | None]:
+        """The tokens (B, T) of a call, checked, and the cache with the virtual tokens in it where there are any."""
+        name = type(self).__name__
+        tokens = as_tokens(tokens, name)
+        if rng is not None and not hasattr(rng, "random"):
+            raise TypeError(
+                f"{name}: rng = {shown(rng)}, expected a numpy Generator, as np.random.default_rng(0), or None"
+            )
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"{name}: cache = {shown(cache)}, expected a Cache, or None")
+        if tokens.ndim != 2 or not tokens.shape[1]:
+            raise ValueError(
+                f"{name}: tokens have shape {tokens.shape}, expected (B, T); for one sequence: tokens[None]"
+            )
+        if self.front is not None and (cache is None or not cache.length):
+            cache = self.front.fill(self, cache or Cache(), len(tokens), rng)
+        end = (cache.length if cache is not None else 0) + tokens.shape[1]
+        if end > self.places:
+            virtual = f" ({self.front.length} of them virtual)" if self.front is not None else ""
+            raise ValueError(f"{name}: {end} tokens{virtual} exceed the {self.limit} = {self.places}")
+        return tokens, cache
+
+    def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
+        """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
+        return ops.cross_entropy(self(tokens, rng), as_tokens(targets, f"{type(self).__name__}.loss"))
+
+    def generate(
+        self,
+        tokens: Any,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        rng: Any = 0,
+        use_cache: bool = True,
+    ) -> np.ndarray:
+        """Continue a text by sampling one token at a time from softmax(logits / temperature).
+
+        tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
+        samples among the k likeliest. Of equally likely tokens the lower number counts as the likelier.
+        Beyond the context the window slides: positions move, so the cache starts anew.
+        Raises ValueError for a negative temperature or count, top_k below 1, a prompt without tokens, and logits that
+        are not finite, with the parameter that is not; TypeError for tokens that are not integers.
+        """
+        if not is_real(temperature) or not temperature >= 0:
+            raise ValueError(f"generate: temperature = {shown(temperature)}, expected a number of 0 or more")
+        if top_k is not None and (not is_whole(top_k) or top_k < 1):
+            raise ValueError(f"generate: top_k = {shown(top_k)}, expected an integer of 1 or more, or None for all")
+        if not is_whole(max_new_tokens) or max_new_tokens < 0:
+            raise ValueError(f"generate: max_new_tokens = {shown(max_new_tokens)}, expected an integer of 0 or more")
+        if not isinstance(use_cache, bool | np.bool_):
+            raise TypeError(f"generate: use_cache = {shown(use_cache)}, expected True or False")
+        rng = generator(rng, "generate")
+        prompt = to_numpy(as_tokens(tokens, "generate"))
+        if prompt.ndim not in (1, 2) or prompt.size == 0:
+            raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
+        check_tokens("generate", prompt, self.vocab_size)
+        text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
+        one_more: Any = None  # what reads one more token of each text
+        with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said below
+            for _ in range(max_new_tokens):
+                if one_more is None or text.shape[1] > self.context:  # the first step, or positions that have moved
+                    cache = Cache()
+                    logits = self(text[:, -self.context :], cache=cache).data[:, -1]  # (B, V)
+                    one_more = self._reader(cache) if use_cache and text.shape[1] < self.context else None
+                else:
+                    logits = one_more(text[:, -1])  # (B, V)
+                logits = to_numpy(logits)
+                if not np.isfinite(logits).all():
+                    why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
+                    raise ValueError(f"generate: the logits are not finite; {why}")
+                chosen = sample(logits, temperature, top_k, rng) if temperature else logits.argmax(axis=1)  # (B,)
+                text = np.concatenate([text, chosen[:, None]], axis=1)
+        return text if prompt.ndim > 1 else text[0]
+
+    def _reader(self, cache: Cache) -> Any:
+        """What maps tokens (B,) to logits (B, V) after what is cached; a subclass may have a quicker one."""
+        return lambda tokens: self(tokens[:, None], cache=cache).data[:, -1]
+
+
+def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> np.ndarray:
+    """One token for each row of logits.   (B, V) -> (B,)
+
+    Of equal logits the lower token number counts as the likelier. A logit of -inf is a token that is never drawn.
+    Raises ValueError for a row with NaN, infinity, or nothing but -inf.
+    """
+    largest = logits.max(axis=1, keepdims=True)  # (B, 1), NaN where a row has one
+    if not np.isfinite(largest).all():
+        raise ValueError(
+            f"sample: the largest logit of a row is {largest[~np.isfinite(largest)][0]}, expected a number"
+        )
+    if temperature == 0:
+        return logits.argmax(axis=1)
+    z = logits.astype(np.float64) - largest  # at most 0
+    if top_k is not None and top_k < z.shape[1]:
+        kth = np.partition(z, -top_k, axis=1)[:, -top_k, None]
+        above, ties = z > kth, z == kth
+        z[~above & ~(ties & (ties.cumsum(axis=1) <= top_k - above.sum(axis=1, keepdims=True)))] = -np.inf
+    z /= min(max(temperature, 1e-200), 1e300)  # nothing colder or hotter would differ
+    p = np.exp(z)
+    cumulative = (p / p.sum(axis=1, keepdims=True)).cumsum(axis=1)  # (B, V), the last column is 1
+    return (cumulative <= rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)  # the first that is larger
+
+
+def as_tokens(tokens: Any, caller: str = "GPT") -> Array:
+    """Tokens as an array, where they are: they are checked there, and go to the GPU with the first look-up.
+
+    Raises TypeError for text, a masked array, and what is no array of numbers.
+    """
+    tokens = tokens.data if isinstance(tokens, Tensor) else tokens
+    if isinstance(tokens, str):
+        raise TypeError(f"{caller}: got the text {shown(tokens)}, expected integers; ml.encode(text) gives them")
+    try:
+        array = array_module(tokens).asarray(tokens)
+    except ValueError as error:  # rows of unequal lengths
+        raise TypeError(f"{caller}: got {shown(tokens)}, expected integers: {error}") from None
+    if array.dtype.kind in "OSUV" or isinstance(tokens, np.ma.MaskedArray):
+        raise TypeError(f"{caller}: got {shown(tokens)}, expected integers, the numbers of tokens")
+    return array
