@@ -14,6 +14,7 @@ from ..nn.storage import BASE
 from ..training.corpus import BUILT_IN
 from .models import load_model
 from .options import (
+    ACCUMULATE,
     BACKEND,
     BATCH,
     CHECKPOINT,
@@ -69,6 +70,7 @@ TAKES = {  # which options a method takes, of those that only some take
     option("--lr", None, f"the highest learning rate (default {RATES['full']:g} for full and last-blocks, "
            f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
     BATCH,
+    ACCUMULATE,
     SEED,
     option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)", **OUTPUT),
     CHECKPOINT,
@@ -126,7 +128,12 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     corpus = ml.load_corpus(args.corpus).require(model.context)
     lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
     settings = ml.Settings(
-        steps=args.steps, batch_size=args.batch, lr=lr, seed=args.seed, checkpoint_every=args.checkpoint_every
+        steps=args.steps,
+        batch_size=args.batch,
+        lr=lr,
+        seed=args.seed,
+        checkpoint_every=args.checkpoint_every,
+        accumulate=args.accumulate,
     )
     run = ml.Run(model, corpus, settings)
     run.notes = {"model": args.model, "place": str(Path(args.model).absolute()), "quantize": args.quantize}

@@ -154,3 +154,5 @@ QUANTIZE = option(
     type=one_of(*LEVELS), metavar="KIND",
 )  # fmt: skip
 BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="N")
+ACCUMULATE = option("--accumulate", 1, "batches a step: an update from as many times the windows, in the memory of one",
+                    type=whole(1), metavar="N")  # fmt: skip

@@ -21,6 +21,7 @@ from ..nn.files import write_beside
 from ..nn.storage import Blank
 from ..training.corpus import BUILT_IN, VOCABULARY
 from .options import (
+    ACCUMULATE,
     BACKEND,
     BATCH,
     CHECKPOINT,
@@ -44,6 +45,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample
     option("--lr", 3e-3, "the highest learning rate", type=RATE, metavar="X"),
     option("--weight-decay", 0.1, "AdamW's", type=number(0, 1e6, "0 or more"), metavar="X"),
     BATCH,
+    ACCUMULATE,
     option("--layers", 4, "blocks", type=whole(1), metavar="N"),
     option("--heads", 4, "attention heads a block", type=whole(1), metavar="N"),
     option("--width", 128, "n_embd", type=whole(1), metavar="N"),
@@ -109,7 +111,7 @@ def new_pretraining(args: argparse.Namespace) -> ml.Run:
     settings = ml.Settings(
         steps=args.steps, batch_size=args.batch, lr=args.lr, warmup=args.steps // 20, seed=args.seed,
         weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
-        checkpoint_every=args.checkpoint_every,
+        checkpoint_every=args.checkpoint_every, accumulate=args.accumulate,
     )  # fmt: skip
     return ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
 

@@ -53,7 +53,8 @@ def describe_run(run: ml.Run, method: str) -> None:
     total += sum(layer.quantized.size for _, layer in model.named_modules() if isinstance(layer, QuantizedLinear))
     print(f"corpus            {corpus.name}: {len(corpus.train):,} characters, {len(corpus.validation):,} held out")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
-    print(f"steps             {s.steps:,} of {s.batch_size} x {model.context} characters, "
+    batches = f"{s.accumulate} x " if s.accumulate > 1 else ""
+    print(f"steps             {s.steps:,} of {batches}{s.batch_size} x {model.context} characters, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
 
 

@@ -77,6 +77,7 @@ SETTING: dict[str, str] = {  # a setting's name elsewhere -> its name here
     "learning_rate": "lr", "max_steps": "steps", "num_train_epochs": "steps", "epochs": "steps",
     "per_device_train_batch_size": "batch_size", "warmup_steps": "warmup", "max_grad_norm": "max_norm",
     "eval_steps": "evaluate_every", "save_steps": "checkpoint_every", "loraplus_lr_ratio": "lr_ratio",
+    "gradient_accumulation_steps": "accumulate",
 }  # fmt: skip
 
 

@@ -36,22 +36,24 @@ def train_step(
     max_norm: float | None = None,
     pieces: int | None = None,
     mask: Any = None,
+    accumulate: int = 1,
 ) -> float:
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
     tokens, targets: (B, T) integers; a target of -100 does not count. mask: (B, T), 1 where a token counts and 0 where
     it is padding, for a model that takes one. The batch is split over the cores and the gradients are added in a fixed
-    order, so the same call gives the same bits; pieces: how many it is split into, if not one for each core. rng: a
-    Generator for dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on
-    is left alone. Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the
-    parameters are then as they were.
+    order, so the same call gives the same bits; pieces: how many it is split into, if not one for each core.
+    accumulate: in how many parts the batch is computed, one after the other, in the memory of one. rng: a Generator for
+    dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left alone.
+    Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the parameters are
+    then as they were.
     """
     keep_freed_memory()
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"train_step: optimizer is {described(optimizer)}, expected ml.AdamW(model.parameters())")
     if max_norm is not None:
         max_norm = number("train_step: max_norm", max_norm, NORM)
-    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces, mask)
+    loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces, mask, accumulate)
     norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(_diagnosis(model, optimizer, gradients, loss))
@@ -67,27 +69,27 @@ def loss_and_gradients(
     rng: Any = None,
     pieces: int | None = None,
     mask: Any = None,
+    accumulate: int = 1,
 ) -> tuple[float, list[Array | None]]:
     """The mean loss over a batch and its gradients, computed on every core; None for a parameter it does not reach.
 
     The mean over the targets that count is the mean of those over the batch's pieces, each weighted by how many of
-    these targets it has, and so is its gradient.
+    these targets it has, and so is its gradient. Of `accumulate` parts of the batch, one after the other, each is split
+    into pieces that the cores share.
     """
     tokens, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
     wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
     most = integer("train_step: pieces", pieces, 1) if pieces is not None else _pieces_of(parameters)
-    n = min(len(tokens), most)
-    bounds = [len(tokens) * i // n for i in range(n + 1)]
-    counted = [counting(targets[start:stop]) for start, stop in itertools.pairwise(bounds)]
-    total = sum(counted)
+    parts = _split(0, len(tokens), integer("train_step: accumulate", accumulate, 1))
+    total = counting(targets)
     # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
     # cores. So the batches that are drawn after it are those of the records.
     seed = None if rng is None else rng.integers(2**63, size=2)
 
-    def piece(start: int, stop: int, count: int) -> tuple[float, list]:
+    def piece(start: int, stop: int) -> tuple[float, list]:
         rows = None if seed is None else RowsOf(seed, start, stop - start)
-        share, gradients = count / total, [None] * len(parameters)
-        if not count:
+        share, gradients = counting(targets[start:stop]) / total, [None] * len(parameters)
+        if not share:
             return 0.0, gradients
         loss = loss_of(model, tokens, targets, rows, mask, slice(start, stop))
         if loss.node is not None and wanted:
@@ -96,19 +98,24 @@ def loss_and_gradients(
                 gradients[i] = g
         return loss.item() * share, gradients
 
+    loss, gradients = 0.0, [None] * len(parameters)
     with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
-        parts = in_parallel(piece, list(zip(bounds, bounds[1:], counted, strict=False)))
-    loss, gradients = parts[0]
-    for other_loss, others in parts[1:]:
-        loss += other_loss
-        for i, (g, other) in enumerate(zip(gradients, others, strict=True)):
-            gradients[i] = _sum(g, other)
+        for part in parts:
+            for one, found in in_parallel(piece, _split(*part, most)):
+                loss += one
+                gradients = [_sum(g, other) for g, other in zip(gradients, found, strict=True)]
     if all(g is None for g in gradients):
         raise ValueError(
             "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
             "AdamW(model.parameters()) takes those that the model trains now"
         )
     return loss, gradients
+
+
+def _split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
+    """The rows from start to stop in at most so many pieces, as equal as can be: [(start, stop), ...]"""
+    rows, n = stop - start, min(stop - start, most)
+    return list(itertools.pairwise(start + rows * i // n for i in range(n + 1)))
 
 
 def counting(targets: Array) -> int:
@@ -269,8 +276,10 @@ def _step(run: Run, corpus: Corpus) -> float:
     s, step, before = run.settings, run.step, run.rng.bit_generator.state
     try:
         run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-        tokens, targets = corpus.batch(s.batch_size, _length(run.model), run.rng)
-        return train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
+        tokens, targets = corpus.batch(s.batch_size * s.accumulate, _length(run.model), run.rng)
+        return train_step(
+            run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces, accumulate=s.accumulate
+        )
     except BaseException:
         if run.step == step:
             run.rng.bit_generator.state = before

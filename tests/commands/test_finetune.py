@@ -42,6 +42,17 @@ def test_finetune_all_weights_writes_a_model(base, capsys):
     assert not np.array_equal(ml.load_model("full.npz").wte.weight.data, ml.load_model(base).wte.weight.data)
 
 
+def test_several_batches_a_step(base, capsys):
+    assert finetune("--accumulate", "3", "--output", "a.npz") == 0
+    assert "steps             4 of 3 x 2 x 16 characters" in capsys.readouterr().out
+    assert "--accumulate: got '0', expected a whole number, 1 or more" in the_error(
+        capsys, "finetune", "--accumulate", "0"
+    )
+    assert finetune("--batch", "6", "--output", "b.npz") == 0
+    a, b = (ml.load_adapter(ml.load_model(base), name).state_dict() for name in ("a.npz", "b.npz"))
+    assert all(np.abs(a[name] - b[name]).max() < 1e-6 for name in a)
+
+
 OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
 OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
 

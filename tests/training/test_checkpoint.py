@@ -90,6 +90,19 @@ def test_a_run_resumed_many_times(make_model, corpus, tmp_path, interrupted):
     assert bits(load_checkpoint(path)) == bits(whole)
 
 
+def test_a_run_of_several_batches_a_step_is_one_of_larger_batches(make_model, corpus, tmp_path, interrupted):
+    """The same bits where the pieces are the same; steps are updates; it goes on from the middle bit for bit."""
+    make = lambda: make_model(dropout=0.1, lora=LORA_DROPOUT)
+    whole = ml.train(run_of(make(), corpus, batch_size=12, pieces=6), progress=False)
+    run = ml.train(run_of(make(), corpus, batch_size=4, accumulate=3, pieces=2), tmp_path / "run.npz", progress=False)
+    assert bits(run)[:-1] == bits(whole)[:-1]  # all but the settings
+    assert run.history["step"] == [1, 2, 3, 4, 5, 6, 7]
+    interrupted(run_of(make(), StopAt.of(corpus, 3), batch_size=4, accumulate=3, pieces=2), tmp_path / "run.npz")
+    resumed = load_checkpoint(tmp_path / "run.npz")
+    assert resumed.step == 3 and resumed.settings.accumulate == 3
+    assert bits(ml.train(resumed, progress=False)) == bits(run)
+
+
 def test_what_is_trained_beside_the_adapter_is_trained_on(make_model, corpus, tmp_path, interrupted):
     """A class may unfreeze layer norms beside LoRA, or freeze embeddings without it."""
     adapted, plain = make_model(lora=LORA), make_model()

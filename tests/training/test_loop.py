@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import signal
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -307,6 +308,55 @@ def test_odd_masks_change_nothing(make_model):
     assert optimizer.steps == 0
 
 
+# One step from several batches, one after the other
+
+
+@pytest.mark.parametrize("place", ["the model", "lora"])
+@pytest.mark.parametrize("b, accumulate", [(8, 2), (7, 3), (3, 8), (5, 1)])
+def test_parts_one_after_the_other_are_the_whole_batch(make_model, b, accumulate, place):
+    """With what each row drops out, and with targets of which the parts have unequal numbers."""
+    model = with_dropout(make_model, place, "float64")
+    parameters, (tokens, targets) = model.parameters(trainable=True), batch(b)
+    targets = some_ignored(targets, 0.6, 1)
+    loss, gradients = loss_and_gradients(model, parameters, tokens, targets, np.random.default_rng(3), pieces=1)
+    rng = np.random.default_rng(3)
+    other, gs = loss_and_gradients(model, parameters, tokens, targets, rng, accumulate=accumulate)
+    assert math.isclose(other, loss, rel_tol=1e-13)
+    for g, e in zip(gs, gradients, strict=True):
+        assert np.abs(g - e).max() <= 1e-13 * max(np.abs(e).max(), 1e-3)
+    expected = np.random.default_rng(3)
+    expected.integers(2**63, size=2)
+    assert rng.bit_generator.state == expected.bit_generator.state
+
+
+@pytest.mark.parametrize("accumulate, pieces", [(2, 1), (3, 2), (6, 2), (4, 3)])
+def test_the_same_pieces_give_the_same_bits_however_they_are_put_together(make_model, accumulate, pieces):
+    model, (tokens, targets) = make_model(dropout=0.1), batch(12)
+    call = (model, model.parameters(), tokens, targets)
+    parts, whole = (
+        loss_and_gradients(*call, np.random.default_rng(0), pieces=n, accumulate=m)
+        for n, m in ((pieces, accumulate), (pieces * accumulate, 1))
+    )
+    assert parts[0] == whole[0]
+    assert [g.tobytes() for g in parts[1]] == [g.tobytes() for g in whole[1]]
+
+
+def test_parts_take_the_memory_of_one(make_model):
+    model = ml.GPT(ml.GPTConfig(96, 64, 2, 2, 32))
+    tokens, targets = batch(32, 64)
+
+    def peak(accumulate, b=32):
+        tracemalloc.start()
+        try:
+            loss_and_gradients(model, model.parameters(), tokens[:b], targets[:b], None, 1, accumulate=accumulate)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)
+    assert peak(8) < 1.2 * peak(1, 4) < 0.4 * peak(1)
+
+
 # What the loss does not reach
 
 
@@ -449,6 +499,8 @@ def test_a_step_interrupted_at_random_is_done_or_not_begun(make_model, interrupt
         ({"max_norm": float("nan")}, ValueError, "train_step: max_norm = nan"),
         ({"pieces": 0}, ValueError, "train_step: pieces = 0, expected 1 or more, an integer"),
         ({"pieces": 2.0}, ValueError, "train_step: pieces = 2.0"),
+        ({"accumulate": 0}, ValueError, "train_step: accumulate = 0, expected 1 or more, an integer"),
+        ({"accumulate": None}, TypeError, "train_step: accumulate = None"),
         ({"pieces": True}, TypeError, "train_step: pieces = True"),
     ],
 )

@@ -12,9 +12,19 @@ from minilora.training.run import RULES
 DOCUMENTED = {
     "steps": 200, "batch_size": 16, "lr": 3e-3, "warmup": 20, "floor": 0.1, "betas": (0.9, 0.99),
     "weight_decay": 0.01, "max_norm": 1.0, "evaluate_every": 50, "evaluation_windows": 64, "checkpoint_every": 200,
-    "seed": 0, "lr_ratio": 1.0, "pieces": None,
+    "seed": 0, "lr_ratio": 1.0, "pieces": None, "accumulate": 1,
 }  # fmt: skip
-WHOLE = ["steps", "batch_size", "warmup", "evaluate_every", "evaluation_windows", "checkpoint_every", "seed", "pieces"]
+WHOLE = [
+    "steps",
+    "batch_size",
+    "warmup",
+    "evaluate_every",
+    "evaluation_windows",
+    "checkpoint_every",
+    "seed",
+    "pieces",
+    "accumulate",
+]
 REAL = ["lr", "floor", "weight_decay", "max_norm", "lr_ratio"]
 ODD = [-1, float("nan"), "a", "3", True, np.bool_(True), 1j, [3], (0.9,), {}, np.arange(2), ml.Tensor(3.0), object()]
 
