@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 
-from .backend import array_module, at_least_float32, by_value
+from .backend import array_module, at_least_float32, by_value, floating, narrow, wide
 from .fused import largest, row_dot
 from .tensor import register
 
-__all__ = ["attention", "join_heads", "split_heads"]
+__all__ = ["attention", "join_heads", "rotate", "split_heads"]
 
 
 @register
@@ -32,55 +32,159 @@ def join_heads(x):
     return x.swapaxes(1, 2).reshape(b, t, h * d), (lambda g: g.reshape(b, t, h, d).swapaxes(1, 2),)
 
 
+@register
+def rotate(x, cos, sin):
+    """Turn each pair of features (x_i, x_{i + D/2}) by an angle of its position.   Su et al. 2021, "RoFormer", eq. 34
+
+    y_1 = x_1 cos - x_2 sin,  y_2 = x_2 cos + x_1 sin, where x_1 and x_2 are the halves of x's last axis: which feature
+    is paired with which is a custom, and this one that of files for transformers (its `rotate_half`).
+    x: (..., T, D); cos and sin, of the angles: (T, D / 2), or what broadcasts to (..., T, D / 2), without a gradient.
+    dx turns g back, by the negative angle.
+    """
+    half = x.shape[-1] // 2 if x.ndim else 0
+    expected = (*x.shape[:-1], half)
+    fits = all(n in (1, m) for n, m in zip(cos.shape[::-1], expected[::-1], strict=False)) and cos.ndim <= x.ndim
+    if x.ndim < 2 or x.shape[-1] % 2 or cos.shape != sin.shape or not fits or cos.shape[-1:] != (half,):
+        raise ValueError(
+            f"rotate: x {x.shape}, cos {cos.shape} and sin {sin.shape} do not fit: (..., T, D), (T, D / 2), (T, D / 2)"
+        )
+    rows = floating(x)
+    cos, sin = (by_value(a) if a.dtype == rows.real.dtype else a.astype(rows.real.dtype) for a in (cos, sin))
+    return narrow(_turned(rows, cos, sin), x), (lambda g: _turned(wide(g), cos, -sin),)
+
+
+def _turned(x, cos, sin):
+    """x turned by the angles, in x's order of memory."""
+    half = x.shape[-1] // 2
+    one, two = x[..., :half], x[..., half:]
+    y = array_module(x).empty_like(x)
+    y[..., :half] = one * cos
+    y[..., :half] -= two * sin
+    y[..., half:] = two * cos
+    y[..., half:] += one * sin
+    return y
+
+
 QUERIES = 64  # that causal attention takes at a time, leaving out the keys that none of them sees
 
 
 @register
 @at_least_float32
-def attention(q, k, v, keep=None, causal=True):
-    """softmax(q k^T / sqrt(D)) v, where query i sees keys 0 to i only.   Vaswani et al. 2017, eq. 1
+def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=None):
+    """softmax(scale q k^T) v, where query i sees keys 0 to i only.   Vaswani et al. 2017, eq. 1
 
     q: (..., T, D), k and v: (..., S, D) with S >= T -> (..., T, D). The queries are the last T of the S positions.
+    k and v may have fewer heads than q, K for H, when K divides H: heads h H/K to (h + 1) H/K - 1 of q look at head h
+    of theirs, and nothing is copied (Ainslie et al. 2023, "GQA", section 2.2). scale: 1 / sqrt(D) unless given.
     keep: optional dropout mask (..., T, S), 0 or 1/(1-p), on the attention weights.
+    mask: 1 or True where a key counts, 0 where it is padding: (B, S), or what broadcasts to (..., T, S) and has another
+    number of axes. A query that sees no key at all gives zeros, and gets and gives no gradient.
+    window: of the keys up to its own a query sees the last so many (Beltagy et al. 2020, "Longformer", section 3.1).
 
-    A row of P = softmax(q k^T / sqrt(D)) needs no other row, so long texts are taken in blocks of queries: all that is
+    A row of P = softmax(scale q k^T) needs no other row, so long texts are taken in blocks of queries: all that is
     computed of P's upper triangle, where it is zero, lies in the blocks on the diagonal. Keys add up their cotangents.
     What it buys at T = 128: a quarter of what is kept, and a seventh of the time.
     """
+    group, window = _checked(q, k, v, causal, window)
+    shape, t, s = q.shape, q.shape[-2], k.shape[-2]
+    if keep is not None:
+        dtype = q.real.dtype
+        keep = by_value(keep) if keep.dtype == dtype else keep.astype(dtype)
+    if mask is not None:
+        mask = _truth(mask, q, s)
+    if group > 1:  # heads that look at the same keys side by side: (..., K, H / K, T, D)
+        q, keep, mask = (x if x is None else _by_group(x, k.shape[-3], group) for x in (q, keep, mask))
+    rest = {"mask": mask, "group": group, "scale": 1 / math.sqrt(shape[-1] or 1) if scale is None else float(scale)}
+    if window is None and (not causal or t == 1 or array_module(q) is not np):  # a GPU is quicker with one large block
+        o, vjp = attend(q, k, v, keep, causal, **rest)
+    else:
+        with np.errstate(invalid="ignore"):
+            o, vjp = _in_blocks(q, k, v, keep, QUERIES if array_module(q) is np else t, window, rest)
+        if not array_module(o).isfinite(o).all():  # 0 times infinity is no 0: a query leaves out what it does not see
+            o, vjp = _in_blocks(q, k, v, keep, 1, window, rest)
+    if group == 1:
+        return o, vjp
+    grouped = o.shape  # (..., K, H / K, T, D)
+
+    def of_heads(g):
+        dq, dk, dv = vjp(g.reshape(grouped))
+        return dq.reshape(*dq.shape[:-4], *shape[-3:]), dk, dv
+
+    return o.reshape(*grouped[:-4], *shape[-3:-1], grouped[-1]), of_heads
+
+
+def _checked(q, k, v, causal, window):
+    """How many heads of q share one of k and v, and the window, None where it hides no key; or what does not fit."""
     matrices = min(q.ndim, k.ndim, v.ndim) >= 2
     if not (matrices and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]):
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: (T, D), (S, D), (S, D)")
     t, s = q.shape[-2], k.shape[-2]
     if causal and s < t:
         raise ValueError(f"attention: {t} queries but {s} keys: a query must be able to see itself")
-    if keep is not None:
-        dtype = q.real.dtype
-        keep = by_value(keep) if keep.dtype == dtype else keep.astype(dtype)
-    if not causal or t == 1 or array_module(q) is not np:  # a GPU is quicker with one large block
-        return attend(q, k, v, keep, causal)
-    with np.errstate(invalid="ignore"):
-        o, vjp = _in_blocks(q, k, v, keep, QUERIES)
-    if np.isfinite(o).all():
-        return o, vjp
-    return _in_blocks(q, k, v, keep, 1)  # 0 times infinity is no 0: each query leaves out the keys that it does not see
+    if window is not None:
+        if not isinstance(window, int | np.integer) or isinstance(window, bool) or window < 1:
+            raise ValueError(f"attention: window = {window!r}, expected a whole number of keys, 1 or more, or None")
+        if not causal:
+            raise ValueError(
+                f"attention: window = {window} with causal=False: a window is of keys up to the query's own"
+            )
+        window = None if window >= s else int(window)
+    if min(q.ndim, k.ndim, v.ndim) < 3 or q.shape[-3] == 1 or v.shape[-3] != k.shape[-3] or not v.shape[-3]:
+        return 1, window
+    heads, shared = q.shape[-3], k.shape[-3]
+    if heads % shared:
+        raise ValueError(
+            f"attention: {heads} heads of q and {shared} of k and v: the first is no multiple of the second"
+        )
+    return heads // shared, window
 
 
-def _in_blocks(q, k, v, keep, size):
-    """Causal attention with so many queries at a time, and its vjp."""
+def _truth(mask, q, s):
+    """The mask as truth values that broadcast to (..., T, S), by value; None where every key counts."""
+    given, scores = mask.shape, (*q.shape[:-1], s)
+    if mask.ndim == 2 < q.ndim:  # (B, S): of each text, for all its heads and queries
+        mask = mask.reshape(given[0], *[1] * (q.ndim - 2), given[1])
+    fits = mask.ndim <= q.ndim and all(n in (1, m) for n, m in zip(mask.shape[::-1], scores[::-1], strict=False))
+    if not fits or mask.shape[-1:] != (s,):
+        raise ValueError(f"attention: mask {given} does not fit q {q.shape} and {s} keys: expected (B, S), or {scores}")
+    if mask.dtype != bool:
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("attention: mask holds more than 0 and 1; expected 1 or True where a key counts, else 0")
+        mask = mask != 0
+    return None if mask.all() else mask.copy()
+
+
+def _by_group(x, shared, group):
+    """(..., H, T, D) -> (..., K, H / K, T, D), a view; what is one for all heads is one for all groups"""
+    if x.ndim < 3:
+        return x
+    return x.reshape(*x.shape[:-3], *((1, 1) if x.shape[-3] == 1 else (shared, group)), *x.shape[-2:])
+
+
+def _in_blocks(q, k, v, keep, size, window, rest):
+    """Causal attention with so many queries at a time, and its vjp. rest: `attend`'s other arguments."""
     t, s = q.shape[-2], k.shape[-2]
-    if t <= size:
-        return attend(q, k, v, keep)
-    blocks = [(slice(i, min(i + size, t)), slice(s - t + min(i + size, t))) for i in range(0, t, size)]
-    parts, vjps = [], []
-    for rows, seen in blocks:
-        mask = None if keep is None else keep[..., rows, seen]
-        part, vjp_of_part = attend(q[..., rows, :], k[..., seen, :], v[..., seen, :], mask)
+    if t <= size and window is None:
+        return attend(q, k, v, keep, **rest)
+    blocks, parts, vjps = [], [], []
+    for start in range(0, t, size):
+        rows = slice(start, min(start + size, t))
+        first = 0 if window is None else max(0, s - t + start - window + 1)
+        seen = slice(first, s - t + rows.stop)
+        mask = _block(rest["mask"], rows, seen)
+        if window is not None and seen.stop - first > window:
+            near = _near(array_module(q), rows.stop - start, seen.stop - first, window)
+            mask = near if mask is None else mask & near
+        part, vjp_of_part = attend(
+            q[..., rows, :], k[..., seen, :], v[..., seen, :], _block(keep, rows, seen), **(rest | {"mask": mask})
+        )
+        blocks.append((rows, seen))
         parts.append(part)
         vjps.append(vjp_of_part)
 
     def vjp(g):
         dqs, dks, dvs = zip(*(pull(g[..., rows, :]) for pull, (rows, _) in zip(vjps, blocks, strict=True)), strict=True)
-        dk, dv = dks[-1], dvs[-1]  # the last block sees all keys
+        dk, dv = (_among(d[-1], blocks[-1][1], s) for d in (dks, dvs))
         for (_, seen), dk_part, dv_part in zip(blocks[:-1], dks, dvs, strict=False):
             dk[..., seen, :] += dk_part
             dv[..., seen, :] += dv_part
@@ -89,47 +193,83 @@ def _in_blocks(q, k, v, keep, size):
     return _stacked(parts, q), vjp
 
 
-def attend(q, k, v, keep=None, causal=True):
+def _block(mask, rows, seen):
+    """What of a mask (..., T or 1, S) is of these queries and keys."""
+    return mask if mask is None else mask[..., rows if mask.shape[-2] > 1 else slice(None), seen]
+
+
+def _among(part, seen, s):
+    """The cotangents of the keys that the last block sees among those of all keys, where the others have 0 so far."""
+    if part.shape[-2] == s:
+        return part
+    whole = array_module(part).zeros((*part.shape[:-2], s, part.shape[-1]), dtype=part.dtype)
+    whole[..., seen, :] = part
+    return whole
+
+
+def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
     """Attention, all queries at once: -> O, and its vjp, which returns (dq, dk, dv).
 
-    With S = q k^T / sqrt(D), P = softmax(S), O = P v:
-        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = dS k / sqrt(D),   dk = dS^T q / sqrt(D),
+    With S = scale q k^T, P = softmax(S), O = P v:
+        dv = P^T g,   dP = g v^T,   dS = P (dP - rowsum(dP P)),   dq = scale dS k,   dk = scale dS^T q,
     where rowsum(dP P)_i = sum_j sum_d g_id v_jd P_ij = sum_d g_id O_id: a sum over D instead of S numbers.
     Written as P = f E, where E = exp(S - the largest of each row) and f = 1 / rowsum(E), f scales O and g, whose rows
     are short, instead of P. Scores stand transposed, keys down and queries across: NumPy takes a maximum over
-    columns twice as fast as one over rows.
+    columns twice as fast as one over rows. With a group, q is (..., K, H / K, T, D) and k is (..., K, S, D): the
+    queries of the heads that look at the same keys stand below one another, as if they were queries of one head.
     """
-    xp, t = array_module(q), q.shape[-2]
-    scale = 1 / math.sqrt(q.shape[-1] or 1)
+    xp, shape, t = array_module(q), q.shape, q.shape[-2]
+    scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
     q = q * scale  # of no further use as it was: kept in its place
+    if group > 1:
+        q = q.reshape(*shape[:-3], group * t, shape[-1])
+    apart = lambda x: x if group == 1 else x.reshape(*x.shape[:-2], group, t, x.shape[-1])
     e = k @ q.swapaxes(-1, -2)  # (..., S, T)
     if causal and t > 1:
         own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        own += _unseen(xp, t, e.real.dtype)
-    e -= largest(e, -2)
+        own += _unseen(xp, t, group, e.real.dtype)
+    if mask is not None:
+        e += xp.where(_across(xp, mask, group, t), 0, -np.inf).astype(e.real.dtype)
+    top = largest(e, -2)
+    e -= top if mask is None else xp.where(top == -np.inf, 0, top)  # a query that sees no key: E is 0 all the same
     xp.exp(e, out=e)
     sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
+    if mask is not None:
+        sums[sums == 0] = np.inf  # and its f is 0
     f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
-    kept = e if keep is None else e * keep.swapaxes(-1, -2)  # (..., S, T)
+    kept = e if keep is None else e * _across(xp, keep, group, t)  # (..., S, T)
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
     o *= f
 
     def vjp(g):
-        g = g * f
+        g = (g if group == 1 else g.reshape(o.shape)) * f
         ds = v @ g.swapaxes(-1, -2)  # (..., S, T), dP^T at first
         if keep is not None:
-            ds *= keep.swapaxes(-1, -2)
+            ds *= _across(xp, keep, group, t)
         ds -= row_dot(g, o).swapaxes(-1, -2)
         ds *= e
-        return ds.swapaxes(-1, -2) @ (k * scale), ds @ q, kept @ g
+        return apart(ds.swapaxes(-1, -2) @ (k * scale)), ds @ q, kept @ g
 
-    return o, vjp
+    return apart(o), vjp
+
+
+def _across(xp, mask, group, t):
+    """A mask as the scores stand: (..., T, S) -> (..., S, T), or in groups (..., H / K, T, S) -> (..., S, H / K T)"""
+    if group == 1:
+        return mask.swapaxes(-1, -2)
+    s, batch = mask.shape[-1], mask.shape[:-3]
+    return xp.moveaxis(xp.broadcast_to(mask, (*batch, group, t, s)), -1, -3).reshape(*batch, s, group * t)
+
+
+def _near(xp, t, s, window):
+    """True where a key is among the last `window` up to a query's own, the queries being the last t of s: (T, S)"""
+    return ~xp.tri(t, s, s - t - window, dtype=bool)
 
 
 @functools.lru_cache(maxsize=8)
-def _unseen(xp, t, dtype):
-    """-inf where a key (down) is later than a query (across), else 0: (T, T)"""
-    return xp.where(xp.tri(t, t, -1, dtype=bool), -xp.inf, 0).astype(dtype)
+def _unseen(xp, t, group, dtype):
+    """-inf where a key (down) is later than a query (across), else 0: (T, T), or (T, H / K T) in groups"""
+    return xp.tile(xp.where(xp.tri(t, t, -1, dtype=bool), -xp.inf, 0).astype(dtype), (1, group))
 
 
 def _stacked(parts, like):

@@ -39,6 +39,8 @@ def _binary(positive: bool = False) -> Example:
 
 TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
 WEIGHT = np.random.default_rng(0).standard_normal((5, 4))
+ANGLES = np.arange(6.0).reshape(3, 2)
+PADDED = np.array([[1, 1, 0, 1, 1]])
 CONDITION = np.array([[True, False, True, False]])
 
 EXAMPLES: dict[str, Example] = {
@@ -101,7 +103,10 @@ EXAMPLES: dict[str, Example] = {
     "lora_linear": Example(lambda f, x, w, b, A, B: f(x, w, b, A, B, 0.5), ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))),
     "split_heads": Example(lambda f, x: f(x, 2), ((2, 3, 4),)),
     "join_heads": Example(lambda f, x: f(x), ((2, 2, 3, 4),)),
-    "attention": Example(lambda f, q, k, v: f(q, k, v), ((2, 3, 4), (2, 3, 4), (2, 3, 4))),
+    "rotate": Example(lambda f, x: f(x, np.cos(ANGLES), np.sin(ANGLES)), ((2, 3, 4),)),
+    "attention": Example(  # four heads at two of keys, the last three of five positions, one of them padding
+        lambda f, q, k, v: f(q, k, v, None, True, PADDED, 4, 0.7), ((1, 4, 3, 2), (1, 2, 5, 2), (1, 2, 5, 2))
+    ),
     "cross_entropy": Example(lambda f, x: f(x, TOKENS), ((2, 3, 5),)),
     "dropout": Example(lambda f, x: f(x, 0.4, np.random.default_rng(1)), ((3, 4),)),
 }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.special
-from drawing import array, batched, check_gradients, check_same
+from drawing import array, batched, check_gradients, check_same, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 import minilora as ml
 from minilora import ops
 from minilora.autograd import attention as blocks
-from minilora.autograd import backend, fused
+from minilora.autograd import backend, fused, versions
 
 
 @given(st.integers(1, 3), st.data())
@@ -35,13 +35,20 @@ def test_heads_that_do_not_divide_the_width():
         ops.join_heads(np.zeros((2, 10)))
 
 
-def attention_composed(q, k, v, keep=None, causal=True):
+def attention_composed(q, k, v, keep=None, causal=True, mask=None, window=None, scale=None):
+    """The formula; with fewer heads of keys than of queries, each is written down for every head that looks at it."""
     t, s, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    if min(q.ndim, k.ndim) > 2 and q.shape[-3] > k.shape[-3] > 1:
+        k, v = (ops.repeat(x, q.shape[-3] // x.shape[-3], axis=-3) for x in (k, v))
     k_rows = ops.transpose(k, (*range(k.ndim - 2), k.ndim - 1, k.ndim - 2))
-    scores = ops.matmul(q, k_rows) / math.sqrt(d)
-    if causal:  # query i stands at position s - t + i
-        scores = ops.where(np.arange(s) <= np.arange(t)[:, None] + s - t, scores, -1e300)
-    weights = ops.softmax(scores)
+    scores = ops.matmul(q, k_rows) * (1 / math.sqrt(d) if scale is None else scale)
+    place, own = np.arange(s), np.arange(t)[:, None] + s - t  # query i stands at position s - t + i
+    seen = (place <= own) if causal else np.ones((t, s), bool)
+    seen = seen if window is None else seen & (place > own - window)
+    if mask is not None:
+        mask = np.asarray(mask) != 0
+        seen = seen & (mask[:, *[None] * (q.ndim - 2)] if mask.ndim == 2 < q.ndim else mask)
+    weights = ops.softmax(ops.where(seen, scores, -1e300)) * seen.any(-1, keepdims=True)  # a row that sees none is zero
     return ops.matmul(weights if keep is None else weights * keep, v)
 
 
@@ -63,6 +70,30 @@ def test_attention(drawn):
     qkv, options = drawn
     check_same(lambda *a: ops.attention(*a, **options), lambda *a: attention_composed(*a, **options), qkv)
     check_gradients(lambda *a: ops.attention(*a, **options), qkv)
+
+
+@st.composite
+def grouped_inputs(draw):
+    """q (B, H, T, D), k and v (B, K, S, D) with K dividing H, and masks, windows, scales and dropout."""
+    b, shared, group, t, d = (draw(st.integers(1, n)) for n in (2, 2, 3, 5, 2))
+    s, heads, sizes = t + draw(st.integers(0, 3)), shared * group, st.sampled_from
+    masks = [(b, s), (1, s), (s,) if b > 1 else (1, 1, 1, s), (b, 1, t, s), (heads, t, s), (1, heads, 1, s)]
+    mask = draw(st.none() | sizes(masks).flatmap(lambda shape: hnp.arrays(draw(sizes([bool, int, float])), shape,
+                                                                         elements=sizes([0, 1]))))  # fmt: skip
+    keep = draw(st.none() | sizes([(b, heads, t, s), (t, s), (1, 1, t, s)]).flatmap(lambda x: hnp.arrays(bool, x)))
+    options = {"mask": mask, "keep": None if keep is None else keep / 0.8, "causal": draw(st.booleans())}
+    options |= {"window": draw(st.none() | st.integers(1, s + 1)) if options["causal"] else None}
+    qkv = [draw(array(shape)) for shape in ((b, heads, t, d), (b, shared, s, d), (b, shared, s, 3))]
+    return qkv, options | {"scale": draw(st.none() | st.just(0.3))}
+
+
+@given(grouped_inputs(), st.sampled_from([1, 2, 64]))
+def test_attention_in_groups_with_masks_and_windows(drawn, queries):
+    qkv, options = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "QUERIES", queries)
+        check_same(lambda *a: ops.attention(*a, **options), lambda *a: attention_composed(*a, **options), qkv)
+        check_gradients(lambda *a: ops.attention(*a, **options), qkv, ["complex-step"])
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -193,3 +224,144 @@ def test_a_mask_of_truth_values_is_one_of_zeros_and_ones():
     y = ops.attention(q, k, v, keep)
     assert y.dtype == np.float32
     np.testing.assert_array_equal(y.data, ops.attention(q, k, v, keep.astype(np.float32)).data)
+
+
+# ---- masks, windows, groups
+
+
+def qkv_of(t=6, heads=4, shared=2, b=2, dtype="float64"):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((b, n, t, 4)).astype(dtype) for n in (heads, shared, shared)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("t", [6, 70])
+def test_a_query_that_sees_no_key_gives_zeros_and_has_no_gradient(t, dtype):
+    """A text that begins with padding: its first queries see padding alone."""
+    tensors = [ml.Tensor(x, requires_grad=True) for x in qkv_of(t, dtype=dtype)]
+    mask = np.ones((2, t), int)
+    mask[1, :3] = 0
+    with np.errstate(all="raise", under="ignore"):
+        y = ops.attention(*tensors, mask=mask)
+        dq, dk, dv = ml.grad(y, tensors, np.ones(y.shape, dtype))
+    assert not y.data[1, :, :3].any() and np.isfinite(y.data).all()
+    assert not dq[1, :, :3].any() and not dk[1, :, :3].any() and not dv[1, :, :3].any()
+    assert dv[1, :, 3:].any() and dv[0, :, 0].any()
+
+
+def test_padding_changes_nothing_for_the_rest():
+    """Whatever stands at padding, left or right of a text."""
+    qkv = qkv_of()
+    alone = ops.attention(*(x[..., 1:5, :] for x in qkv)).data
+    padded = [np.full_like(x, 1e3) for x in qkv]
+    for x, y in zip(padded, qkv, strict=True):
+        x[..., 1:5, :] = y[..., 1:5, :]
+    y = ops.attention(*padded, mask=np.tile([0, 1, 1, 1, 1, 0], (2, 1)))
+    np.testing.assert_allclose(y.data[..., 1:5, :], alone, rtol=1e-13)
+
+
+def test_a_mask_of_ones_is_none_bit_for_bit():
+    tensors = [ml.Tensor(x, requires_grad=True) for x in qkv_of(70, dtype="float32")]
+    plain, masked = ops.attention(*tensors), ops.attention(*tensors, mask=np.ones((2, 70)), window=70)
+    np.testing.assert_array_equal(plain.data, masked.data)
+    g = np.ones(plain.shape, "float32")
+    for one, other in zip(ml.grad(plain, tensors, g), ml.grad(masked, tensors, g), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_mask_is_kept_by_value():
+    mask = np.ones((2, 70), bool)
+    mask[0, 3] = False
+    tensors = [ml.Tensor(x, requires_grad=True) for x in qkv_of(70)]
+    expected = ml.grad(ops.attention(*tensors, mask=mask).sum(), tensors)
+    y = ops.attention(*tensors, mask=mask).sum()
+    mask[:] = False
+    np.testing.assert_array_equal(ml.grad(y, tensors)[1], expected[1])
+
+
+def test_what_lies_before_a_window_is_not_looked_at():
+    q, k, v = qkv_of(150)
+    k[..., :20, :], v[..., :20, :] = np.nan, np.nan
+    y = ops.attention(q, k, v, window=8).data
+    assert np.isfinite(y[..., 27:, :]).all() and np.isnan(y[..., :27, :]).all()
+
+
+def test_heads_that_share_keys_do_not_copy_them():
+    """Nothing that the tape keeps is as large as the keys written down for every head."""
+    q, k, v = np.zeros((1, 32, 1, 64)), np.zeros((1, 2, 64, 64)), np.zeros((1, 2, 64, 64))
+    _, vjp = blocks.attention.__wrapped__(q, k, v)
+    kept = [array for _, array in versions.kept_arrays(vjp)]
+    assert any(np.shares_memory(array, k) for array in kept) and max(array.size for array in kept) == k.size
+
+
+def test_groups_leave_heads_side_by_side_in_memory():
+    q, k, v = (np.swapaxes(np.random.default_rng(0).standard_normal((2, 150, n, 8)), 1, 2) for n in (4, 2, 2))
+    o, vjp = blocks.attention.__wrapped__(q, k, v)
+    assert o.strides == q.strides and vjp(o)[0].strides == q.strides
+
+
+WRONG = [
+    ({"mask": np.ones((3, 6))}, r"mask \(3, 6\) does not fit q \(2, 4, 6, 4\) and 6 keys: expected \(B, S\)"),
+    ({"mask": np.ones((2, 5))}, r"mask \(2, 5\) does not fit"),
+    ({"mask": np.ones((2, 2, 6, 6))}, r"mask \(2, 2, 6, 6\) does not fit"),
+    ({"mask": np.ones((2, 1))}, r"mask \(2, 1\) does not fit"),
+    ({"mask": 1.0}, "attention: "),
+    ({"mask": np.array([[0, -np.inf, 0, 0, 0, 0]] * 2)}, "mask holds more than 0 and 1"),
+    ({"mask": np.array([[0, np.nan, 0, 0, 0, 0]] * 2)}, "mask holds more than 0 and 1"),
+    ({"window": 0}, "window = 0, expected a whole number of keys, 1 or more, or None"),
+    ({"window": 2.5}, "window = 2.5, expected a whole number"),
+    ({"window": True}, "window = True, expected a whole number"),
+    ({"window": 2, "causal": False}, "window = 2 with causal=False"),
+]
+
+
+@pytest.mark.parametrize("options, message", WRONG)
+def test_wrong_masks_and_windows(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.attention(*qkv_of(), **options)
+
+
+def test_heads_that_do_not_share_evenly():
+    with pytest.raises(ValueError, match="attention: 4 heads of q and 3 of k and v: the first is no multiple"):
+        ops.attention(*qkv_of(shared=3))
+
+
+def test_a_mask_has_no_gradient():
+    mask = ml.Tensor(np.ones((2, 6)) * ([1] * 5 + [0]), requires_grad=True)
+    q = ml.Tensor(qkv_of()[0], requires_grad=True)
+    with pytest.raises(TypeError, match="no derivative in its argument 5"):
+        ml.grad(ops.attention(q, *qkv_of()[1:], None, True, mask).sum(), [q, mask])
+
+
+# ---- rotary positions
+
+
+@given(st.integers(1, 3), st.data())
+def test_rotate(half, data):
+    """Pairs (x_i, x_{i + D/2}) as complex numbers, multiplied by e^(i angle)."""
+    x = data.draw(array(shapes(least_dims=2, least_side=1).map(lambda shape: (*shape[:-1], 2 * half))))
+    lead = data.draw(st.integers(0, x.ndim - 1))
+    angles = data.draw(array((*x.shape[lead:-1], half)))
+    y = ops.rotate(x, np.cos(angles), np.sin(angles)).data
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    np.testing.assert_allclose(y, np.concatenate([z.real, z.imag], axis=-1), rtol=1e-12, atol=1e-14)
+    check_gradients(lambda x: ops.rotate(x, np.cos(angles), np.sin(angles)), [x])
+
+
+def test_rotate_keeps_precision_memory_order_and_its_angles():
+    x = ml.Tensor(np.ones((2, 5, 3, 4), "float32").swapaxes(1, 2), requires_grad=True)
+    cos, sin = np.cos(np.ones((5, 2))), np.sin(np.ones((5, 2)))
+    y = ops.rotate(x, cos, sin)
+    assert y.dtype == np.float32 and y.data.strides == x.data.strides
+    cos[:], sin[:] = 0, 0
+    np.testing.assert_allclose(
+        ml.grad(y.sum(), [x])[0][0, 0, 0], np.repeat([np.cos(1) + np.sin(1), np.cos(1) - np.sin(1)], 2), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("x, cos, sin", [((3, 4), (3, 4), (3, 4)), ((3, 3), (3, 1), (3, 1)), ((3, 4), (2, 2), (2, 2)),
+                                         ((3, 4), (3, 2), (1, 2)), ((3, 4), (2, 3, 2), (2, 3, 2)), ((4,), (2,), (2,)),
+                                         ((3, 4), (3, 1), (3, 1))])  # fmt: skip
+def test_angles_that_do_not_fit(x, cos, sin):
+    with pytest.raises(ValueError, match=r"rotate: x \(.*\), cos \(.*\) and sin \(.*\) do not fit: \(..., T, D\)"):
+        ops.rotate(np.ones(x), np.ones(cos), np.ones(sin))

@@ -33,11 +33,27 @@ def sdpa(q, k, v, **options):
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
+def grouped(q, k, v):
+    """Six heads at two of keys, the last three of five positions, of which the second text's first is padding."""
+    return sdpa(
+        q, k, v, attn_mask=LAST_OF_FIVE & torch.tensor(PADDED, dtype=torch.bool)[:, None, None], enable_gqa=True
+    )
+
+
+def turned(x):
+    """Rotary positions as transformers writes them: x cos + rotate_half(x) sin, with the angles twice side by side."""
+    cos, sin = (torch.tensor(np.tile(f(ANGLES), 2), dtype=x.dtype) for f in (np.cos, np.sin))
+    return x * cos + torch.cat([-x[..., 2:], x[..., :2]], -1) * sin
+
+
 def mean_loss(logits, targets=TOKENS):
     return F.cross_entropy(logits.flatten(0, -2), torch.tensor(targets).flatten())
 
 
+ANGLES = np.arange(6.0).reshape(3, 2)
+PADDED = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
 X, POSITIVE = (3, 4), "positive"
+BAND = torch.ones(150, 150, dtype=torch.bool).tril().triu(-9)  # each query's last ten keys
 LAST_OF_FIVE = torch.ones(3, 5, dtype=torch.bool).tril(2)  # three queries, at the last three of five positions
 
 # primitive, what distinguishes this row, ours, PyTorch's, shapes of the inputs, "positive" where they must be
@@ -147,6 +163,19 @@ ROWS = [
     ("attention", "not causal", lambda *qkv: ops.attention(*qkv, causal=False), sdpa, ((2, 3, 4),) * 3),
     ("attention", "cached keys", ops.attention, lambda *qkv: sdpa(*qkv, attn_mask=LAST_OF_FIVE),
      ((2, 3, 4), (2, 5, 4), (2, 5, 6))),
+    ("attention", "scale", lambda *qkv: ops.attention(*qkv, scale=0.3),
+     lambda *qkv: sdpa(*qkv, is_causal=True, scale=0.3),
+     ((2, 3, 4),) * 3),
+    ("attention", "padding", lambda *qkv: ops.attention(*qkv, causal=False, mask=PADDED),
+     lambda *qkv: sdpa(*qkv, attn_mask=torch.tensor(PADDED, dtype=torch.bool)[:, None, None]),
+     ((2, 2, 3, 4), (2, 2, 5, 4), (2, 2, 5, 4))),
+    ("attention", "window", lambda *qkv: ops.attention(*qkv, window=10), lambda *qkv: sdpa(*qkv, attn_mask=BAND),
+     ((2, 150, 4),) * 3),
+    ("attention", "groups", lambda *qkv: ops.attention(*qkv, mask=PADDED), grouped,
+     ((2, 6, 3, 4), (2, 2, 5, 4), (2, 2, 5, 6))),
+    ("attention", "groups in blocks", ops.attention, lambda *qkv: sdpa(*qkv, is_causal=True, enable_gqa=True),
+     ((6, 150, 4), (2, 150, 4), (2, 150, 4))),
+    ("rotate", "", lambda x: ops.rotate(x, np.cos(ANGLES), np.sin(ANGLES)), turned, ((2, 3, 4),)),
     ("attention", "dropout", lambda *qkv: ops.attention(*qkv, keep=KEEP.astype(qkv[0].dtype)),
      lambda *qkv: explicit_attention(*qkv, KEEP), ((2, 3, 4),) * 3),
     ("dropout", "", lambda x: ops.dropout(x, 0.4, np.random.default_rng(1)), lambda x: x * mask(x) / 0.6, (X,)),
