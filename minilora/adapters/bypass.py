@@ -33,13 +33,34 @@ def bypassed(model: Any, paths: list[str]) -> list[str]:
     return words
 
 
-@functools.cache
+def only_read(model: Any, path: str) -> str:
+    """Who reads the weight of the module at `path` and never calls it; "" where somebody does, or no code says so."""
+    module, readers = model.get_module(path), set()
+    for _, owner in model.named_modules():
+        kind: Any = type(owner)
+        for child in (name for name, value in vars(owner).items() if value is module):
+            if child not in mentions(kind):
+                continue
+            if mentions(kind)[child] - {"weight", "bias"}:
+                return ""
+            readers.add(kind.__name__)
+    return " and ".join(sorted(readers))
+
+
 def reads(kind: type) -> frozenset[tuple[str, str]]:
     """{(child, "weight" or "bias")} where the class's code says self.child.weight."""
-    found = set()
+    return frozenset((child, said) for child, after in mentions(kind).items() for said in after & {"weight", "bias"})
+
+
+@functools.cache
+def mentions(kind: type) -> dict[str, frozenset[str]]:
+    """{attribute: what the class's code says behind it}: "weight" for self.wte.weight, "" for self.wte(x)."""
+    found: dict[str, set[str]] = {}
     for one in kind.__mro__[: kind.__mro__.index(Module)]:
         for name, function in vars(one).items():
             if isinstance(function, types.FunctionType) and name != "__init__":  # where weights are tied, not used
-                code = [i.argval if i.opname == "LOAD_ATTR" else "" for i in dis.get_instructions(function)]
-                found |= {pair for pair in itertools.pairwise(code) if pair[0] and pair[1] in ("weight", "bias")}
-    return frozenset(found)
+                said = ((i.opname in ("LOAD_ATTR", "LOAD_METHOD"), i.argval) for i in dis.get_instructions(function))
+                for (is_name, child), (has_more, after) in itertools.pairwise([*said, (False, "")]):
+                    if is_name:
+                        found.setdefault(child, set()).add(after if has_more else "")
+    return {child: frozenset(after) for child, after in found.items()}

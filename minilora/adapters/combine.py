@@ -21,7 +21,8 @@ from ..autograd.backend import Array, array_module
 from ..nn.checks import is_real, is_whole, shown
 from .adapter import Adapter
 from .attach import attach, build
-from .lora import LoRAConfig, LoRALinear
+from .lora import LoRAConfig
+from .low_rank import LowRank
 from .state import carried, changeable, refuse_taken
 
 HOW = ("concatenate", "svd", "linear")
@@ -75,8 +76,7 @@ def lora_updates(model: Any, name: str, caller: str) -> dict[str, Factors]:
         raise ValueError(f"{caller}: no adapter {shown(name)}; there are {', '.join(adapters) or 'none'}")
     updates = {}
     for path, layer in adapters[name].modules.items():
-        plain = isinstance(layer, LoRALinear) and type(layer).delta is LoRALinear.delta  # DoRA has another Delta W
-        if not plain or layer.copied:
+        if not isinstance(layer, LowRank) or not layer.is_product or layer.copied:
             kind = adapters[name].kind
             raise ValueError(f"{caller}: adapter {name!r} is {kind}, expected LoRA: what it does to {path} is no s B A")
         A, B = layer.factors()

@@ -20,7 +20,7 @@ from ..autograd import ops
 from ..autograd.backend import Array, to_numpy
 from ..autograd.tensor import Tensor
 from ..nn.checks import flag
-from ..nn.layers import Linear, parameter
+from ..nn.layers import Embedding, Linear, parameter
 from ..nn.module import Module
 from .adapter import method
 from .lora import LoRAConfig, LoRALinear, added, cast
@@ -56,11 +56,16 @@ class DoRAConfig(LoRAConfig):
         """The layer that takes the place of one linear layer."""
         return DoRALinear(base, self, rng)
 
+    def table(self, base: Embedding, rng: np.random.Generator) -> Any:
+        """A table has no place in DoRA's paper. Raises ValueError."""
+        raise ValueError("dora: an embedding table is no target of DoRA, whose paper is of linear layers; use LoRA")
+
 
 class DoRALinear(LoRALinear):
     """A linear layer whose rows are turned by A and B and stretched by `magnitude`."""
 
     config: DoRAConfig
+    is_product = False  # c (W + s B A) - W is none
     optional_parameters = (*LoRALinear.optional_parameters, "magnitude")
 
     def __init__(self, base: Linear, config: DoRAConfig, rng: np.random.Generator):

@@ -8,11 +8,9 @@ the adapted model starts exactly at the base model; other ways to begin: `initia
 other methods, from adding it to a model to saving it: `adapter.py`.
 """
 
-import functools
 import math
-import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,17 +18,19 @@ import numpy as np
 
 from ..autograd import ops
 from ..autograd.backend import Array
-from ..autograd.tensor import Tensor, primitive
+from ..autograd.tensor import Tensor
 from ..nn.checks import flag, is_real, is_whole, plain, shown
-from ..nn.layers import Linear, parameter
+from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
-from .adapter import Put, StandIn, method, stand_in_for
+from .adapter import method
 from .attach import add_adapter
 from .bypass import bypassed
 from .copies import copies
+from .embedding import LoRAEmbedding, adapted_table, tie
 from .initialise import STARTS
+from .low_rank import LowRank, Summed, added, cast
 from .state import active_adapter, check_model
-from .targets import Patterns, by_pattern, in_layers, match_targets, patterns
+from .targets import OUTPUTS, Patterns, by_pattern, in_layers, match_targets, patterns
 
 
 def lora_forward(x: Array, W: Array, b: Array, A: Array, B: Array, s: float) -> tuple[Array, Array]:
@@ -90,10 +90,11 @@ class LoRAConfig:
 
     rank: r, the width of the bottleneck. alpha: the update is scaled by alpha/r (section 4.1), or by alpha/sqrt(r) when
     rank_stabilized (Kalajdzievski 2023, "rsLoRA"). target_modules: names or patterns; "q_proj" is every q_proj,
-    "blocks.0.*" and "*.mlp.*" are shell patterns on whole names, "*" is every linear layer; or one regular expression
-    as a string (`targets.py`). dropout: on the input of A, where a generator is given. init: "kaiming" draws A from
-    U(-1/sqrt(d_in), 1/sqrt(d_in)), "gaussian" from N(0, 1/r^2), and B is zero; "pissa" starts both from W's singular
-    vectors (`initialise.py`).
+    "blocks.0.*" and "*.mlp.*" are shell patterns on whole names, "*" is every linear layer but an output head; or one
+    regular expression as a string (`targets.py`). An embedding table ("wte") or an untied head ("head") is meant only
+    by a pattern with its name in it. dropout: on the input of A, where a generator is given. init: "kaiming" draws A
+    from U(-1/sqrt(d_in), 1/sqrt(d_in)), "gaussian" from N(0, 1/r^2), and B is zero (of a table A is zero and B from
+    N(0, 1): `embedding.py`); "pissa" starts both from W's singular vectors (`initialise.py`).
 
     exclude_modules: targets that are left out. layers_to_transform: the layers, by number, that targets must be in.
     rank_pattern, alpha_pattern: {pattern: rank or alpha} of the targets that differ. bias: "none", or train the biases
@@ -152,27 +153,33 @@ class LoRAConfig:
         return float(self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank))
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
-        """{path: a LoRA layer} for every linear layer that is targeted, and copies of what else is trained."""
+        """{path: a LoRA layer} for every layer that is targeted, and copies of what else is trained."""
         places = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if path]
         linears = {path: m for path, m in places if isinstance(m, Linear)}
-        if not linears:
+        tables = {path: m for path, m in places if isinstance(m, Embedding)}
+        if not linears and not tables:
             raise ValueError(f"add_lora: there is no linear layer inside this {type(model).__name__}")
+        found: dict[str, Any] = linears | tables
         first: dict[int, str] = {}  # a layer that stands in several places is adapted once, for all of them
-        for path in self.targets(list(linears)):
-            first.setdefault(id(linears[path]), path)
+        for path in self.targets(list(found), {*tables, *OUTPUTS}):
+            first.setdefault(id(found[path]), path)
         targets = list(first.values())
         each = self.of_each(targets)
         for path in targets:
-            (d_out, d_in), rank = shape_of(linears[path]), each[path].rank
-            if rank > min(d_out, d_in):
-                raise ValueError(f"add_lora: rank {rank} exceeds min(d_in, d_out) = {min(d_out, d_in)} of {path}")
+            (rows, columns), rank = shape_of(found[path]), each[path].rank
+            if rank > min(rows, columns):
+                raise ValueError(f"add_lora: rank {rank} exceeds min(d_in, d_out) = {min(rows, columns)} of {path}")
         copied: dict[int, Tensor] = {}  # the base's tensor -> its copy, one wherever it is shared
-        for words in bypassed(model, targets):
+        for words in bypassed(model, [path for path in targets if path in linears]):
             warnings.warn(f"add_lora: {words}, past the adapted layer; merging would reach it", stacklevel=2)
-        layers: dict[str, Any] = {path: each[path].layer_for(linears[path], rng) for path in targets}
+        layers: dict[str, Any] = {path: each[path].layer_for(found[path], rng) for path in targets}
+        for path in (path for path in targets if path in tables):
+            if why := tie(model, path):
+                layers[path].cannot_merge = why
+                warnings.warn(f"add_lora: {why}", stacklevel=2)
         if self.bias != "none":
             for layer in layers.values():
-                layer.train_copies([name for name in ("bias",) if layer.bias is not None], copied)
+                layer.train_copies([name for name in ("bias",) if getattr(layer, name, None) is not None], copied)
         return layers | self._beside(model, layers, dict(places), copied)
 
     def _beside(self, model: Module, layers: Any, places: dict[str, Module], copied: Any) -> dict[str, Module]:
@@ -188,9 +195,9 @@ class LoRAConfig:
             raise ValueError(f"add_lora: bias = {self.bias!r}, and there is no bias to train; the model has none")
         return beside
 
-    def targets(self, names: list[str]) -> list[str]:
-        """Of these linear layers, those that are adapted."""
-        found = match_targets(self.target_modules, names)
+    def targets(self, names: list[str], by_name: Collection[str] = ()) -> list[str]:
+        """Of these layers, those that are adapted. by_name: those that only a pattern with their name in it means."""
+        found = match_targets(self.target_modules, names, by_name=by_name)
         out = match_targets(self.exclude_modules, names, "exclude_modules")
         if self.layers_to_transform is not None:
             found = in_layers(self.layers_to_transform, found, "layers_to_transform")  # type: ignore[arg-type]
@@ -210,13 +217,19 @@ class LoRAConfig:
             for path in targets
         }
 
-    def layer_for(self, base: Any, rng: np.random.Generator) -> "LoRALinear":
-        """A quantised layer brings a LoRA layer of its own (`qlora.py`)."""
+    def layer_for(self, base: Any, rng: np.random.Generator) -> LowRank:
+        """A table's, or a linear layer's; a quantised one brings a LoRA layer of its own (`qlora.py`)."""
+        if isinstance(base, Embedding):
+            return self.table(base, rng)
         return base.lora_layer(self, rng) if hasattr(base, "lora_layer") else self.layer(base, rng)
 
     def layer(self, base: Linear, rng: np.random.Generator) -> "LoRALinear":
         """The layer that takes the place of one linear layer."""
         return LoRALinear(base, self, rng)
+
+    def table(self, base: Embedding, rng: np.random.Generator) -> LoRAEmbedding:
+        """The layer that takes the place of one embedding table."""
+        return adapted_table(base, self, rng)
 
 
 def one_of(value: Any, allowed: tuple[str, ...], what: str) -> None:
@@ -235,24 +248,11 @@ def _positive(value: Any, what: str) -> None:
         raise ValueError(f"{what} = {shown(value)}, expected a positive number")
 
 
-class LoRALinear(StandIn, Linear):
+class LoRALinear(LowRank, Linear):
     """A linear layer with an update beside it; it shares `weight` and `bias` with the layer whose place it takes."""
 
-    optional_parameters: tuple[str, ...] = ("lora_A", "lora_B", "lora_A0", "lora_B0")  # a base checkpoint has none
-    corrected = False  # whether the update counts from where A and B started, which lora_A0 and lora_B0 keep
-
     def __init__(self, base: Linear, config: LoRAConfig, rng: np.random.Generator):
-        vars(self).update(vars(base))  # the base's very weight and bias
-        W = base.weight.data
-        A, B, corrected = STARTS[config.init](W, config.rank, config.scale, rng)
-        dtype = np.promote_types(W.dtype, "float32")
-        self.lora_A = parameter(A, dtype)  # (r, d_in)
-        self.lora_B = parameter(B, dtype)  # (d_out, r)
-        self.config, self.dropout = config, config.dropout
-        if corrected:
-            self.corrected = True
-            self.lora_A0 = Tensor(self.lora_A.data.copy())  # (r, d_in), frozen, and saved with A and B
-            self.lora_B0 = Tensor(self.lora_B.data.copy())  # (d_out, r)
+        self.begin(base, config, STARTS[config.init](base.weight.data, config.rank, config.scale, rng))
 
     def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """x: (..., d_in) -> (..., d_out)"""
@@ -272,83 +272,10 @@ class LoRALinear(StandIn, Linear):
         h = s * ops.linear(ops.dropout(x, p, rng) if rng is not None and p else x, A)  # (..., r), or 2r where corrected
         return ops.linear(h, B)
 
-    def extra_repr(self) -> str:
-        """Rank and alpha; a quantised base's kind; whether it is merged."""
-        return ", ".join(filter(None, (f"rank {self.config.rank}, alpha {self.config.alpha:g}", super().extra_repr())))
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and B (d_out, r) of the update s B A; where corrected, [A; A - A0] and [B - B0, B0]"""
-        if not self.corrected:
-            return self.lora_A, self.lora_B
-        A = ops.concatenate([self.lora_A, self.lora_A - self.lora_A0], axis=0)  # (2r, d_in)
-        B = ops.concatenate([self.lora_B - self.lora_B0, self.lora_B0], axis=1)  # (d_out, 2r)
-        return A, B
-
-    def delta(self) -> Array:
-        """Delta W = s B A, (d_out, d_in)"""
-        A, B = self.factors()
-        return self.config.scale * (B.data @ A.data)
-
-    def merged_values(self) -> dict[str, Array]:
-        """W <- W + s B A (section 4.1)"""
-        return super().merged_values() | {"weight": self.weight.data + self.delta()}
-
-    def beside(self, base: Any, parts: list[Any]) -> StandIn:
-        """The layer whose update is the sum of several adapters' updates, this one's among them."""
-        if all(isinstance(part, LoRALinear) and not part.copied for part in parts):
-            kind: Any = type(base)
-            return stand_in_for(Summed, kind)(base, parts)
-        return super().beside(base, parts)
-
-
-class Summed(StandIn, Linear):
-    """A linear layer with the updates of several adapters beside it: y = x W^T + b + sum_i update_i(x)."""
-
-    def __init__(self, base: Linear, parts: list[LoRALinear]):
-        vars(self).update(vars(base))  # the base's very weight, or its codes, and bias
-        self.parts = parts
-
-    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """x: (..., d_in) -> (..., d_out)"""
-        y = super().__call__(x)
-        return y if self.unmerged is not None else added(y, *(part.update(x, rng) for part in self.parts))
-
-    def delta(self) -> Array:
-        """Delta W = sum_i Delta W_i, (d_out, d_in)"""
-        return sum(part.delta() for part in self.parts)  # type: ignore[return-value]
-
-    def merged_values(self) -> dict[str, Array]:
-        """W <- W + sum_i Delta W_i"""
-        return {"weight": self.weight.data + self.delta()}
-
-    def merge(self, put: Put, values: Mapping[str, Array], before: Mapping[int, Array]) -> None:
-        """Each part is merged, too: DoRA's asks for the base's weight."""
-        super().merge(put, values, before)
-        for part in self.parts:
-            put(part, "unmerged", self.unmerged)
-
-    def unmerge(self, put: Put) -> None:
-        """So is each part unmerged."""
-        super().unmerge(put)
-        for part in self.parts:
-            put(part, "unmerged", None)
-
-
-@primitive
-def cast(x: Array, dtype: Any) -> tuple:
-    """The same numbers in another precision."""
-    return x.astype(dtype), (lambda g: g,)  # the tape gives each cotangent its input's precision
-
-
-def added(y: Tensor, *updates: Tensor) -> Tensor:
-    """y + updates, summed in the updates' precision and given in y's: 16 bits where the base has 16."""
-    total = functools.reduce(operator.add, updates, y)
-    return total if y.dtype.itemsize > 2 else cast(total, y.dtype)
-
-
-def shape_of(linear: Linear) -> tuple[int, ...]:
-    """(d_out, d_in), without making a quantised weight"""
-    return linear.packed().get("weight") or linear.weight.shape
+def shape_of(layer: Any) -> tuple[int, ...]:
+    """(d_out, d_in), or (V, C), without making a quantised weight"""
+    return layer.packed().get("weight") or layer.weight.shape
 
 
 def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default") -> Any:
@@ -363,16 +290,16 @@ def add_lora(model: Any, config: LoRAConfig, rng: Any = 0, name: str = "default"
     return add_adapter(model, config, rng, name)
 
 
-def lora_layers(model: Module) -> dict[str, LoRALinear]:
+def lora_layers(model: Module) -> dict[str, LowRank]:
     """{module name: layer} of the active adapter."""
     check_model(model, "lora_layers")
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
+    return {path: m for path, m in model.named_modules() if isinstance(m, LowRank)}
 
 
 def delta_weights(model: Module) -> dict[str, Array]:
-    """{module name: Delta W = s B A}, arrays (d_out, d_in). Raises ValueError where there are no LoRA layers."""
+    """{module name: Delta W = s B A}, arrays (d_out, d_in), for a table (V, C). Raises ValueError without LoRA."""
     modules = active_adapter(model, "delta_weights").modules
-    deltas = {path: m.delta() for path, m in modules.items() if isinstance(m, LoRALinear | Summed)}
+    deltas = {path: m.delta() for path, m in modules.items() if isinstance(m, LowRank | Summed)}
     if not deltas:
         raise ValueError("delta_weights: the active adapter has no LoRA layers, and so no Delta W")
     return deltas

@@ -18,19 +18,20 @@ from ..autograd import ops
 from ..autograd.backend import Array, array_module
 from ..autograd.tensor import Tensor
 from ..nn.checks import shown
-from ..nn.layers import Linear
+from ..nn.layers import Embedding
 from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
 from .lora import added, cast
 from .state import Adapters, carried, changeable, refuse_merged, whole
 
 
-class Rows(StandIn, Linear):
+class Rows(StandIn):
     """A linear layer with another update for each row of the batch. Nothing in it is trained."""
 
+    weight: Tensor
     cannot_merge = "its rows use different adapters, and one weight serves all rows"
 
-    def __init__(self, base: Linear, updates: Sequence[Factors | None], dtype: Any):
+    def __init__(self, base: Any, updates: Sequence[Factors | None], dtype: Any):
         vars(self).update(vars(base))  # the base's very weight, or its codes, and bias
         self.A, self.B = _stack(updates, dtype)
 
@@ -38,9 +39,23 @@ class Rows(StandIn, Linear):
         """x: (B, T, d_in) -> (B, T, d_out)"""
         if len(x) != len(self.A):
             raise ValueError(f"rows_use: the batch has {len(x)} rows, but adapters were named for {len(self.A)}")
+        return added(super().__call__(x), self.update(x))
+
+    def update(self, x: Tensor) -> Tensor:
+        """(x_i A_i^T) (s_i B_i)^T of every row.   (B, T, d_in) -> (B, T, d_out)"""
         wide = x if x.dtype.itemsize > 2 else cast(x, "float32")
         A, B = (m.astype(wide.data.real.dtype, copy=False) for m in (self.A, self.B))  # the base's precision may change
-        return added(super().__call__(x), ops.matmul(ops.matmul(wide, A), B))  # (B, T, r) inside, (B, T, d_out)
+        return ops.matmul(ops.matmul(wide, A), B)  # (B, T, r) inside
+
+
+class TableRows(Rows):
+    """An embedding table with another update for each row of the batch."""
+
+    def update(self, x: Any) -> Tensor:
+        """s_i B_i a_t for token t of row i.   (B, T) -> (B, T, C)"""
+        dtype = np.promote_types(self.weight.dtype, "float32")
+        h = self.A[array_module(self.A).arange(len(x))[:, None], x].astype(dtype, copy=False)  # (B, T, r)
+        return ops.matmul(h, self.B.astype(dtype, copy=False))
 
 
 def _stack(updates: Sequence[Factors | None], dtype: Any) -> tuple[Array, Array]:
@@ -98,7 +113,8 @@ def _enter(model: Any, state: Adapters, label: str, rows: dict[str, list[Factors
         for path, updates in rows.items():
             base: Any = model.get_module(path)
             kind: Any = type(base)
-            layers[path] = stand_in_for(Rows, kind)(base, updates, dtype)
+            rows_of: Any = TableRows if isinstance(base, Embedding) else Rows
+            layers[path] = stand_in_for(rows_of, kind)(base, updates, dtype)
         put(state.named, label, Adapter((), layers))
         state.switch(put, model, (label,))
 

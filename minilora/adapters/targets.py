@@ -7,12 +7,14 @@ of \\ ^ $ + | ( ) { } or starts with ".*": then it is a regular expression that 
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..nn.checks import shown
 
 REGULAR = re.compile(r"[\\^$+|(){}]|^\.\*")  # what a regular expression has and a shell pattern has not
+
+OUTPUTS = ("head", "classifier", "score")  # what output layers are called, which "*" does not mean
 
 Patterns = str | Sequence[str]
 
@@ -36,15 +38,19 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
 
 
-def match_targets(wanted: Patterns, names: list[str], what: str = "target_modules") -> list[str]:
-    """The names that the patterns, or the regular expression, mean. Raises ValueError for one that means none."""
-    if isinstance(wanted, str) and REGULAR.search(wanted):
-        found = {name for name in names if re.fullmatch(wanted, name)}
-        hits = {wanted: found}
-    else:
-        each = (wanted,) if isinstance(wanted, str) else wanted
-        hits = {pattern: {name for name in names if matches(pattern, name)} for pattern in each}
-        found = set().union(*hits.values())
+def match_targets(
+    wanted: Patterns, names: list[str], what: str = "target_modules", by_name: Collection[str] = ()
+) -> list[str]:
+    """The names that the patterns, or the regular expression, mean. Raises ValueError for one that means none.
+
+    by_name: names that are meant only where their last part stands in the pattern: an embedding, an output head.
+    """
+    regular = isinstance(wanted, str) and bool(REGULAR.search(wanted))
+    means = (lambda pattern, name: bool(re.fullmatch(pattern, name))) if regular else matches
+    open_to = lambda pattern, name: name not in by_name or name.rpartition(".")[2] in pattern
+    each = (wanted,) if isinstance(wanted, str) else wanted
+    hits = {pattern: {name for name in names if means(pattern, name) and open_to(pattern, name)} for pattern in each}
+    found = set().union(*hits.values())
     if unmet := [pattern for pattern, those in hits.items() if not those]:
         kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
         raise ValueError(f"{what}: {unmet[0]!r} matches nothing; there are {kinds} (as in {names[0]})")

@@ -105,6 +105,10 @@ class Walk:
 
     def _embed(self) -> None:
         self.live = self.prompt > 0 or any(self._trains(table) for table in ("wte", "wpe", "token_types"))
+        if rank := self.plan.added.get("wte.lora_A", (0,))[0]:  # h is looked up, and h B^T a product
+            products = 2 * self.rows * rank * self.plan.architecture.width
+            self.operations.append(Operation("wte.lora", products, 2 * products))
+            self._keep("wte.h", self.rows * rank)
         if self.plan.architecture.embedding_norm:
             self._norm("ln_embedding")
 
@@ -120,7 +124,7 @@ class Walk:
         (d_out, d_in), n, plan = shape[:2], self.rows, self.plan
         products, trained = 2 * n * d_out * d_in, f"{name}.weight" in plan.trained
         self.operations.append(Operation(name, products, products * (self.live + trained)))
-        rank = plan.added.get(f"{name}.lora_A", (0,))[0]
+        rank = plan.added.get(f"{name}.lora_A", (0,))[0] if name != "wte" else 0  # a tied head keeps W
         self._keep(x, n * d_in, trained or rank > 0)
         if rank:
             down, up = 2 * n * rank * d_in, 2 * n * rank * d_out  # h = x A^T and h B^T

@@ -22,8 +22,9 @@ Shapes = dict[str, tuple[int, ...]]
 class Options:
     """The sizes that methods have; each uses its own.
 
-    rank, target_modules: LoRA and DoRA. bottleneck: the width of adapters; adapter_norm: whether each brings a layer
-    norm of its own. tokens: the length of a prompt or prefix. blocks: how many blocks, from the last, are trained.
+    rank, target_modules: LoRA and DoRA; modules_to_save: what they train in full beside. bottleneck: the width of
+    adapters; adapter_norm: whether each brings a layer norm of its own. tokens: the length of a prompt or prefix.
+    blocks: how many blocks, from the last, are trained.
     """
 
     rank: int = 4
@@ -32,9 +33,11 @@ class Options:
     adapter_norm: bool = False
     tokens: int = 20
     blocks: int = 2
+    modules_to_save: Patterns = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target_modules", patterns(self.target_modules, "count: target_modules"))
+        for name in ("target_modules", "modules_to_save"):
+            object.__setattr__(self, name, patterns(getattr(self, name), f"count: {name}"))
         for name in ("rank", "bottleneck", "tokens", "blocks"):
             whole("count", name, getattr(self, name))
         if not isinstance(self.adapter_norm, bool):
@@ -70,9 +73,11 @@ class Plan:
     def mergeable(self) -> bool:
         """Whether what was trained can be folded into the base, so that the forward pass costs nothing more.
 
-        It can where all that is added stands beside a weight of the base, as q_proj.lora_A beside q_proj.weight does.
+        It can where all that is added stands beside a weight of the base, as q_proj.lora_A beside q_proj.weight does,
+        and that weight is not the head's, too, which is left as it is.
         """
-        return all(f"{name.rpartition('.')[0]}.weight" in self.base for name in self.added)
+        tied = self.architecture.head == "tied" and "wte.lora_A" in self.added
+        return not tied and all(f"{name.rpartition('.')[0]}.weight" in self.base for name in self.added)
 
 
 def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
@@ -133,11 +138,14 @@ def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:
 
 
 def targets(architecture: Architecture, wanted: Patterns) -> Shapes:
-    """{"blocks.0.attn.q_proj": (d_out, d_in), ...} for target patterns as in `LoRAConfig`."""
-    linears = {
-        f"blocks.{i}.{m}": shape for i in range(architecture.layers) for m, shape in architecture.matrices.items()
-    }
-    return {name: linears[name] for name in match_targets(wanted, list(linears))}
+    """{"blocks.0.attn.q_proj": (d_out, d_in), ...} for target patterns as in `LoRAConfig`; of a table, (C, V)."""
+    a = architecture
+    layers = {f"blocks.{i}.{m}": shape for i in range(a.layers) for m, shape in a.matrices.items()}
+    if a.pooler:
+        layers["pooler"] = (a.width, a.width)
+    by_name = {"wte": (a.width, a.vocab_size)} | ({"head": (a.vocab_size, a.width)} if a.head == "untied" else {})
+    layers |= by_name
+    return {name: layers[name] for name in match_targets(wanted, list(layers), by_name=by_name)}
 
 
 def _full(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
@@ -200,13 +208,21 @@ def _lora(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
         if o.rank > min(d_out, d_in):
             raise ValueError(f"lora: rank {o.rank} exceeds min(d_in, d_out) = {min(d_out, d_in)} of {name}")
         added |= {f"{name}.lora_A": (o.rank, d_in), f"{name}.lora_B": (d_out, o.rank)}
-    return added, {}
+    return added, _saved(base, o)
+
+
+def _saved(base: Shapes, o: Options) -> Shapes:
+    """What is trained in full beside: modules_to_save, by the names of `LoRAConfig`."""
+    parts = (name.split(".")[:-1] for name in base)
+    modules = list(dict.fromkeys(".".join(path[:n]) for path in parts for n in range(1, len(path) + 1)))
+    saved = tuple(f"{name}." for name in match_targets(o.modules_to_save, modules, "modules_to_save"))
+    return {name: shape for name, shape in base.items() if name.startswith(saved)}
 
 
 def _dora(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     """LoRA's A and B and d_out magnitudes, one a row of W (Liu et al. 2024, "DoRA", section 4.1)."""
-    added, _ = _lora(a, base, o)
-    return {**added, **{f"{n}.magnitude": (d_out,) for n, (d_out, _) in targets(a, o.target_modules).items()}}, {}
+    added, trained = _lora(a, base, o)
+    return {**added, **{f"{n}.magnitude": (d_out,) for n, (d_out, _) in targets(a, o.target_modules).items()}}, trained
 
 
 METHODS: dict[str, Callable[[Architecture, Shapes, Options], tuple[Shapes, Shapes]]] = {

@@ -212,7 +212,7 @@ def test_a_single_pattern_may_be_a_string():
 
 def test_a_part_of_a_name_is_no_match():
     """'proj' ends every name, 'q' begins one, 'Q_PROJ' is another name: none of them is a last part."""
-    for pattern in ("proj", "q", "Q_PROJ", "blocks.0", "wte"):
+    for pattern in ("proj", "q", "Q_PROJ", "blocks.0", "ln_f"):
         with pytest.raises(ValueError, match="matches nothing"):
             targets_of(pattern)
 
