@@ -7,21 +7,22 @@ makes its W from the codes when it runs and lets it go: forwards, and once more 
 Gradients flow through W to the layers below, dx = g W, and none flows to W. So this buys memory with time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..autograd import ops
 from ..autograd.backend import Array
+from ..autograd.fused import check_tokens
 from ..autograd.tensor import Tensor
-from ..nn.layers import Linear
+from ..nn.layers import Embedding, Linear
 from ..nn.module import Module
 from .adapter import Put, StandIn
 from .attach import take_away
 from .lora import LoRAConfig, LoRALinear, added
 from .merge import fold
-from .quantization import Quantized, quantize
+from .quantization import Packed, Quantized, quantize
 from .state import carried, check_model, in_use, place, whole
 from .targets import match_targets, patterns
 
@@ -49,30 +50,20 @@ class FrozenWeight(Tensor):
             raise ValueError(f"requires_grad: {NO_TRAINING}")
 
 
-class QuantizedLinear(Linear):
-    """y = x W^T + b with W held as codes and scales.   W: (d_out, d_in), b: (d_out,) or None, in floating point"""
+class Held(Module):
+    """A module whose weight is a `Packed`: codes in the place of a parameter."""
 
-    on_top: tuple[type, ...] = ()  # what the classes that take its place are, too: OnCodes, below
+    quantized: Packed
     merged_weight: Any = None  # (d_out, d_in) of what takes its place, while merged
 
-    def __init__(self, linear: Linear, kind: str = "nf4", block: int = 64, double: bool = True):
-        self.quantized: Quantized = quantize(linear.weight.data, kind, block, double)
-        self.bias = linear.bias
-
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """W (d_out, d_in) in float32, made anew each time, to look at; while merged, W with the update."""
         return FrozenWeight(self.quantized.dequantize() if self.merged_weight is None else self.merged_weight)
 
     @weight.setter
     def weight(self, value: Any) -> None:
         raise ValueError(f"weight: {NO_TRAINING}")
-
-    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """x: (..., d_in) -> (..., d_out)"""
-        if self.merged_weight is not None:
-            return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
-        return ops.linear_on_demand(x, self.quantized.dequantize, self.bias)
 
     def buffers(self) -> dict[str, Array]:
         """{"weight.codes": ..., "weight.scales": ...}: what stands in a state dict in the place of "weight"."""
@@ -95,6 +86,41 @@ class QuantizedLinear(Linear):
                 "then quantize_model(model)"
             )
         super().check_loadable(path, state)
+
+
+class QuantizedEmbedding(Held, Embedding):
+    """y = W[tokens], of which the rows looked up are made floats.   W: (V, C), held as codes"""
+
+    def __init__(self, weight: Packed):
+        self.quantized = weight
+
+    def __call__(self, tokens: Any) -> Tensor:
+        """tokens: (...) integers -> (..., C)"""
+        check_tokens("embedding", tokens, self.quantized.shape[0])
+        return Tensor(self.quantized.rows(tokens))
+
+
+class QuantizedLinear(Held, Linear):
+    """y = x W^T + b with W held as codes and scales.   W: (d_out, d_in), b: (d_out,) or None, in floating point"""
+
+    on_top: tuple[type, ...] = ()  # what the classes that take its place are, too: OnCodes, below
+
+    def __init__(self, linear: Linear, kind: str = "nf4", block: int = 64, double: bool = True):
+        self.quantized = quantize(linear.weight.data, kind, block, double)
+        self.bias = linear.bias
+
+    @classmethod
+    def of(cls, weight: Packed, bias: Tensor | None) -> "QuantizedLinear":
+        """A layer over a weight that is held already."""
+        layer = cls.__new__(cls)
+        layer.quantized, layer.bias = weight, bias
+        return layer
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """x: (..., d_in) -> (..., d_out)"""
+        if self.merged_weight is not None:
+            return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
+        return ops.linear_on_demand(x, self.quantized.dequantize, self.bias)
 
     def lora_layer(self, config: LoRAConfig, rng: np.random.Generator) -> "QLoRALinear":
         """The layer that `add_lora` puts in this one's place. Raises ValueError for variants that need W in floats."""
@@ -174,17 +200,18 @@ def quantize_model(
     if not targets:
         raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(wanted)}")
     with whole() as put:
-        how = {"kind": kind, "block": block, "double": double}
-        _quantize(put, model, {path: how for path in targets}, "quantize_model")
+        few_bits = lambda array: quantize(array, kind, block, double)
+        _quantize(put, model, dict.fromkeys(targets, few_bits), "quantize_model")
     return model
 
 
-def _quantize(put: Put, model: Any, settings: Mapping[str, Mapping[str, Any]], caller: str) -> None:
-    """A quantised layer at each path, made with its settings, in a model that is frozen."""
+def _quantize(put: Put, model: Any, ways: Mapping[str, Callable[[Array], Packed]], caller: str) -> None:
+    """A quantised layer at each path, made in its way, in a model that is frozen."""
     layers = {}
-    for path, how in settings.items():
+    for path, way in ways.items():
+        linear = model.get_module(path)
         try:
-            layers[path] = QuantizedLinear(model.get_module(path), **how)
+            layers[path] = QuantizedLinear.of(way(linear.weight.data), linear.bias)
         except ValueError as error:
             raise ValueError(f"{caller}: {path}.weight: {error}") from None
     for path, layer in layers.items():
@@ -193,24 +220,31 @@ def _quantize(put: Put, model: Any, settings: Mapping[str, Mapping[str, Any]], c
         put(p, "requires_grad", False)
 
 
+def _held(model: Module) -> dict[str, Packed]:
+    """{path of a quantised layer: its weight}"""
+    return {path: m.quantized for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+
+
 def quantization(model: Module) -> dict[str, dict[str, Any]]:
-    """{path of a quantised layer: the settings of `quantize_model` that it was made with}"""
-    held = {path: m.quantized for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    return {path: {"kind": q.kind, "block": q.block, "double": q.double} for path, q in held.items()}
+    """{path of a quantised layer: the settings of `quantize_model` that it was made with, or its kind alone}"""
+    return {
+        path: {"kind": q.kind, **({"block": q.block, "double": q.double} if isinstance(q, Quantized) else {})}
+        for path, q in _held(model).items()
+    }
 
 
 def requantize(model: Any) -> Any:
-    """Fold the active LoRA into the weights and quantise them again, each with its layer's settings; returns the model.
+    """Fold the active LoRA into the weights and quantise them again, each as its layer was; returns the model.
 
     W' = quantize(dequantize(codes) + s B A): a model in few bits without an adapter. W' is rounded once more, by up to
     half a gap between levels, and an update smaller than that is lost in part: the loss shows what this costs.
-    Raises ValueError where there is no adapter, or it cannot be merged.
+    Raises ValueError where there is no adapter, it cannot be merged, or blocks are a GGUF file's, which are only read.
     """
-    state, settings = in_use(model, "requantize"), quantization(model)
+    state, before = in_use(model, "requantize"), _held(model)
     with whole() as put:
         if not state.merged:
             fold(put, model, "requantize: merge_adapter")
         take_away(put, model, state)
-        lost = settings.keys() - quantization(model).keys()  # what was quantised, and is a plain layer now
-        _quantize(put, model, {path: settings[path] for path in lost}, "requantize")
+        lost = before.keys() - _held(model).keys()  # what was quantised, and is a plain layer now
+        _quantize(put, model, {path: before[path].again for path in lost}, "requantize")
     return model

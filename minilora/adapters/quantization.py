@@ -64,8 +64,109 @@ LEVELS: dict[str, np.ndarray] = {  # kind -> its levels in ascending order
 }
 
 
+class Packed:
+    """A weight that is held in fewer bits than the floats it stands for, which are made where a product needs them.
+
+    shape: (d_out, d_in); kind: the name of its bits; what is held comes under names from `arrays`. Layers in `qlora.py`
+    take any of these: `Quantized`, `Half`, and blocks as other people's files have them (interop/gguf_blocks.py).
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    def arrays(self) -> dict[str, Array]:
+        """All that is held: {name: array}"""
+        raise NotImplementedError
+
+    def dequantize(self, dtype: Any = np.float32) -> Array:
+        """The array that this stands for."""
+        raise NotImplementedError
+
+    def rows(self, index: Any, dtype: Any = np.float32) -> Array:
+        """Some rows of it, by a slice or by their numbers."""
+        return self.dequantize(dtype)[index]
+
+    def again(self, array: Array) -> "Packed":
+        """Another array of this shape, held in this way."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """How many entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays held."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All bits held, divided by the number of entries (0 for an empty array)."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
+
+
 @dataclass(frozen=True)
-class Quantized:
+class Half(Packed):
+    """An array in 16 bits.   bits: float16, or uint16, the upper halves of float32 numbers, which are bfloat16"""
+
+    bits: Array
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """ "float16" or "bfloat16"."""
+        return "float16" if self.bits.dtype.kind == "f" else "bfloat16"
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The array's."""
+        return self.bits.shape
+
+    def arrays(self) -> dict[str, Array]:
+        """{"bits": array}"""
+        return {"bits": self.bits}
+
+    def dequantize(self, dtype: Any = np.float32) -> Array:
+        """The same numbers, which every wider format has, too."""
+        if self.kind == "float16":
+            return self.bits.astype(dtype)
+        wide = self.bits.astype("uint32")
+        wide <<= 16
+        return wide.view("float32").astype(dtype, copy=False)
+
+    def rows(self, index: Any, dtype: Any = np.float32) -> Array:
+        """Some rows of it; no other is made."""
+        return Half(self.bits[index]).dequantize(dtype)
+
+    def again(self, array: Array) -> "Half":
+        """Another array, rounded to these 16 bits."""
+        return half(array, self.kind)
+
+
+def half(array: Array, kind: str) -> Half:
+    """The nearest numbers of 16 bits, of two equally near the even one.   kind: "float16" or "bfloat16"
+
+    A bfloat16 is the upper half of a float32, so half of the lower half's unit is added before it is cut off; a float64
+    is rounded to float32 first, which rounds twice. Raises ValueError, as `quantize` does, for what is not finite, and
+    for what is beyond the format's largest number.
+    """
+    _check_finite(array, "")
+    xp = array_module(array)
+    with np.errstate(over="ignore"):
+        if kind == "float16":
+            result = Half(array.astype("float16"))
+        else:
+            bits = xp.ascontiguousarray(array, dtype="float32").view("uint32")
+            result = Half(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("uint16"))
+    wrong = ~xp.isfinite(result.bits) if kind == "float16" else (result.bits & 0x7F80) == 0x7F80
+    if wrong.any():
+        place = tuple(int(axis[0]) for axis in xp.nonzero(wrong))
+        raise ValueError(f"entry {place} is {float(array[place])}, too large for {kind}")
+    return result
+
+
+@dataclass(frozen=True)
+class Quantized(Packed):
     """An array in few bits: `codes`, and one of `scales` for every `block` entries in row-major order.
 
     codes: (n,) uint8, or (ceil(n / 2),) with two in a byte, the first one in the high half. scales: (blocks,) float32;
@@ -84,11 +185,6 @@ class Quantized:
         """Whether the scales are quantised, too."""
         return self.mean is not None
 
-    @property
-    def size(self) -> int:
-        """How many entries."""
-        return math.prod(self.shape)
-
     def arrays(self) -> dict[str, Array]:
         """All that is held: {name: array}"""
         if isinstance(self.scales, Quantized):
@@ -96,15 +192,9 @@ class Quantized:
             return {"codes": self.codes, **inner, "mean": self.mean}
         return {"codes": self.codes, "scales": self.scales}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays held."""
-        return sum(array.nbytes for array in self.arrays().values())
-
-    @property
-    def bits_per_weight(self) -> float:
-        """All bits held, divided by the number of entries (0 for an empty array)."""
-        return 8 * self.nbytes / self.size if self.size else 0.0
+    def again(self, array: Array) -> "Quantized":
+        """Another array, quantised with the same settings."""
+        return quantize(array, self.kind, self.block, self.double)
 
     def dequantize(self, dtype: Any = np.float32) -> Array:
         """The array that the codes stand for: s q_k, computed in float32 and given as `dtype`.
@@ -173,7 +263,7 @@ def quantize(array: Array, kind: str = "nf4", block: int = 64, double: bool = Fa
     xp = array_module(array)
     if array.dtype.kind != "f":
         raise TypeError(f"quantize: got dtype {array.dtype}, expected floating-point numbers")
-    _check_finite(array)
+    _check_finite(array, "quantize: ")
     blocks, flat = -(-array.size // block), array.reshape(-1)
     padded = xp.zeros((blocks, block), dtype="float32")
     padded.reshape(-1)[: array.size] = flat
@@ -191,13 +281,13 @@ def quantize(array: Array, kind: str = "nf4", block: int = 64, double: bool = Fa
     return Quantized(kind, int(block), array.shape, codes, inner, mean)
 
 
-def _check_finite(array: Array) -> None:
+def _check_finite(array: Array, caller: str) -> None:
     xp = array_module(array)
     wrong = ~(abs(array.astype(np.promote_types(array.dtype, "float32"), copy=False)) <= FLOAT32_MAX)  # NaN, too
     if wrong.any():
         place = tuple(int(axis[0]) for axis in xp.nonzero(wrong)) if array.ndim else ()
         raise ValueError(
-            f"quantize: entry {place} is {float(array[place])}, "
+            f"{caller}entry {place} is {float(array[place])}, "
             f"expected finite numbers of at most {FLOAT32_MAX:.3g}, float32's largest"
         )
 

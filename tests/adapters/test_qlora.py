@@ -13,8 +13,15 @@ from minilora.adapters.bottleneck import HoulsbyConfig
 from minilora.adapters.dora import DoRAConfig
 from minilora.adapters.files import fingerprint
 from minilora.adapters.lora import lora_layers
-from minilora.adapters.qlora import QLoRALinear, QuantizedLinear, quantization, quantize_model, requantize
-from minilora.adapters.quantization import quantize
+from minilora.adapters.qlora import (
+    QLoRALinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    quantization,
+    quantize_model,
+    requantize,
+)
+from minilora.adapters.quantization import half, quantize
 from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
 from minilora.adapters.state import adapter_parameters
 from minilora.analysis.methods import plan
@@ -594,3 +601,44 @@ def test_an_adapter_says_how_its_base_was_held(kind, tmp_path):
     ml.load_adapter(quantized(kind=kind), few)
     with pytest.raises(ValueError, match=r"another base model \(fingerprint \w+, this model has \w+\)$"):
         ml.load_adapter(floats(), few)
+
+
+# --- a weight in 16 bits, and a table --------------------------------------------------------------------------------
+
+
+def in_16_bits(kind="bfloat16"):
+    """A GPT whose matrices are held in 16 bits, and the same one in floats."""
+    model, plain = floats(), floats()
+    for path, m in [*plain.named_modules()]:
+        if isinstance(m, Linear):
+            held = half(m.weight.data, kind)
+            m.weight.data = held.dequantize()
+            model.set_module(path, QuantizedLinear.of(held, model.get_module(path).bias))
+    return model, plain
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_lora_on_16_bits_is_lora_on_the_floats_they_stand_for(kind):
+    model, plain = in_16_bits(kind)
+    assert model.count() == plain.count()
+    outputs = []
+    for m in (model, plain):
+        ml.add_lora(m, ml.LoRAConfig(rank=2), rng=1)
+        optimizer = ml.AdamW(m.named_parameters(), lr=0.01)
+        outputs.append([ml.train_step(m, optimizer, TOKENS, TOKENS) for _ in range(3)])
+        ml.merge_lora(m)
+        outputs[-1].append(m(TOKENS).data)
+    for ours, theirs in zip(*outputs, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    requantize(model)
+    assert {m.quantized.kind for _, m in model.named_modules() if isinstance(m, QuantizedLinear)} == {kind}
+
+
+def test_a_table_in_16_bits_gives_its_rows():
+    held = half(np.random.default_rng(0).normal(size=(7, 4)), "bfloat16")
+    table = QuantizedEmbedding(held)
+    np.testing.assert_array_equal(table(np.array([[6, 0]])).data, held.dequantize()[[[6, 0]]])
+    np.testing.assert_array_equal(table.weight.data, held.dequantize())
+    assert table.count() == 28 and str(table) == "QuantizedEmbedding(bfloat16; frozen weight (7, 4))"
+    with pytest.raises(ValueError, match="tokens run from 0 to 7, expected 0 to 6"):
+        table(np.array([0, 7]))

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minilora.adapters.quantization import LEVELS, PIECE, Quantized, quantize
+from minilora.adapters.quantization import LEVELS, PIECE, Half, Quantized, half, quantize
 
 KINDS = ("nf4", "int4", "int8")
 # Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", appendix E
@@ -265,3 +265,39 @@ def test_block_must_be_a_positive_integer(block):
 def test_an_unknown_kind_lists_the_known_ones():
     with pytest.raises(ValueError, match="quantize: kind = 'fp4', expected one of nf4, int4, int8"):
         quantize(np.ones(4), kind="fp4")
+
+
+# --- 16 bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_every_number_of_16_bits_is_held_as_it_is(kind):
+    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    finite = (bits & 0x7C00) != 0x7C00 if kind == "float16" else (bits & 0x7F80) != 0x7F80
+    held = Half(bits.view("float16") if kind == "float16" else bits)
+    assert (held.kind, held.shape, held.size, held.bits_per_weight) == (kind, (256, 256), 2**16, 16)
+    expected = bits.view(kind if kind == "float16" else pytest.importorskip("ml_dtypes").bfloat16).astype("float64")
+    np.testing.assert_array_equal(held.dequantize("float64"), expected)
+    again = half(np.where(finite, held.dequantize(), 0), kind)
+    np.testing.assert_array_equal(again.bits[finite], held.bits[finite])
+    np.testing.assert_array_equal(held.rows([[3, 0]], "float64"), expected[[[3, 0]]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_16_bits_round_to_the_nearest_even(dtype):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 10.0 ** rng.integers(-40, 38, 4000), 4000).astype("float32")
+    values[:2000].view(np.uint32)[:] &= 0xFFFF8000  # ties, exactly
+    values = values.astype(dtype).reshape(40, 100)
+    np.testing.assert_array_equal(half(values, "bfloat16").dequantize(), values.astype(bfloat16).astype("float32"))
+    np.testing.assert_array_equal(half(values % 1, "float16").dequantize(), (values % 1).astype("float16"))
+
+
+def test_16_bits_refuse_what_is_too_large():
+    with pytest.raises(ValueError, match=r"entry \(0, 1\) is 70000.0, too large for float16"):
+        half(np.array([[1, 7e4]]), "float16")
+    with pytest.raises(ValueError, match=r"entry \(1,\) is 3.4e\+38, too large for bfloat16"):
+        half(np.array([1, 3.4e38]), "bfloat16")
+    with pytest.raises(ValueError, match=r"entry \(0,\) is nan"):
+        half(np.array([np.nan]), "bfloat16")
