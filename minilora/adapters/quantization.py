@@ -14,6 +14,7 @@ scale of 32 bits for 64 weights costs half a bit a weight; quantised in its turn
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,22 +74,13 @@ class Packed:
 
     kind: str
     shape: tuple[int, ...]
-
-    def arrays(self) -> dict[str, Array]:
-        """All that is held: {name: array}"""
-        raise NotImplementedError
-
-    def dequantize(self, dtype: Any = np.float32) -> Array:
-        """The array that this stands for."""
-        raise NotImplementedError
+    arrays: Callable[[], dict[str, Array]]  # all that is held
+    dequantize: Callable[..., Array]  # of a dtype, float32 by default: the array that this stands for
+    again: Callable[[Array], "Packed"]  # another array of this shape, held in this way
 
     def rows(self, index: Any, dtype: Any = np.float32) -> Array:
         """Some rows of it, by a slice or by their numbers."""
         return self.dequantize(dtype)[index]
-
-    def again(self, array: Array) -> "Packed":
-        """Another array of this shape, held in this way."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int:
