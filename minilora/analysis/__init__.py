@@ -1,9 +1,9 @@
-"""Floor 5, mathematics of what was trained and what it costs: rank, counting, costs, methods, the paper's numbers."""
+"""Floor 5, mathematics of what was trained and what it costs: rank, counting, costs, methods, the paper."""
 
 import importlib
 from typing import Any
 
-__all__ = ["costs", "counting", "methods", "paper", "rank"]
+__all__ = ["costs", "counting", "low_rank", "methods", "paper", "rank"]
 
 
 def __getattr__(name: str) -> Any:
