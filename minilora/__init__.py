@@ -28,9 +28,10 @@ from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
 from .autograd.tensor import Tensor, grad, no_grad
+from .nn.characters import decode, encode
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
-from .training.corpus import decode, encode, load_corpus
+from .training.corpus import load_corpus
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
 from .training.run import Run, Settings

@@ -7,7 +7,7 @@ import numpy as np
 
 import minilora as ml
 
-from ..training.corpus import count_foreign, plain
+from ..nn.characters import count_foreign, plain
 from .models import load_adapted, load_model
 from .options import BACKEND, MODEL, QUANTIZE, SEED, command, number, option, whole
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import minilora as ml
 
+from ..nn.characters import VOCABULARY
 from ..nn.storage import load_arrays
-from ..training.corpus import VOCABULARY
 
 
 def existing(text: str, what: str, hint: str) -> Path:

@@ -17,9 +17,10 @@ import numpy as np
 import minilora as ml
 
 from ..nn.architectures import from_gpt_config, parameters, size
+from ..nn.characters import VOCABULARY
 from ..nn.files import write_beside
 from ..nn.storage import Blank
-from ..training.corpus import BUILT_IN, VOCABULARY
+from ..training.corpus import BUILT_IN
 from .options import (
     ACCUMULATE,
     BACKEND,

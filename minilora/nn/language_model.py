@@ -13,6 +13,7 @@ from ..autograd.backend import Array, array_module, to_numpy
 from ..autograd.fused import check_tokens
 from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
+from .characters import CHARACTERS
 from .checks import generator
 from .module import Module
 
@@ -42,7 +43,7 @@ class LanguageModel(Module):
     """model(tokens) is the logits of the token after each position; a subclass says how.
 
     vocab_size: V. width: C. places: how many positions there are. cached_heads: (K, D), the heads of keys and values
-    that the cache gets in each block.
+    that the cache gets in each block. tokenizer: what makes tokens of a text, where there is one.
     """
 
     front: Any  # virtual tokens before every text, a trained prompt or prefix (adapters/prompt.py), or None
@@ -52,6 +53,7 @@ class LanguageModel(Module):
 
     def __init__(self, vocab_size: int, width: int, places: int, cached_heads: tuple[int, int]):
         self.vocab_size, self.width, self.places, self.cached_heads = vocab_size, width, places, cached_heads
+        self.tokenizer: Any = CHARACTERS if vocab_size == CHARACTERS.vocab_size else None
 
     @property
     def context(self) -> int:

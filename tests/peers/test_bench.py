@@ -6,8 +6,9 @@ import pytest
 import minilora as ml
 from minilora.bench import benchmark, demo, generation, peers, processes, scalars
 from minilora.bench.pytorch import TorchGPT, compiled
+from minilora.nn.characters import VOCABULARY
 from minilora.studies import turns
-from minilora.training.corpus import VOCABULARY, Corpus
+from minilora.training.corpus import Corpus
 
 pytest.importorskip("torch", reason="needs the extra 'peers'")
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.nn.characters import VOCABULARY
 from minilora.training import corpus as corpora
-from minilora.training.corpus import PAGE, VOCABULARY, Corpus
+from minilora.training.corpus import PAGE, Corpus
 
 BUILT_IN = ["python-docs", "unicode-names", pytest.param("python-code", marks=pytest.mark.slow)]
 READABLE = "\n" + "".join(sorted(set(string.printable) - set("\t\n\r\x0b\x0c")))
