@@ -94,6 +94,7 @@ EXAMPLES: dict[str, Example] = {
     "softmax": _unary(),
     "log_softmax": _unary(),
     "gelu": _unary(),
+    "gelu_exact": _unary(),
     "silu": _unary(),
     "layer_norm": Example(lambda f, x, w, b: f(x, w, b), ((3, 4), (4,), (4,))),
     "rms_norm": Example(lambda f, x, w: f(x, w), ((3, 4), (4,))),

@@ -73,6 +73,7 @@ ROWS = [
     ("tanh", "", ops.tanh, torch.tanh, (X,)),
     ("relu", "", ops.relu, torch.relu, (X,)),
     ("gelu", "", ops.gelu, lambda x: F.gelu(x, approximate="tanh"), (X,)),
+    ("gelu_exact", "", ops.gelu_exact, F.gelu, (X,)),
     ("silu", "", ops.silu, F.silu, (X,)),
     ("where", "", lambda a, b: ops.where(CONDITION, a, b), lambda a, b: torch.where(torch.tensor(CONDITION), a, b),
      (X, (1, 4))),

@@ -24,6 +24,7 @@ ENTRYWISE = {
     "exp": (ops.exp, torch.exp),
     "expm1": (ops.expm1, torch.expm1),
     "gelu": (ops.gelu, lambda x: F.gelu(x, approximate="tanh")),
+    "gelu_exact": (ops.gelu_exact, F.gelu),
     "log": (ops.log, torch.log),
     "log1p": (ops.log1p, torch.log1p),
     "negate": (ops.negate, torch.neg),
@@ -45,6 +46,7 @@ EXACT = {  # the same function in a form whose derivative keeps the digits that 
     "divide": lambda a, b: a / b.detach() * (b.detach() / b),
     "expm1": lambda x: x.exp() - 1,
     "gelu": lambda x: x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)),
+    "gelu_exact": lambda x: x * torch.special.erfc(-x / 2**0.5) / 2,
     "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
 }
 ABSOLUTE = {"tanh": 1.0}  # 1 - tanh^2 is right to one rounding error of 1, here as there

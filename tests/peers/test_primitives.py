@@ -64,6 +64,7 @@ FAR = [
     ("cross_entropy", lambda x: ops.cross_entropy(x, [3, 0]), lambda x: F.cross_entropy(x, torch.tensor([3, 0]))),
     ("tanh", ops.tanh, torch.tanh),
     ("gelu", ops.gelu, lambda x: F.gelu(x, approximate="tanh")),
+    ("gelu_exact", ops.gelu_exact, F.gelu),
     ("silu", ops.silu, F.silu),
 ]
 
