@@ -16,6 +16,7 @@ from ..interrupt import leave
 from .bench import bench
 from .count import count
 from .demo import demo
+from .fetch import fetch
 from .figures import figures
 from .finetune import finetune
 from .generate import generate
@@ -30,7 +31,7 @@ from .words import heard, reason, say_error, warnings_as_lines
 # Every command, in the order of the help: a new one is an import above and a word here.
 COMMANDS = {
     entry.run.__name__: entry
-    for entry in (demo, pretrain, finetune, generate, merge, count, study, bench, figures, gradcheck, homework)
+    for entry in (demo, pretrain, fetch, finetune, generate, merge, count, study, bench, figures, gradcheck, homework)
 }
 MISTAKES = (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError)  # each says what is wrong
 

@@ -98,11 +98,12 @@ def _sweep(target: Path) -> None:
     with contextlib.suppress(OSError):  # a folder may be one to write into, and not to look into
         for name in os.listdir(target.parent):
             found = re.fullmatch(re.escape(_prefix(target)) + r"(\d+)-[0-9a-f]{8}\.part", name)
-            if found and not _alive(int(found[1])):
+            if found and not alive(int(found[1])):
                 (target.parent / name).unlink()
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine; not to be asked on Windows, where it would end it."""
     try:
         os.kill(process, 0)  # no signal, only the question
     except ProcessLookupError:
