@@ -34,6 +34,7 @@ from .nn.storage import load_model, save_model
 from .training.corpus import load_corpus
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
+from .training.pairs import load_pairs
 from .training.run import Run, Settings
 
 merge_lora, unmerge_lora, remove_lora = (
@@ -85,6 +86,7 @@ __all__ = [
     "load_adapter",
     "load_corpus",
     "load_model",
+    "load_pairs",
     "lora_backward",
     "lora_disabled",
     "lora_forward",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from letters import Letters
 
 import minilora as ml
 from minilora.nn.module import Module
@@ -70,6 +71,13 @@ def text_file() -> Path:
     return path
 
 
+def pairs_file() -> Path:
+    """Pairs in the test's own folder."""
+    path = Path("pairs.jsonl").absolute()
+    path.write_text("".join(f'{{"prompt": "{n}", "completion": "{n}"}}\n' for n in range(3)))
+    return path
+
+
 def trained() -> tuple:
     m = adapted()
     return m, ml.AdamW(m.parameters())
@@ -95,6 +103,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "settings": settings, "run": lambda: ml.Run(adapted(), corpus(), settings()), "tokens": lambda: text(6)[None],
     "targets": lambda: text(6)[None], "data": lambda: matrix(), "array": lambda: matrix(), "text": lambda: "some text",
     "weights": lambda: {"default": 1.0}, "names": lambda: ["default", None], "path": lambda: Path("new.npz").absolute(),
+    "load_pairs.path": pairs_file, "tokenizer": Letters,
     "load_model.path": lambda: file("model"), "load_adapter.path": lambda: file("adapter"),
     "parameters": lambda: adapted().parameters(), "name_or_path": text_file, "function": lambda: np.exp,
     "gradcheck.function": lambda: lambda x: (x * x).sum(), "gradcheck.inputs": lambda: [matrix()],

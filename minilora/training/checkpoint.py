@@ -1,5 +1,6 @@
 """Checkpoints: a run in a file, complete enough to go on bit for bit."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ from ..adapters.qlora import quantization, quantize_model
 from ..adapters.state import active_adapter, base_parameters
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.storage import Blank, blaming, check_size, load_arrays, save_arrays
-from .corpus import BUILT_IN, PYTHON, Corpus, load_corpus
+from .corpus import BUILT_IN, PYTHON, load_corpus
+from .pairs import load_pairs
 from .run import Run, Settings
+
+EXAMPLES: dict[str, Callable[..., Any]] = {
+    "pairs": load_pairs
+}  # how examples say that they were read -> what reads them
 
 
 def save_checkpoint(run: Run, path: str | Path) -> Path:
@@ -43,6 +49,7 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
         "trainable": list(trained),
         "dtype": str(next(iter(base.values())).dtype),
         "corpus": run.corpus.name,
+        "examples": getattr(run.corpus, "how", None),  # with what they are read from their file
         "text": run.corpus.digest,
         "place": str(Path(run.corpus.name).absolute()),
         "python": PYTHON,
@@ -58,11 +65,11 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     return save_arrays(path, arrays, header, compress=False)  # every few steps: 20 times faster, 8 % larger
 
 
-def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
+def load_checkpoint(path: str | Path, corpus: Any = None) -> Run:
     """The run in a checkpoint, ready for `train`, which continues it as if it had never stopped.
 
-    corpus: a Corpus, if not the one it was trained on. Raises ValueError when the file is damaged or does not fit, or
-    the text is another one by now, and FileNotFoundError when it is gone.
+    corpus: a Corpus or Examples, if not those it was trained on. Raises ValueError when the file is damaged or does not
+    fit, or the text is another one by now, and FileNotFoundError when it is gone.
     """
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
@@ -92,7 +99,9 @@ def load_checkpoint(path: str | Path, corpus: Corpus | None = None) -> Run:
             put_adapters(model, carried, _part(arrays, "adapters"))
         for name, p in model.named_parameters():
             p.requires_grad = name in header["trainable"]
-        run = Run(model, corpus or _same_text(header), Settings(**header["settings"]))
+        run = Run(
+            model, corpus or _same_text(header, getattr(model, "tokenizer", None)), Settings(**header["settings"])
+        )
         run.optimizer.load_state_dict({"steps": header["steps"], **state["optimizer"]})
         run.rng.bit_generator.state = header["rng"]
         run.history, run.validation = header["history"], header["validation"]
@@ -105,14 +114,14 @@ def _part(arrays: dict[str, Any], part: str) -> dict[str, Any]:
     return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
-def _same_text(header: dict[str, Any]) -> Corpus:
+def _same_text(header: dict[str, Any], tokenizer: Any) -> Any:
     """The corpus that a run was trained on, found by its name, or where it was when the run began."""
     name, place, text = header["corpus"], header.get("place", header["corpus"]), header.get("text")
     places = [name] if name in BUILT_IN else [path for path in dict.fromkeys((name, place)) if Path(path).is_file()]
     if not places:
         raise FileNotFoundError(f"the run's text {name!r} is neither here nor at {place!r}, where it was")
     for path in places:
-        corpus = replace(load_corpus(path), name=name)
+        corpus = replace(_read(path, header.get("examples"), tokenizer), name=name)
         if text in (None, corpus.digest):  # None: from before texts had a digest
             return corpus
     why = f"it was that of Python {header['python']}" if name in BUILT_IN else "the file has changed"
@@ -120,3 +129,12 @@ def _same_text(header: dict[str, Any]) -> Corpus:
         f"the run was trained on another text than {name!r} is now: {why}; put that back, or go on with another text "
         "knowingly: ml.train(load_checkpoint(path, corpus))"
     )
+
+
+def _read(path: str, how: dict[str, Any] | None, tokenizer: Any) -> Any:
+    """A text, or examples, of which the checkpoint says how they were read."""
+    if how is None:
+        return load_corpus(path)
+    if how.get("kind") not in EXAMPLES or tokenizer is None:
+        raise ValueError("the run's examples cannot be read again here: give them, load_checkpoint(path, examples)")
+    return EXAMPLES[how["kind"]](path, tokenizer, **{key: value for key, value in how.items() if key != "kind"})

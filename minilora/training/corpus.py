@@ -21,6 +21,7 @@ import numpy as np
 
 from ..nn.characters import count_foreign, encode, plain
 from .checks import described
+from .examples import Examples
 
 PYTHON = sys.version.split()[0]  # whose library the built-in corpora are read from; other versions have other text
 PAGE = 1024  # characters; every tenth page is held out, so that both parts cover the same topics
@@ -104,9 +105,10 @@ def load_corpus(name_or_path: str | os.PathLike) -> Corpus:
     return Corpus(name, *_split(encode(text)), replaced)
 
 
-def as_corpus(caller: str, corpus: Any) -> Corpus:
-    """A corpus, or the one that a name or a path means. Raises TypeError, with the caller's name, for anything else."""
-    if isinstance(corpus, Corpus):
+def as_corpus(caller: str, corpus: Any) -> Any:
+    """A corpus or examples, or the text that a name or a path means. Raises TypeError, with the caller's name, for
+    anything else."""
+    if isinstance(corpus, Corpus | Examples):
         return corpus
     if isinstance(corpus, str | os.PathLike):
         return load_corpus(corpus)

@@ -13,11 +13,12 @@ import numpy as np
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked
-from ..autograd.tensor import Tensor, grad, no_grad
+from ..autograd.tensor import grad, no_grad
 from ..nn.language_model import as_tokens
 from .checkpoint import save_checkpoint
 from .checks import NORM, described, integer, number
-from .corpus import Corpus, as_corpus
+from .corpus import as_corpus
+from .examples import Examples
 from .memory import keep_freed_memory
 from .optim import Optimizer, clip_gradients, cosine_schedule
 from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
@@ -91,7 +92,8 @@ def loss_and_gradients(
         share, gradients = counting(targets[start:stop]) / total, [None] * len(parameters)
         if not share:
             return 0.0, gradients
-        loss = loss_of(model, tokens, targets, rows, mask, slice(start, stop))
+        padding = {} if mask is None else {"mask": mask[start:stop]}
+        loss = model.loss(tokens[start:stop], targets[start:stop], rows, **padding)
         if loss.node is not None and wanted:
             found = grad(loss, [parameters[i] for i in wanted], cotangent=share, unused="none")
             for i, g in zip(wanted, found, strict=True):
@@ -121,12 +123,6 @@ def _split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
 def counting(targets: Array) -> int:
     """How many targets count: those that are not -100."""
     return int((targets != IGNORED).sum())
-
-
-def loss_of(model: Any, tokens: Array, targets: Array, rng: Any, mask: Array | None, rows: slice) -> Tensor:
-    """The model's loss on some rows of a batch. Only a model that is given a mask has to know of one."""
-    padding = {} if mask is None else {"mask": mask[rows]}
-    return model.loss(tokens[rows], targets[rows], rng, **padding)
 
 
 def _pieces_of(parameters: list) -> int:
@@ -188,28 +184,32 @@ def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], 
     )
 
 
-def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -> float:
-    """The mean loss on a corpus's validation text, in nats per character, over at most `most` windows.
+def evaluate(model: Any, corpus: Any, most: int | None = None) -> float:
+    """The mean loss on a corpus's validation text, in nats per token, over at most `most` windows or examples.
 
-    corpus: a Corpus, or what load_corpus takes. Windows are of model.window tokens. Where virtual tokens take
-    places, the last of each are scored, so that models are compared on one text. Raises FloatingPointError, with the
-    name of the parameter that is not finite, when the loss is not.
+    corpus: a Corpus, or what load_corpus takes, or Examples, of which the targets that are not -100 count. Windows are
+    of model.window tokens. Where virtual tokens take places, the last of each are scored, so that models are compared
+    on one text. Raises FloatingPointError, with the name of the parameter that is not finite, when the loss is not.
     """
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
     corpus = as_corpus("evaluate", corpus)
-    size = model.window
+    length = _length(model, corpus)
+    size = length if isinstance(corpus, Examples) else model.window
     most = None if most is None else integer("evaluate: most", most, 1)
     windows = corpus.require(size).validation_windows(size, most)
-    tokens, targets = (rows[:, size - _length(model) :] for rows in windows)  # (N, T)
+    tokens, targets, *mask = (rows[:, size - length :] for rows in windows)  # (N, T)
 
     def piece(start: int) -> tuple[float, float]:
         rows = slice(start, start + EVALUATION_BATCH)
-        weight = counting(targets[rows]) / targets.shape[1]  # in whole rows
+        longest = int(mask[0][rows].sum(axis=1).max()) if mask else None  # short examples are not padded to long ones
+        inputs, wanted, *cut = (array[rows, :longest] for array in (tokens, targets, *mask))
+        padding = {} if (needed := _needed(model, cut)) is None else {"mask": needed}
+        weight = counting(wanted) / targets.shape[1]  # in whole rows
         if not weight:
             return 0.0, 0.0
         with no_grad():
-            return model.loss(tokens[rows], targets[rows]).item() * weight, weight
+            return model.loss(inputs, wanted, **padding).item() * weight, weight
 
     starts = [(start,) for start in range(0, len(tokens), EVALUATION_BATCH)]
     on_processor = array_module(model.parameters()[0].data) is np
@@ -225,9 +225,15 @@ def evaluate(model: Any, corpus: Corpus | str | Path, most: int | None = None) -
     return loss
 
 
-def _length(model: Any) -> int:
-    """How many tokens of a text a step takes: a window, or what virtual tokens leave of it."""
-    return min(model.window, model.context)
+def _length(model: Any, corpus: Any) -> int:
+    """How many tokens of a text a step takes: a window, or what virtual tokens leave of it. An example is whole."""
+    return model.context if isinstance(corpus, Examples) else min(model.window, model.context)
+
+
+def _needed(model: Any, mask: list[Array]) -> Array | None:
+    """The mask of padded examples, for a model that reads both ways: one that reads on sees no padding at the end."""
+    causal = getattr(getattr(model, "architecture", None), "causal", True)
+    return None if causal or not mask else mask[0]
 
 
 @checked
@@ -245,7 +251,7 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
         raise TypeError(f"train: got {described(run)}, expected a run: ml.Run(model, corpus, ml.Settings(steps=200))")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
-    s, corpus = run.settings, run.corpus.require(_length(run.model))
+    s, corpus = run.settings, run.corpus.require(_length(run.model, run.corpus))
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
     run.interrupted, run.saved = False, None
     if checkpoint is not None:
@@ -271,15 +277,14 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     return run
 
 
-def _step(run: Run, corpus: Corpus) -> float:
+def _step(run: Run, corpus: Any) -> float:
     """The next batch's step. Where none is taken, the generator is set back: the batch will be the next one's."""
     s, step, before = run.settings, run.step, run.rng.bit_generator.state
     try:
         run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-        tokens, targets = corpus.batch(s.batch_size * s.accumulate, _length(run.model), run.rng)
-        return train_step(
-            run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces, accumulate=s.accumulate
-        )
+        tokens, targets, *mask = corpus.batch(s.batch_size * s.accumulate, _length(run.model, corpus), run.rng)
+        mask = _needed(run.model, mask)
+        return train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces, mask, s.accumulate)
     except BaseException:
         if run.step == step:
             run.rng.bit_generator.state = before

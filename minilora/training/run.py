@@ -9,7 +9,7 @@ import numpy as np
 from ..adapters.lora_plus import lora_plus
 from ..nn.habits import names_its_settings
 from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, two_betas
-from .corpus import Corpus, as_corpus
+from .corpus import as_corpus
 from .optim import AdamW
 
 
@@ -84,14 +84,15 @@ class Settings:
 class Run:
     """A training run in progress or done: everything that a checkpoint holds.
 
-    corpus: a Corpus, or what load_corpus takes. history: {"step": [...], "loss": [...]} of the training batches;
-    validation: {"step": [...], "loss": [...]}. interrupted: whether Ctrl-C ended the last `train` before its time.
-    saved: the step that the checkpoint of the last `train` holds. notes: what is to be remembered with the run, as JSON
-    has it. Raises ValueError for a model that trains nothing, or with a number that is not finite, which it names.
+    corpus: a Corpus, or what load_corpus takes, or Examples, as load_pairs gives. history: {"step": [...], "loss":
+    [...]} of the training batches; validation: {"step": [...], "loss": [...]}. interrupted: whether Ctrl-C ended the
+    last `train` before its time. saved: the step that the checkpoint of the last `train` holds. notes: what is to be
+    remembered with the run, as JSON has it. Raises ValueError for a model that trains nothing, or with a number that is
+    not finite, which it names.
     """
 
     model: Any
-    corpus: Corpus
+    corpus: Any
     settings: Settings = field(default_factory=Settings)
     optimizer: AdamW = field(init=False)
     rng: np.random.Generator = field(init=False)
