@@ -1,4 +1,4 @@
-"""Real text that every Python installation carries, or any text file, as numbers.
+"""Real text that every Python installation carries, or any text file, as numbers: characters, or a tokenizer's tokens.
 
 `python-docs` is the language reference behind `help()`, `python-code` the standard library's source, `unicode-names`
 the names of Unicode characters. They differ in vocabulary, grammar and layout, which is what adaptation needs.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nn.characters import count_foreign, encode, plain
+from ..nn.characters import Characters, count_foreign, encode, plain
 from .checks import described
 from .examples import Examples
 
@@ -33,14 +33,15 @@ MUCH, TOO_MUCH = 0.1, 0.5  # shares of characters that the model has not
 class Corpus:
     """A text as tokens, in two parts without overlap: train, and validation (every tenth page of 1,024 characters).
 
-    replaced counts the characters outside the vocabulary, which stand as '?'. Raises TypeError unless both parts are
-    arrays (T,) of integers.
+    replaced counts the characters outside the vocabulary, which stand as '?'. unit: what a token is, "characters", or
+    "tokens" where a model's own tokenizer made them. Raises TypeError unless both parts are arrays (T,) of integers.
     """
 
     name: str
     train: np.ndarray
     validation: np.ndarray
     replaced: int = 0
+    unit: str = "characters"
 
     def __post_init__(self) -> None:
         for part in ("train", "validation"):
@@ -80,25 +81,31 @@ class Corpus:
         shortest = min(len(self.train), len(self.validation))
         if shortest <= block_size:
             raise ValueError(
-                f"corpus {self.name!r} is too short: it has {len(self.train):,} characters to train on and "
+                f"corpus {self.name!r} is too short: it has {len(self.train):,} {self.unit} to train on and "
                 f"{len(self.validation):,} to validate on; a context of {block_size} needs {block_size + 1} of each"
             )
         return self
 
 
-def load_corpus(name_or_path: str | os.PathLike) -> Corpus:
+def load_corpus(name_or_path: str | os.PathLike, tokenizer: Any = None) -> Corpus:
     """The corpus 'python-docs', 'python-code' or 'unicode-names', or the text of a UTF-8 file.
 
-    A file's tabs, typographic quotes and dashes are read as ASCII has them (`plain`). Warns once when characters
-    outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a corpus nor a file, and
-    ValueError for a file that is empty, no text, or for the most part in another alphabet.
+    tokenizer: a model's own, model.tokenizer, whose tokens the text becomes as it is; without one they are characters:
+    a file's tabs, typographic quotes and dashes are read as ASCII has them (`plain`), and a warning says once when
+    characters outside the vocabulary were replaced. Raises FileNotFoundError for what is neither a corpus nor a file,
+    and ValueError for a file that is empty, no text, or in characters for the most part in another alphabet.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(f"load_corpus: got {described(name_or_path)}, expected {', '.join(BUILT_IN)}, or a file's path")
     name = os.fspath(name_or_path)
-    text = BUILT_IN[name]() if name in BUILT_IN else plain(_read(Path(name)))
+    text = BUILT_IN[name]() if name in BUILT_IN else _read(Path(name))
     if not text.strip():
         raise ValueError(f"corpus {name!r} is empty")
+    if not (tokenizer is None or isinstance(tokenizer, Characters)):
+        if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "eos"):
+            raise TypeError(f"load_corpus: tokenizer is {described(tokenizer)}, expected a model's: model.tokenizer")
+        return Corpus(name, *_split(tokenizer.encode(text, frame=False)), unit="tokens")
+    text = text if name in BUILT_IN else plain(text)
     replaced = count_foreign(text)
     if replaced and name not in BUILT_IN:
         _warn_of_foreign(name, replaced, len(text))

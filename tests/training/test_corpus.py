@@ -1,5 +1,6 @@
 """Text as numbers: nothing lost without a word about it, and nothing in both parts."""
 
+import re
 import string
 import warnings
 
@@ -286,3 +287,42 @@ def test_a_batch_longer_than_the_text_is_refused():
 
 def test_the_short_description():
     assert repr(numbered(2000)) == "Corpus('numbers', 2,000 tokens to train on, 50 to validate on)"
+
+
+class Words:
+    """A tokenizer of another kind: a token is a word, or what stands between two."""
+
+    eos = frozenset()
+
+    def __init__(self):
+        self.known: list[str] = []
+
+    def encode(self, text, special=False, frame=True):
+        assert not frame  # a text is one stretch: nothing begins in its middle
+        words = re.findall(r"\w+|\W+", text)
+        self.known += [word for word in dict.fromkeys(words) if word not in self.known]
+        return np.array([self.known.index(word) for word in words])
+
+
+def test_a_text_becomes_the_tokens_of_a_models_own_tokenizer(tmp_path, recwarn):
+    path, words = tmp_path / "text.txt", Words()
+    path.write_text("“日本語” — a\ttab… " * 40, encoding="utf-8")
+    corpus = ml.load_corpus(path, words)
+    assert corpus.unit == "tokens" and not recwarn
+    assert len(corpus.train) + len(corpus.validation) == len(words.encode(path.read_text("utf-8"), frame=False))
+    assert "“" in words.known[0] and "\t" in words.known  # as it is, not as ASCII has it
+    with pytest.raises(ValueError, match=r"it has \d+ tokens to train on and \d+ to validate on; a context of 900"):
+        corpus.require(900)
+
+
+def test_the_tokenizer_of_characters_changes_nothing(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("a plain text of words\n" * 40)
+    ours, theirs = ml.load_corpus(path), ml.load_corpus(path, ml.load_model("base").tokenizer)
+    assert ours.digest == theirs.digest and ours.unit == theirs.unit == "characters"
+
+
+def test_what_is_no_tokenizer(tmp_path):
+    (tmp_path / "text.txt").write_text("text")
+    with pytest.raises(TypeError, match=r"^load_corpus: tokenizer is 'gpt2', expected a model's: model.tokenizer$"):
+        ml.load_corpus(tmp_path / "text.txt", "gpt2")
