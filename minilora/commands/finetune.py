@@ -35,7 +35,7 @@ from .options import (
     whole,
 )
 from .outputs import output_file, same
-from .runs import describe_run, finish, refuse_losses, resume, say_sample
+from .runs import describe_run, finish, read_corpus, refuse_losses, resume, say_sample, unit
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
@@ -52,7 +52,8 @@ TAKES = {  # which options a method takes, of those that only some take
 
 
 @command(
-    option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, or a text file", metavar="NAME"),
+    option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, a text file, or pairs in a .jsonl file (prompt and "
+           "completion, or messages), of which the answers count", metavar="NAME"),
     MODEL,
     option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
            "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
@@ -101,7 +102,7 @@ def finetune(args: argparse.Namespace) -> int:
 
     def tell() -> None:
         first, last = run.validation["loss"][0], run.validation["loss"][-1]
-        print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per character")
+        print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per {unit(run)}")
         say_sample(run.model, run.settings.seed)
         print(f"saved             {output} ({output.stat().st_size:,} bytes)")
         base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
@@ -125,7 +126,7 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         ml.add_adapter(model, METHODS[args.method](**method_options(args)), rng=args.seed)
     elif args.quantize:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
-    corpus = ml.load_corpus(args.corpus).require(model.context)
+    corpus = read_corpus(args.corpus, model)
     lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
     settings = ml.Settings(
         steps=args.steps,

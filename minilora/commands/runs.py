@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import minilora as ml
 
@@ -17,6 +18,8 @@ from ..adapters.state import base_parameters
 from ..demo import quoted, sample
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.corpus import BUILT_IN
+from ..training.examples import Examples
+from ..training.pairs import LONGEST
 from .models import existing
 from .options import refuse_ignored
 from .outputs import claimed, refuse_overwriting
@@ -32,6 +35,18 @@ def resume(args: argparse.Namespace) -> ml.Run:
     if "checkpoint_every" in args.given:
         run.settings.checkpoint_every = args.checkpoint_every
     return run
+
+
+def read_corpus(name: str, model: Any) -> Any:
+    """A text, or the pairs in a .jsonl file, long enough and not too long for a model."""
+    if not name.endswith(".jsonl"):
+        return ml.load_corpus(name).require(model.context)
+    return ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context)).require(model.context)
+
+
+def unit(run: ml.Run) -> str:
+    """What the loss of a run is the mean over."""
+    return "token of the answers" if isinstance(run.corpus, Examples) else "character"
 
 
 def refuse_losses(args: argparse.Namespace, corpus: str, files: list[Path], model: str | Path | None = None) -> None:
@@ -51,10 +66,12 @@ def describe_run(run: ml.Run, method: str) -> None:
     trained = model.count(trainable=True)
     total = sum(p.size for p in base_parameters(model).values())
     total += sum(layer.quantized.size for _, layer in model.named_modules() if isinstance(layer, QuantizedLinear))
-    print(f"corpus            {corpus.name}: {len(corpus.train):,} characters, {len(corpus.validation):,} held out")
+    examples = isinstance(corpus, Examples)
+    extent = corpus.extent if examples else f"{len(corpus.train):,} characters, {len(corpus.validation):,} held out"
+    print(f"corpus            {corpus.name}: {extent}")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
-    batches = f"{s.accumulate} x " if s.accumulate > 1 else ""
-    print(f"steps             {s.steps:,} of {batches}{s.batch_size} x {model.context} characters, "
+    batch = f"{s.batch_size} {corpus.what}" if examples else f"{s.batch_size} x {model.context} characters"
+    print(f"steps             {s.steps:,} of {f'{s.accumulate} x ' if s.accumulate > 1 else ''}{batch}, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
 
 

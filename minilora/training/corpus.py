@@ -118,6 +118,8 @@ def as_corpus(caller: str, corpus: Any) -> Any:
     if isinstance(corpus, Corpus | Examples):
         return corpus
     if isinstance(corpus, str | os.PathLike):
+        if os.fspath(corpus).endswith(".jsonl"):
+            raise ValueError(f"{caller}: {os.fspath(corpus)!r} holds pairs: ml.load_pairs(path, model.tokenizer)")
         return load_corpus(corpus)
     raise TypeError(f"{caller}: corpus is {described(corpus)}, expected one such as ml.load_corpus('unicode-names')")
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked, shown
+from ..nn.characters import Characters, count_foreign, plain
 from .checks import described, integer
 from .examples import Example, Examples, split
 
@@ -45,7 +46,7 @@ def make_pairs(name: str, rows: Iterable[tuple[str, dict]], tokenizer: Any, long
     longest, pairs = integer("load_pairs: longest", longest, 1), []
     if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "eos"):
         raise TypeError(f"load_pairs: tokenizer is {described(tokenizer)}, expected a model's own: model.tokenizer")
-    for place, row in rows:
+    for place, row in _in_characters(name, rows) if isinstance(tokenizer, Characters) else rows:
         try:
             pairs.append(pair_of(row, tokenizer))
         except (ValueError, TypeError) as error:
@@ -82,6 +83,22 @@ def pair_of(row: Any, tokenizer: Any) -> Example:
     if not (targets != IGNORED).any():
         raise ValueError("the answer is one token, and nothing stands before it to predict it from")
     return ids[:last], targets
+
+
+def _in_characters(name: str, rows: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Texts and how they go on for a model of 96 characters, as `load_corpus` reads a text; '?' is counted."""
+    found, foreign, total = [], 0, 0
+    for place, row in rows:
+        if isinstance(row, dict):
+            row = {key: plain(value) if isinstance(value, str) else value for key, value in row.items()}
+            text = "".join(row[key] for key in ("prompt", "completion") if isinstance(row.get(key), str))
+            foreign, total = foreign + count_foreign(text), total + len(text)
+        found.append((place, row))
+    if foreign:
+        warnings.warn(
+            f"{name}: {foreign:,} of {total:,} characters are outside the vocabulary and read '?'", stacklevel=3
+        )
+    return found
 
 
 def _text(prompt: Any, completion: Any, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,16 @@
 """`minilora finetune`: every method's file is one that the other commands take."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from lines import QUICK, SIZES, finetune, the_error
 
 import minilora as ml
 from minilora.commands.main import main
+from minilora.nn.characters import CHARACTERS
+from minilora.training.checkpoint import load_checkpoint
 
 
 def test_finetune_merge_generate(base, capsys):
@@ -51,6 +56,34 @@ def test_several_batches_a_step(base, capsys):
     assert finetune("--batch", "6", "--output", "b.npz") == 0
     a, b = (ml.load_adapter(ml.load_model(base), name).state_dict() for name in ("a.npz", "b.npz"))
     assert all(np.abs(a[name] - b[name]).max() < 1e-6 for name in a)
+
+
+def test_pairs_from_a_file(base, capsys):
+    """A run on pairs stops, goes on from its checkpoint with the same pairs, and makes an adapter as any other."""
+    lines = [{"prompt": f"{n} + 1 = ", "completion": f"{n + 1}.\n"} for n in range(20)]
+    Path("sums.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    options = ["--model", "base.npz", "--batch", "3", "--steps", "4", "--corpus", "sums.jsonl"]
+    assert main(["finetune", *options, "--output", "a.npz"]) == 0
+    out = capsys.readouterr().out
+    assert "corpus            sums.jsonl: 18 pairs, 2 held out; " in out and "4 of 3 pairs, learning rate" in out
+    assert "after 4 steps, in nats per token of the answers" in out
+    run = ml.Run(ml.load_adapter(ml.load_model(base), "a.npz"), ml.load_pairs("sums.jsonl", CHARACTERS, 16))
+    assert f"{run.corpus.extent}" in out
+    Path("wrong.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"text": "c"}\n')
+    line = the_error(capsys, "finetune", *options[:-1], "wrong.jsonl")
+    assert "wrong.jsonl, line 2: no 'completion' and no 'prompt'; it has 'text', expected prompt and completion" in line
+
+
+@pytest.mark.slow
+def test_a_run_on_pairs_goes_on(base, capsys):
+    lines = [{"prompt": f"{n} + 1 = ", "completion": f"{n + 1}.\n"} for n in range(20)]
+    Path("sums.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    options = ["--model", "base.npz", "--batch", "3", "--corpus", "sums.jsonl", "--steps", "4"]
+    assert main(["finetune", *options, "--output", "a.npz", "--checkpoint", "run.npz"]) == 0
+    run = load_checkpoint("run.npz")
+    assert run.step == 4 and run.corpus.digest == ml.load_pairs("sums.jsonl", CHARACTERS, 16).digest
+    assert main(["finetune", "--resume", "run.npz", "--output", "b.npz"]) == 0
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
 
 OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}

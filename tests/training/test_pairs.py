@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from letters import Letters
 
 import minilora as ml
+from minilora.nn.characters import CHARACTERS
 from minilora.training import checkpoint, loop
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.optim import cosine_schedule
@@ -121,6 +122,17 @@ def test_a_pair_that_is_too_long_is_cut_and_said(tmp_path, recwarn):
         load_pairs(write(tmp_path / "all.jsonl", rows[20]), Letters(), longest=12)
 
 
+def test_for_a_model_of_96_characters_texts_are_read_as_a_corpus_is(tmp_path):
+    rows = [{"prompt": "\u2018a\u2019\t", "completion": "\u2014 é"}, {"prompt": "b", "completion": "c", "id": "ü"}]
+    with pytest.warns(UserWarning, match=r"a\.jsonl: 1 of 12 characters are outside the vocabulary and read '\?'$"):
+        pairs = load_pairs(write(tmp_path / "a.jsonl", *rows), CHARACTERS)
+    tokens, targets = pairs.train[0]
+    assert CHARACTERS.decode([*tokens, targets[-1]]) == "'a'    - ?"
+    assert CHARACTERS.decode(targets[targets != -100]) == "- ?"  # no token ends a text
+    with pytest.raises(ValueError, match=r"line 1: chat: a model of characters has no chat template"):
+        load_pairs(write(tmp_path / "chat.jsonl", {"messages": [QUESTION, ANSWER]}), CHARACTERS)
+
+
 WRONG = {  # a line -> what is said of it
     "{": r", line 2 is no JSON: ",
     "[1]": r", line 2: got \[1\], expected an object",
@@ -163,6 +175,8 @@ def test_wrong_files(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.jsonl is no UTF-8 text: .* at byte 12$"):
         load_pairs(tmp_path / "latin.jsonl", Letters())
+    with pytest.raises(ValueError, match=r"Run: 'some\.jsonl' holds pairs: ml\.load_pairs\(path, model\.tokenizer\)"):
+        ml.Run(ml.GPT(CONFIG), "some.jsonl")
     with pytest.raises(ValueError, match="load_pairs: longest = 0, expected 1 or more"):
         load_pairs(write(tmp_path / "a.jsonl", *sums()), Letters(), 0)
     path = write(tmp_path / "chat.jsonl", {"messages": [QUESTION, {**ANSWER, "content": "four"}, QUESTION, ANSWER]})
