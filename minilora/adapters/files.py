@@ -1,7 +1,7 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ def stored_parameters(model: Any) -> dict[str, Tensor]:
     return brought(model, active_adapter(model, "stored_parameters").folded())
 
 
-def fingerprint(model: Any) -> str:
-    """A hash of the base model's parameters in float32, whatever adapter is on it: which base an adapter belongs to."""
+def fingerprint(model: Any, without: Container[str] = ()) -> str:
+    """A hash of the base model's parameters in float32, whatever adapter is on it: which base an adapter belongs to.
+
+    without: names of parameters that do not count.
+    """
     state = carried(model)
     merged = state.current.distinct().values() if state is not None and state.current is not None else ()
     aside = {id(m.base_parameter(name)): value for m in merged for name, value in (m.unmerged or {}).items()}
     digest = hashlib.sha256()
-    for name, p in sorted(base_parameters(model).items()):
+    for name, p in sorted((name, p) for name, p in base_parameters(model).items() if name not in without):
         data = to_numpy(aside.get(id(p), p.data))
         digest.update(f"{name} {data.shape}".encode())
         digest.update(np.ascontiguousarray(data, dtype="<f4").tobytes())

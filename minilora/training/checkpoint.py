@@ -1,4 +1,8 @@
-"""Checkpoints: a run in a file, complete enough to go on bit for bit."""
+"""Checkpoints: a run in a file, complete enough to go on bit for bit.
+
+A GPT of this package is in it whole. Of a model that has files of its own, a hundred times as large, it holds what is
+trained, and the fingerprint of the rest.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -6,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.attach import add_adapter
-from ..adapters.files import adapters_state, check_sizes, from_recipe, put_adapters, recipe
+from ..adapters.files import adapters_state, check_sizes, fingerprint, from_recipe, put_adapters, recipe
 from ..adapters.qlora import quantization, quantize_model
 from ..adapters.state import active_adapter, base_parameters
+from ..nn.checks import shown
 from ..nn.gpt import GPT, GPTConfig
+from ..nn.language_model import LanguageModel
 from ..nn.storage import Blank, blaming, check_size, load_arrays, save_arrays
 from .corpus import BUILT_IN, PYTHON, load_corpus
 from .pairs import load_pairs
@@ -23,13 +29,15 @@ EXAMPLES: dict[str, Callable[..., Any]] = {
 def save_checkpoint(run: Run, path: str | Path) -> Path:
     """Write a run: weights, all adapters, optimiser, generator state, settings and curves.
 
+    Of a model that is no GPT only what is trained, and the adapters; `load_checkpoint` is given the rest.
     Raises ValueError while an adapter is merged or disabled, and where the model no longer trains what the run does.
     """
     optimizer, model = run.optimizer.state_dict(), run.model
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     base, state = base_parameters(model), model.state_dict()
     name = getattr(model, "active_adapter", None)
-    alone = isinstance(name, str)  # one adapter in use stands in the state dict; the others, or several, beside it
+    whole = isinstance(model, GPT)
+    alone = whole and isinstance(name, str)  # one in use stands in the state dict; the others, or several, beside it
     others = [one for one in getattr(model, "adapters", ()) if not alone or one != name]
     carried, aside = adapters_state(model, others or ["none beside it"], "save_checkpoint")
     if {id(p) for p in trained.values()} != {id(p) for p in run.optimizer.parameters}:
@@ -38,11 +46,13 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
             "that the run trains, or make another run"
         )
     if not alone:
-        state = {key: p.data for key, p in base.items()} | dict(model.named_buffers(remove_duplicate=False))
+        state = {key: p.data for key, p in base.items() if whole or p.requires_grad}
+        state |= dict(model.named_buffers(remove_duplicate=False)) if whole else {}
     header = {
         "kind": "checkpoint",
-        "config": asdict(run.model.config),
-        "quantization": quantization(run.model),
+        "config": asdict(model.config) if whole else None,
+        "base": None if whole else {"frozen": fingerprint(model, state), "trained": list(state)},
+        "quantization": quantization(model),
         "methods": recipe(active_adapter(model)) if alone else None,
         "adapter": name if alone else None,
         "carried": carried,
@@ -65,48 +75,81 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     return save_arrays(path, arrays, header, compress=False)  # every few steps: 20 times faster, 8 % larger
 
 
-def load_checkpoint(path: str | Path, corpus: Any = None) -> Run:
+def load_checkpoint(path: str | Path, corpus: Any = None, base: Any = None) -> Run:
     """The run in a checkpoint, ready for `train`, which continues it as if it had never stopped.
 
-    corpus: a Corpus or Examples, if not those it was trained on. Raises ValueError when the file is damaged or does not
-    fit, or the text is another one by now, and FileNotFoundError when it is gone.
+    corpus: a Corpus or Examples, if not those it was trained on. base: the model that is trained, as it was before,
+    where it is no GPT: ml.load_pretrained gives it, and it gets what the run has trained. Raises ValueError when the
+    file is damaged or does not fit, the base is another, or the text is another one by now, and FileNotFoundError when
+    it is gone.
     """
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
-        config = GPTConfig(**header["config"])
-        check_size(config, arrays)
-        model = GPT(config, Blank()).astype(header["dtype"])
-        for layer, settings in header["quantization"].items():
-            if settings["block"] > max(2 * array.size for array in arrays.values()):
-                raise ValueError(f"{layer} has blocks of {settings['block']:,} codes, more than the file holds")
-            quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
-        if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
-            header |= {"adapter": "default", "carried": {"adapters": {}}}
-        name, carried = header["adapter"], header["carried"]
-        for methods in (header["methods"], *(one["methods"] for one in carried["adapters"].values())):
-            check_sizes(methods or [], arrays)
-        if header["methods"]:
-            add_adapter(model, from_recipe(header["methods"]), name=name)
-        names = dict(model.named_parameters())
-        state = {part: _part(arrays, part) for part in ("model", "optimizer")}
-        for name in names.keys() & state["model"].keys():
-            names[name].data = names[name].data.astype(state["model"][name].dtype, copy=False)
-        names |= dict(model.named_buffers())
-        if missing := names.keys() - state["model"].keys():  # load_state_dict alone would do without an adapter's
-            raise ValueError(f"missing {min(missing)}")
-        model.load_state_dict(state["model"], fresh=True)
-        if carried["adapters"]:
-            put_adapters(model, carried, _part(arrays, "adapters"))
+        text = corpus or _same_text(header, getattr(base, "tokenizer", None))
+        if header.get("base") is None:
+            model = _whole(header, arrays)
+        else:
+            model = _on_base(header, arrays, base)
         for name, p in model.named_parameters():
             p.requires_grad = name in header["trainable"]
-        run = Run(
-            model, corpus or _same_text(header, getattr(model, "tokenizer", None)), Settings(**header["settings"])
-        )
-        run.optimizer.load_state_dict({"steps": header["steps"], **state["optimizer"]})
+        run = Run(model, text, Settings(**header["settings"]))
+        run.optimizer.load_state_dict({"steps": header["steps"], **_part(arrays, "optimizer")})
         run.rng.bit_generator.state = header["rng"]
         run.history, run.validation = header["history"], header["validation"]
         run.notes = header.get("notes", {})
     return run
+
+
+def _whole(header: dict[str, Any], arrays: dict[str, Any]) -> GPT:
+    """The model of a run that holds all of it."""
+    config = GPTConfig(**header["config"])
+    check_size(config, arrays)
+    model: Any = GPT(config, Blank()).astype(header["dtype"])
+    for layer, settings in header["quantization"].items():
+        if settings["block"] > max(2 * array.size for array in arrays.values()):
+            raise ValueError(f"{layer} has blocks of {settings['block']:,} codes, more than the file holds")
+        quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
+    if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
+        header |= {"adapter": "default", "carried": {"adapters": {}}}
+    name, carried = header["adapter"], header["carried"]
+    for methods in (header["methods"], *(one["methods"] for one in carried["adapters"].values())):
+        check_sizes(methods or [], arrays)
+    if header["methods"]:
+        add_adapter(model, from_recipe(header["methods"]), name=name)
+    names, state = dict(model.named_parameters()), _part(arrays, "model")
+    for name in names.keys() & state.keys():
+        names[name].data = names[name].data.astype(state[name].dtype, copy=False)
+    names |= dict(model.named_buffers())
+    if missing := names.keys() - state.keys():  # load_state_dict alone would do without an adapter's
+        raise ValueError(f"missing {min(missing)}")
+    model.load_state_dict(state, fresh=True)
+    if carried["adapters"]:
+        put_adapters(model, carried, _part(arrays, "adapters"))
+    return model
+
+
+def _on_base(header: dict[str, Any], arrays: dict[str, Any], base: Any) -> Any:
+    """The base model with what a run had trained of it, and on it. What does not fit is found before it is changed."""
+    if not isinstance(base, LanguageModel) or isinstance(base, GPT):
+        raise ValueError(
+            f"it holds what was trained, and not the model it was trained on; base = {shown(base)}, expected that: "
+            "load_checkpoint(path, base=ml.load_pretrained(place))"
+        )
+    trained, own, values = header["base"]["trained"], base_parameters(base), _part(arrays, "model")
+    shapes = {name: own[name].shape if name in own else None for name in trained}
+    if shapes != {name: value.shape for name, value in values.items()}:
+        raise ValueError("the base is another model: what was trained of it has other names or shapes")
+    if getattr(base, "adapters", None) or fingerprint(base, trained) != header["base"]["frozen"]:
+        raise ValueError("the base is another model, or is held in another precision, than the run was begun on")
+    for one in header["carried"]["adapters"].values():
+        check_sizes(one["methods"], arrays)
+    for name, value in values.items():
+        own[name].data = own[name].data.astype(value.dtype)
+        own[name].data[...] = value
+        own[name].changed()
+    if header["carried"]["adapters"]:
+        put_adapters(base, header["carried"], _part(arrays, "adapters"))
+    return base
 
 
 def _part(arrays: dict[str, Any], part: str) -> dict[str, Any]:
@@ -134,7 +177,7 @@ def _same_text(header: dict[str, Any], tokenizer: Any) -> Any:
 def _read(path: str, how: dict[str, Any] | None, tokenizer: Any) -> Any:
     """A text, or examples, of which the checkpoint says how they were read."""
     if how is None:
-        return load_corpus(path)
+        return load_corpus(path, tokenizer)
     if how.get("kind") not in EXAMPLES or tokenizer is None:
         raise ValueError("the run's examples cannot be read again here: give them, load_checkpoint(path, examples)")
     return EXAMPLES[how["kind"]](path, tokenizer, **{key: value for key, value in how.items() if key != "kind"})
