@@ -40,13 +40,13 @@ def resume(args: argparse.Namespace) -> ml.Run:
 def read_corpus(name: str, model: Any) -> Any:
     """A text, or the pairs in a .jsonl file, long enough and not too long for a model."""
     if not name.endswith(".jsonl"):
-        return ml.load_corpus(name).require(model.context)
+        return ml.load_corpus(name, model.tokenizer).require(min(model.window, model.context))
     return ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context)).require(model.context)
 
 
 def unit(run: ml.Run) -> str:
     """What the loss of a run is the mean over."""
-    return "token of the answers" if isinstance(run.corpus, Examples) else "character"
+    return "token of the answers" if isinstance(run.corpus, Examples) else run.corpus.unit.removesuffix("s")
 
 
 def refuse_losses(args: argparse.Namespace, corpus: str, files: list[Path], model: str | Path | None = None) -> None:
@@ -67,10 +67,11 @@ def describe_run(run: ml.Run, method: str) -> None:
     total = sum(p.size for p in base_parameters(model).values())
     total += sum(layer.quantized.size for _, layer in model.named_modules() if isinstance(layer, QuantizedLinear))
     examples = isinstance(corpus, Examples)
-    extent = corpus.extent if examples else f"{len(corpus.train):,} characters, {len(corpus.validation):,} held out"
+    extent = corpus.extent if examples else f"{len(corpus.train):,} {corpus.unit}, {len(corpus.validation):,} held out"
     print(f"corpus            {corpus.name}: {extent}")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
-    batch = f"{s.batch_size} {corpus.what}" if examples else f"{s.batch_size} x {model.context} characters"
+    length = min(model.window, model.context)
+    batch = f"{s.batch_size} {corpus.what}" if examples else f"{s.batch_size} x {length} {corpus.unit}"
     print(f"steps             {s.steps:,} of {f'{s.accumulate} x ' if s.accumulate > 1 else ''}{batch}, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip
 

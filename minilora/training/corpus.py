@@ -112,7 +112,7 @@ def load_corpus(name_or_path: str | os.PathLike, tokenizer: Any = None) -> Corpu
     return Corpus(name, *_split(encode(text)), replaced)
 
 
-def as_corpus(caller: str, corpus: Any) -> Any:
+def as_corpus(caller: str, corpus: Any, tokenizer: Any = None) -> Any:
     """A corpus or examples, or the text that a name or a path means. Raises TypeError, with the caller's name, for
     anything else."""
     if isinstance(corpus, Corpus | Examples):
@@ -120,7 +120,7 @@ def as_corpus(caller: str, corpus: Any) -> Any:
     if isinstance(corpus, str | os.PathLike):
         if os.fspath(corpus).endswith(".jsonl"):
             raise ValueError(f"{caller}: {os.fspath(corpus)!r} holds pairs: ml.load_pairs(path, model.tokenizer)")
-        return load_corpus(corpus)
+        return load_corpus(corpus, tokenizer)
     raise TypeError(f"{caller}: corpus is {described(corpus)}, expected one such as ml.load_corpus('unicode-names')")
 
 

@@ -193,7 +193,7 @@ def evaluate(model: Any, corpus: Any, most: int | None = None) -> float:
     """
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
-    corpus = as_corpus("evaluate", corpus)
+    corpus = as_corpus("evaluate", corpus, getattr(model, "tokenizer", None))
     length = _length(model, corpus)
     size = length if isinstance(corpus, Examples) else model.window
     most = None if most is None else integer("evaluate: most", most, 1)

@@ -110,7 +110,7 @@ class Run:
             raise TypeError(f"Run: model is {described(self.model)}, expected one such as ml.load_model('base')")
         if broken := self.model.first_not_finite():
             raise ValueError(f"Run: {broken}, which training would spread")
-        self.corpus = as_corpus("Run", self.corpus)
+        self.corpus = as_corpus("Run", self.corpus, getattr(self.model, "tokenizer", None))
         self.saved = None if self.saved is None else integer("Run: saved", self.saved, 0)
         parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
         self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
