@@ -14,7 +14,6 @@ from .adapters.attach import adapter_disabled, add_adapter, remove_adapter, set_
 from .adapters.bottleneck import HoulsbyConfig, PfeifferConfig
 from .adapters.combine import combine_adapters
 from .adapters.dora import DoRAConfig
-from .adapters.files import load_adapter, save_adapter
 from .adapters.lora import LoRAConfig, add_lora, delta_weights, lora_backward, lora_forward
 from .adapters.lora_plus import lora_plus
 from .adapters.merge import merge_adapter, unmerge_adapter
@@ -28,6 +27,7 @@ from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
 from .autograd.tensor import Tensor, grad, no_grad
+from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model

@@ -35,7 +35,14 @@ def add_adapter(model: Any, config: Any, rng: Any = 0, name: str = "default") ->
     refuse_taken(changeable(model, "add_adapter"), name, "add_adapter")
     if isinstance(config, list | tuple) and not config:
         raise ValueError("add_adapter: got no configuration, expected one or several, such as LoRAConfig(rank=8)")
-    return attach(model, name, lambda: build("add_adapter", model, config, rng), "add_adapter")
+
+    def make() -> Adapter:
+        for one in config if isinstance(config, list | tuple) else (config,):
+            if isinstance(one, tuple(METHODS.values())) and hasattr(one, "check"):
+                one.check(model)
+        return build("add_adapter", model, config, rng)
+
+    return attach(model, name, make, "add_adapter")
 
 
 def attach(model: Any, name: str, make: Callable[[], Adapter], caller: str) -> Any:

@@ -33,18 +33,15 @@ def bypassed(model: Any, paths: list[str]) -> list[str]:
     return words
 
 
-def only_read(model: Any, path: str) -> str:
-    """Who reads the weight of the module at `path` and never calls it; "" where somebody does, or no code says so."""
-    module, readers = model.get_module(path), set()
+def said_of(model: Any, path: str) -> tuple[set[str], str]:
+    """What code says behind the module at `path`, "" where it is called; and whose code says so."""
+    module, said, readers = model.get_module(path), set[str](), set[str]()
     for _, owner in model.named_modules():
         kind: Any = type(owner)
-        for child in (name for name, value in vars(owner).items() if value is module):
-            if child not in mentions(kind):
-                continue
-            if mentions(kind)[child] - {"weight", "bias"}:
-                return ""
+        for child in (name for name, value in vars(owner).items() if value is module and name in mentions(kind)):
+            said |= mentions(kind)[child]
             readers.add(kind.__name__)
-    return " and ".join(sorted(readers))
+    return said, " and ".join(sorted(readers))
 
 
 def reads(kind: type) -> frozenset[tuple[str, str]]:

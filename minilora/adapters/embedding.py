@@ -11,8 +11,9 @@ Only columns of tokens that occur in a text move. A starts at zero and B from N(
 linear layer: B is shared by all tokens, and with B = 0 a column would wait for the first token to turn it. Hu et al.'s
 own code and PEFT begin so.
 
-Where the table is the output head, too, the update is for looking up alone, as in PEFT: the head keeps W. Then nothing
-can be merged, since the two would have to part; the layer says so in `cannot_merge`.
+Where the table is the output head, too, the update is for looking up alone, as in PEFT, and the head keeps W: nothing
+can be merged then, since the two would have to part; the layer says so in `cannot_merge`. With ensure_weight_tying the
+head computes with W + s (B A)^T as well, and the tie outlives a merge.
 """
 
 from typing import Any
@@ -24,7 +25,7 @@ from ..autograd.backend import Array
 from ..autograd.tensor import Tensor
 from ..nn.layers import Embedding
 from .adapter import stand_in_for
-from .bypass import bypassed, only_read
+from .bypass import bypassed, said_of
 from .initialise import STARTS, Start
 from .low_rank import LowRank, added
 
@@ -38,11 +39,21 @@ class LoRAEmbedding(LowRank, Embedding):
         if config.init == "pissa":
             start = STARTS["pissa"](base.weight.data.T, config.rank, config.scale, rng)
         self.begin(base, config, start)
+        if base.packed():
+            self.cannot_merge = "the table is held in few bits, which have no room for an update"
 
     def __call__(self, tokens: Any) -> Tensor:
         """tokens: (...) integers -> (..., C)"""
         y = super().__call__(tokens)
         return y if self.unmerged is not None else added(y, self.update(tokens))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x W^T, where the head has the update, too: x (W + s (B A)^T)^T = x W^T + s (x B) A.   (..., C) -> (..., V)"""
+        y = super().logits(x)  # type: ignore[misc]
+        if self.unmerged is not None or not self.config.ensure_weight_tying:
+            return y
+        A, B = self.factors()
+        return added(y, ops.linear(self.config.scale * ops.linear(x, ops.transpose(B)), ops.transpose(A)))
 
     def update(self, tokens: Any, rng: np.random.Generator | None = None) -> Tensor:
         """s B a_t for each token.   (...) -> (..., C)"""
@@ -60,17 +71,20 @@ def adapted_table(base: Any, config: Any, rng: np.random.Generator) -> LoRAEmbed
     return (LoRAEmbedding if kind is Embedding else stand_in_for(LoRAEmbedding, kind))(base, config, rng)
 
 
-def tie(model: Any, path: str) -> str:
+def tie(model: Any, path: str, both: bool) -> str:
     """Why an update of the table at `path` cannot be merged, or "": the table is the output head, too.
 
-    Raises ValueError for a table whose rows are only ever read past it: an update there would do nothing.
+    both: whether the head is to have the update, too (`ensure_weight_tying`): then it is merged for both. Raises
+    ValueError where the head cannot have it, and for a table that is never called: an update there would do nothing.
     """
-    if reader := only_read(model, path):
-        why = f"{reader} reads its weight and never calls it, so an update would do nothing"
+    said, readers = said_of(model, path)
+    if said and said <= {"weight", "logits"}:
+        why = f"{readers} reads its weight and never calls it, so an update would do nothing"
         raise ValueError(f"add_lora: {path}: {why}")
-    shared = bypassed(model, [path])
-    return (
-        f"{shared[0]}: a tied head. The update is for looking up alone, and merged it would reach both"
-        if shared
-        else ""
-    )
+    if not (shared := bypassed(model, [path])):
+        return ""
+    if not both:
+        return f"{shared[0]}: a tied head. The update is for looking up alone, and merged it would reach both"
+    if "logits" not in said:
+        raise ValueError(f"add_lora: ensure_weight_tying: {shared[0]}, past the adapted layer")
+    return ""

@@ -84,13 +84,13 @@ def named_adapter(model: Any, name: str | None, caller: str) -> Adapter:
     return state[name]  # type: ignore[index]
 
 
-def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
-    """Write one adapter alone: its parameters, its configuration and the fingerprint of its base model.
+def to_store(model: Any, name: str | None = None) -> tuple[Adapter, dict[str, Tensor]]:
+    """(the adapter, {name: tensor}) that a file of it holds. name: which; by default the one in use.
 
-    name: which; by default the one in use. Raises ValueError where there is none, where parameters of the base are
-    trained beside it, which its file would lack, and for values that are not finite: which, and where.
+    Raises ValueError where there is none, where parameters of the base are trained beside it, which its file would
+    lack, and for values that are not finite: which, and where.
     """
-    path, adapter = file_path(path, "save_adapter"), named_adapter(model, name, "save_adapter").folded()
+    adapter = named_adapter(model, name, "save_adapter").folded()
     own = brought(model, adapter)
     if not own:
         raise ValueError("save_adapter: what is active has no parameters of its own; leave the rows_use block first")
@@ -102,6 +102,15 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
             in_precision(p.data, p.dtype)
         except ValueError as error:
             raise ValueError(f"save_adapter: {parameter}: {error}") from None
+    return adapter, own
+
+
+def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
+    """Write one adapter alone: its parameters, its configuration and the fingerprint of its base model.
+
+    name: which; by default the one in use. Raises ValueError for what `to_store` refuses.
+    """
+    path, (adapter, own) = file_path(path, "save_adapter"), to_store(model, name)
     header: dict[str, Any] = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
     header["quantized"] = kinds(model)
     if isinstance(model, GPT):

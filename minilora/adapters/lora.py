@@ -99,7 +99,8 @@ class LoRAConfig:
     exclude_modules: targets that are left out. layers_to_transform: the layers, by number, that targets must be in.
     rank_pattern, alpha_pattern: {pattern: rank or alpha} of the targets that differ. bias: "none", or train the biases
     of the adapted layers ("lora_only") or of every module ("all"). modules_to_save: modules trained in full beside
-    LoRA, such as ("ln_f",). These names and what they do are PEFT's.
+    LoRA, such as ("ln_f",). ensure_weight_tying: an update of a table that is the output head, too, is the head's, too.
+    These names and what they do are PEFT's.
     Raises ValueError for values outside these, and, once the model is seen, for a pattern that means nothing in it.
     """
 
@@ -116,6 +117,7 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     bias: str = "none"
     modules_to_save: Patterns = ()
+    ensure_weight_tying: bool = False
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -129,7 +131,8 @@ class LoRAConfig:
             raise ValueError(f"{name}: dropout = {shown(self.dropout)}, expected 0 <= dropout < 1")
         one_of(self.init, self.inits, f"{name}: init")
         one_of(self.bias, ("none", "lora_only", "all"), f"{name}: bias")
-        flag(self.rank_stabilized, f"{name}: rank_stabilized")
+        for what in ("rank_stabilized", "ensure_weight_tying"):
+            flag(getattr(self, what), f"{name}: {what}")
         for what, check in (("rank_pattern", _positive_integer), ("alpha_pattern", _positive)):
             settings = getattr(self, what)
             if not isinstance(settings, Mapping):
@@ -154,37 +157,44 @@ class LoRAConfig:
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
         """{path: a LoRA layer} for every layer that is targeted, and copies of what else is trained."""
-        places = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if path]
-        linears = {path: m for path, m in places if isinstance(m, Linear)}
-        tables = {path: m for path, m in places if isinstance(m, Embedding)}
-        if not linears and not tables:
-            raise ValueError(f"add_lora: there is no linear layer inside this {type(model).__name__}")
-        found: dict[str, Any] = linears | tables
-        first: dict[int, str] = {}  # a layer that stands in several places is adapted once, for all of them
-        for path in self.targets(list(found), {*tables, *OUTPUTS}):
-            first.setdefault(id(found[path]), path)
-        targets = list(first.values())
-        each = self.of_each(targets)
-        for path in targets:
-            (rows, columns), rank = shape_of(found[path]), each[path].rank
-            if rank > min(rows, columns):
-                raise ValueError(f"add_lora: rank {rank} exceeds min(d_in, d_out) = {min(rows, columns)} of {path}")
-        copied: dict[int, Tensor] = {}  # the base's tensor -> its copy, one wherever it is shared
-        for words in bypassed(model, [path for path in targets if path in linears]):
+        found, copied = self.chosen(model), {}  # type: ignore[var-annotated]
+        each = self.of_each(list(found))
+        for words in bypassed(model, [path for path, layer in found.items() if isinstance(layer, Linear)]):
             warnings.warn(f"add_lora: {words}, past the adapted layer; merging would reach it", stacklevel=2)
-        layers: dict[str, Any] = {path: each[path].layer_for(found[path], rng) for path in targets}
-        for path in (path for path in targets if path in tables):
-            if why := tie(model, path):
+        layers: dict[str, Any] = {path: each[path].layer_for(layer, rng) for path, layer in found.items()}
+        for path in (path for path, layer in found.items() if isinstance(layer, Embedding)):
+            if why := tie(model, path, self.ensure_weight_tying):
                 layers[path].cannot_merge = why
                 warnings.warn(f"add_lora: {why}", stacklevel=2)
         if self.bias != "none":
             for layer in layers.values():
                 layer.train_copies([name for name in ("bias",) if getattr(layer, name, None) is not None], copied)
-        return layers | self._beside(model, layers, dict(places), copied)
+        return layers | self._beside(model, layers, copied)
 
-    def _beside(self, model: Module, layers: Any, places: dict[str, Module], copied: Any) -> dict[str, Module]:
+    def chosen(self, model: Module) -> dict[str, Any]:
+        """{path: layer} of those that are targeted; one that stands in several places is adapted once, for all."""
+        places = [(path, m) for path, m in model.named_modules(remove_duplicate=False) if path]
+        linears = {path: m for path, m in places if isinstance(m, Linear)}
+        tables = {path: m for path, m in places if isinstance(m, Embedding)}
+        if not linears and not tables:
+            raise ValueError(f"add_lora: there is no linear layer inside this {type(model).__name__}")
+        layers: dict[str, Any] = linears | tables
+        first: dict[int, str] = {}
+        for path in self.targets(list(layers), {*tables, *OUTPUTS}):
+            first.setdefault(id(layers[path]), path)
+        return {path: layers[path] for path in first.values()}
+
+    def check(self, model: Module) -> None:
+        """Raise ValueError for a rank that a matrix cannot have: a person chose it, where a file says what it holds."""
+        found = self.chosen(model)
+        for path, config in self.of_each(list(found)).items():
+            if config.rank > min(shape := shape_of(found[path])):
+                raise ValueError(f"add_lora: rank {config.rank} exceeds min(d_in, d_out) = {min(shape)} of {path}")
+
+    def _beside(self, model: Module, layers: Any, copied: Any) -> dict[str, Module]:
         """{path: a copy} of modules that are trained in full, and of those whose biases are."""
-        full = match_targets(self.modules_to_save, list(places), "modules_to_save")
+        places = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+        full = match_targets(self.modules_to_save, places, "modules_to_save")
         within = tuple(f"{path}." for path in full)
         if both := [path for path in layers if f"{path}.".startswith(within)]:
             raise ValueError(f"add_lora: {both[0]} is a target and, by modules_to_save, trained in full; choose one")

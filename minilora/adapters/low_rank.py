@@ -31,7 +31,8 @@ class LowRank(StandIn):
         """Share what the base has, and begin with A and B; where the start is corrected, keep it, frozen."""
         vars(self).update(vars(base))  # the base's very weight and bias
         A, B, corrected = start
-        dtype = np.promote_types(base.weight.dtype, "float32")
+        held = vars(base).get("weight")  # a quantised one is no tensor
+        dtype = np.promote_types(held.dtype, "float32") if held is not None else "float32"
         self.lora_A = parameter(A, dtype)  # (r, d_in)
         self.lora_B = parameter(B, dtype)  # (d_out, r)
         self.config, self.dropout = config, config.dropout

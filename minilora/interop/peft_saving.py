@@ -1,0 +1,170 @@
+"""A model's adapter is written as a folder that PEFT loads.
+
+Where a matrix of theirs is several of ours (`peft.py`), equal A's become one again. Once they were trained apart,
+
+    [B_q A_q]   [B_q  .    .  ] [A_q]
+    [B_k A_k] = [ .  B_k   .  ] [A_k]        is the same update, of three times the rank.
+    [B_v A_v]   [ .   .   B_v ] [A_v]
+
+PiSSA is written as the LoRA of twice the rank that it is on the whole W, which PEFT calls converted.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters.adapter import Adapter
+from ..adapters.files import to_store
+from ..adapters.lora import LoRAConfig
+from ..adapters.low_rank import LowRank
+from ..adapters.prefix import PrefixConfig
+from ..adapters.prompt import PromptConfig
+from ..adapters.state import base_parameters
+from ..autograd.backend import to_numpy
+from ..nn.files import write_beside
+from .peft_config import written_targets
+from .peft_files import CONFIG, PREFIX, WEIGHTS
+from .peft_modules import HEAD, Arrays, Theirs, architecture_of
+from .tensor_files import Stored, write_tensors
+
+
+def save(model: Any, folder: Path, name: str | None = None) -> Path:
+    """Write one adapter as PEFT's adapter_config.json and adapter_model.safetensors; returns the folder.
+
+    Raises ValueError for a method that PEFT has no form for, and for what `to_store` refuses.
+    """
+    adapter, _ = to_store(model, name)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_adapter: {folder} is a file; PEFT's form of an adapter is a folder")
+    kinds = {type(config) for config in adapter.configs}
+    if all(isinstance(config, LoRAConfig) for config in adapter.configs) and len(kinds) == 1:
+        config, tensors = _lora(model, adapter)
+    elif kinds <= {PromptConfig, PrefixConfig} and len(adapter.configs) == 1:
+        config, tensors = _virtual(model, adapter)
+    else:
+        raise ValueError(f"save_adapter: PEFT has no form for {adapter.kind}; format='minilora' keeps it")
+    words = json.dumps({**_common(model), **config}, indent=2, sort_keys=True).encode()
+    write_tensors(folder / WEIGHTS, {key: Stored.of(np.ascontiguousarray(array)) for key, array in tensors.items()})
+    write_beside(folder / CONFIG, lambda file: file.write(words))
+    return folder
+
+
+def _common(model: Any) -> dict[str, Any]:
+    """What every adapter_config.json has."""
+    head = architecture_of(model).head
+    return {
+        "base_model_name_or_path": getattr(model, "source", None),
+        "inference_mode": True,
+        "task_type": {"tied": "CAUSAL_LM", "untied": "CAUSAL_LM"}.get(head),
+        "revision": None,
+    }
+
+
+def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
+    """LoRA and DoRA: a pair for each of their modules, and what is trained beside."""
+    first: Any = adapter.configs[0]
+    theirs = Theirs(model, bare=architecture_of(model).head == "none")
+    layers = {path: m for path, m in adapter.distinct().items() if isinstance(m, LowRank)}
+    for what in ("rank_stabilized", "dropout", "bias"):
+        if len(values := {getattr(config, what) for config in adapter.configs}) > 1:
+            raise ValueError(f"save_adapter: PEFT has one {what} for all layers, and these have {sorted(values)}")
+    base = lambda name: to_numpy(base_parameters(model)[name].data)
+    tensors: Arrays = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for module, parts in theirs.places.items():
+        if any(path in layers for path, _ in parts):
+            if module == HEAD and theirs.tied and not first.ensure_weight_tying:
+                continue  # the update is for looking up alone
+            A, B, s = _joined([layers.get(path) for path, _ in parts], [place.rows for _, place in parts])
+            ranks[module] = len(A)
+            alphas[module] = _alpha(s, len(A), [layers[path] for path, _ in parts if path in layers], first)
+            if module == HEAD and theirs.tied:  # (B A)^T = A^T B^T
+                tensors |= {f"{module}.lora_A.weight": B.T, f"{module}.lora_B.weight": A.T}
+            elif theirs.kinds[module] == "table":
+                tensors |= {f"{module}.lora_embedding_A": A, f"{module}.lora_embedding_B": B}
+            else:
+                tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+            if first.kind == "dora":
+                lengths = [_magnitude(model, layers.get(path), path) for path, _ in parts]
+                tensors[f"{module}.lora_magnitude_vector"] = np.concatenate(lengths)
+    copied = {
+        f"{path}.{name}": to_numpy(getattr(m, name).data) for path, m in adapter.distinct().items() for name in m.copied
+    }
+    in_full = {name.rpartition(".")[0] for name in copied if name.endswith(".weight")}
+    saved: dict[str, None] = {}
+    for name, value in theirs.theirs(copied, base):
+        module, _, last = name.rpartition(".")
+        if any(path in in_full for path, _ in theirs.places[module]):
+            saved[module] = None
+        tensors[f"{module}.base_layer.{last}" if module in ranks else name] = value
+    if both := sorted(saved.keys() & ranks.keys()):
+        raise ValueError(f"save_adapter: {both[0]} is in part adapted and in part trained in full; PEFT has no form")
+    r, alpha = (max(list(found.values()), key=list(found.values()).count) for found in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": float(first.dropout),
+        "target_modules": written_targets(list(ranks), theirs.kinds),
+        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != r},
+        "alpha_pattern": {module: each for module, each in alphas.items() if each != alpha},
+        "bias": first.bias,
+        "use_rslora": bool(first.rank_stabilized),
+        "use_dora": first.kind == "dora",
+        "fan_in_fan_out": any(place.transposed for parts in theirs.places.values() for _, place in parts),
+        "init_lora_weights": "gaussian" if first.init == "gaussian" else True,
+        "modules_to_save": list(saved) or None,
+        "ensure_weight_tying": theirs.tied and HEAD in {*ranks, *saved} and "embed_tokens" in " ".join(theirs.places),
+    }, {PREFIX + name: value for name, value in tensors.items()}
+
+
+def _joined(layers: list[Any], rows: list[slice | None]) -> tuple[np.ndarray, np.ndarray, float]:
+    """A (r, d_in), B (d_out, r) and s of one matrix of theirs; a part of it that is not adapted has rows of zeros."""
+    there = [layer for layer in layers if layer is not None]
+    pairs = [tuple(to_numpy(p.data) for p in layer.factors()) for layer in there]
+    s = there[0].config.scale
+    if len(layers) == 1:
+        return *pairs[0], s
+    height = max(end.stop for end in rows if end is not None)
+    shared = all(np.array_equal(A, pairs[0][0]) for A, _ in pairs) and all(x.config.scale == s for x in there)
+    A = pairs[0][0] if shared else np.concatenate([A for A, _ in pairs])
+    B = np.zeros((height, len(A)), pairs[0][1].dtype)
+    start = 0
+    for (_, part), layer, place in zip(pairs, there, [p for x, p in zip(layers, rows, strict=True) if x], strict=True):
+        width = part.shape[1]
+        B[place, start : start + width] = part if layer.config.scale == s else part * (layer.config.scale / s)
+        start += 0 if shared else width
+    return A, B, s
+
+
+def _alpha(s: float, rank: int, layers: list[Any], config: Any) -> float:
+    """The alpha that gives this scale at this rank: the layer's own, where the rank is."""
+    if rank == layers[0].config.rank:
+        return layers[0].config.alpha
+    return s * (math.sqrt(rank) if config.rank_stabilized else rank)
+
+
+def _magnitude(model: Any, layer: Any, path: str) -> np.ndarray:
+    """DoRA's lengths of a part's rows: trained, or those of W, which change nothing."""
+    if layer is not None:
+        return to_numpy(layer.magnitude.data)
+    return np.sqrt((to_numpy(model.get_module(path).weight.data) ** 2).sum(axis=1))
+
+
+def _virtual(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
+    """A prompt (P, C), or a prefix: for each token, and each block, its key and its value."""
+    front, (k, d) = adapter.modules["front"], model.cached_heads
+    config = {"num_virtual_tokens": front.length, "num_layers": len(model.blocks), "num_transformer_submodules": 1}
+    if isinstance(front.config, PromptConfig):
+        init = "RANDOM" if front.config.init == "random" else "SAMPLE_VOCAB"
+        sizes = {"token_dim": model.width, "num_attention_heads": architecture_of(model).heads}
+        config |= {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": init, **sizes}
+        return config, {"prompt_embeddings": to_numpy(front.prompt.data)}
+    both = np.stack([to_numpy(x.data) for x in (front.keys, front.values)])  # (2, L, P, K D)
+    sizes = {"token_dim": k * d, "num_attention_heads": k, "encoder_hidden_size": k * d}
+    config |= {"peft_type": "PREFIX_TUNING", "prefix_projection": False, **sizes}
+    return config, {"prompt_embeddings": both.transpose(2, 1, 0, 3).reshape(front.length, -1)}
