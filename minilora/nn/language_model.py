@@ -4,6 +4,7 @@
 Shapes: B batch, T time, H heads, D width of a head, C width, V vocabulary.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -99,29 +100,32 @@ class LanguageModel(Module):
         top_k: int | None = None,
         rng: Any = 0,
         use_cache: bool = True,
+        top_p: float | None = None,
+        stop: Collection[int] = (),
     ) -> np.ndarray:
         """Continue a text by sampling one token at a time from softmax(logits / temperature).
 
         tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
-        samples among the k likeliest. Of equally likely tokens the lower number counts as the likelier.
+        samples among the k likeliest; top_p among the likeliest that together have that probability. Of equally likely
+        tokens the lower number counts as the likelier. stop: tokens that end a text: n is smaller when all texts have
+        ended, and one that ended before others repeats its last token.
         Beyond the context the window slides: positions move, so the cache starts anew.
-        Raises ValueError for a negative temperature or count, top_k below 1, a prompt without tokens, and logits that
-        are not finite, with the parameter that is not; TypeError for tokens that are not integers.
+        Raises ValueError for a negative temperature or count, top_k below 1, top_p beyond 0 and 1, a prompt without
+        tokens, and logits that are not finite, with the parameter that is not; TypeError for tokens that are not
+        integers.
         """
-        if not is_real(temperature) or not temperature >= 0:
-            raise ValueError(f"generate: temperature = {shown(temperature)}, expected a number of 0 or more")
-        if top_k is not None and (not is_whole(top_k) or top_k < 1):
-            raise ValueError(f"generate: top_k = {shown(top_k)}, expected an integer of 1 or more, or None for all")
-        if not is_whole(max_new_tokens) or max_new_tokens < 0:
-            raise ValueError(f"generate: max_new_tokens = {shown(max_new_tokens)}, expected an integer of 0 or more")
+        check_choices(temperature, top_k, top_p, max_new_tokens)
         if not isinstance(use_cache, bool | np.bool_):
             raise TypeError(f"generate: use_cache = {shown(use_cache)}, expected True or False")
+        if not isinstance(stop, Collection) or not all(is_whole(token) for token in stop):
+            raise TypeError(f"generate: stop = {shown(stop)}, expected tokens, such as model.tokenizer.eos")
         rng = generator(rng, "generate")
         prompt = to_numpy(as_tokens(tokens, "generate"))
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         check_tokens("generate", prompt, self.vocab_size)
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
+        ended = np.zeros(len(text), dtype=bool)
         one_more: Any = None  # what reads one more token of each text
         with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said below
             for _ in range(max_new_tokens):
@@ -135,8 +139,13 @@ class LanguageModel(Module):
                 if not np.isfinite(logits).all():
                     why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
                     raise ValueError(f"generate: the logits are not finite; {why}")
-                chosen = sample(logits, temperature, top_k, rng) if temperature else logits.argmax(axis=1)  # (B,)
+                chosen = (
+                    sample(logits, temperature, top_k, rng, top_p) if temperature else logits.argmax(axis=1)
+                )  # (B,)
+                chosen = np.where(ended, text[:, -1], chosen)
                 text = np.concatenate([text, chosen[:, None]], axis=1)
+                if stop and (ended := ended | np.isin(chosen, list(stop))).all():
+                    break
         return text if prompt.ndim > 1 else text[0]
 
     def _reader(self, cache: Cache) -> Any:
@@ -144,7 +153,21 @@ class LanguageModel(Module):
         return lambda tokens: self(tokens[:, None], cache=cache).data[:, -1]
 
 
-def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> np.ndarray:
+def check_choices(temperature: Any, top_k: Any, top_p: Any, max_new_tokens: Any) -> None:
+    """Raises ValueError for a way of sampling that makes no sense."""
+    if not is_real(temperature) or not temperature >= 0:
+        raise ValueError(f"generate: temperature = {shown(temperature)}, expected a number of 0 or more")
+    if top_k is not None and (not is_whole(top_k) or top_k < 1):
+        raise ValueError(f"generate: top_k = {shown(top_k)}, expected an integer of 1 or more, or None for all")
+    if top_p is not None and (not is_real(top_p) or not 0 < top_p <= 1):
+        raise ValueError(f"generate: top_p = {shown(top_p)}, expected a number above 0, up to 1, or None for all")
+    if not is_whole(max_new_tokens) or max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens = {shown(max_new_tokens)}, expected an integer of 0 or more")
+
+
+def sample(
+    logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator, top_p: float | None = None
+) -> np.ndarray:
     """One token for each row of logits.   (B, V) -> (B,)
 
     Of equal logits the lower token number counts as the likelier. A logit of -inf is a token that is never drawn.
@@ -164,6 +187,13 @@ def sample(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.ra
         z[~above & ~(ties & (ties.cumsum(axis=1) <= top_k - above.sum(axis=1, keepdims=True)))] = -np.inf
     z /= min(max(temperature, 1e-200), 1e300)  # nothing colder or hotter would differ
     p = np.exp(z)
+    if (
+        top_p is not None and top_p < 1
+    ):  # Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1
+        order = (-p).argsort(axis=1, kind="stable")  # (B, V), the likeliest first
+        ranked = np.take_along_axis(p, order, axis=1) / p.sum(axis=1, keepdims=True)
+        beyond = ranked.cumsum(axis=1) - ranked >= top_p  # what comes before has it already
+        np.put_along_axis(p, order, np.where(beyond, 0, ranked), axis=1)
     cumulative = (p / p.sum(axis=1, keepdims=True)).cumsum(axis=1)  # (B, V), the last column is 1
     return (cumulative <= rng.random((len(z), 1)) * cumulative[:, -1:]).sum(axis=1)  # the first that is larger
 

@@ -57,6 +57,40 @@ def test_one_alone_is_the_argmax(logits, steps):
     np.testing.assert_array_equal(sample(logits[None], 0, steps, rng), [logits.argmax()])
 
 
+@given(row, st.floats(0.01, 1), st.none() | st.integers(1, 5))
+def test_the_likeliest_that_together_are_probable(logits, top_p, top_k):
+    """The fewest that reach it, the lowest numbers among equals; at least one, whatever is asked for."""
+    steps = 500
+    u = (np.arange(steps) + 0.5) / steps
+    with np.errstate(over="ignore"):
+        p = scipy.special.softmax(logits - logits.max())
+    order = np.argsort(-p, kind="stable")[:top_k]
+    p = p[order] / p[order].sum()
+    reach = np.cumsum(p) - p
+    if np.abs(reach - top_p).min() < 1e-9:  # too near to say who is the last
+        return
+    kept = order[reach < top_p]
+    tokens = sample(np.tile(logits, (steps, 1)), 1.0, top_k, Given(u), top_p)
+    expected = np.zeros(len(logits))
+    expected[kept] = p[reach < top_p] / p[reach < top_p].sum()
+    np.testing.assert_allclose(np.bincount(tokens, minlength=len(logits)) / steps, expected, atol=5e-3)
+
+
+def test_a_text_ends_with_a_token_that_ends_one():
+    model = ml.GPT(CONFIG)
+    whole = model.generate([[1], [2], [3]], 20, rng=4)  # (3, 21)
+    stop = {int(whole[0, 5])}
+    first = [next((i for i in range(1, 21) if row[i] in stop), 20) for row in whole]
+    ended = model.generate([[1], [2], [3]], 20, rng=4, stop=stop)
+    assert ended.shape == (3, 1 + max(first))
+    for row, full, n in zip(ended, whole, first, strict=True):
+        np.testing.assert_array_equal(row[: n + 1], full[: n + 1])
+        assert (row[n:] == row[n]).all()  # which repeats while others go on
+    alone = model.generate([1], 20, rng=4, stop=range(11))
+    assert len(alone) == 2  # any token ends it
+    assert len(model.generate([5], 3, temperature=0, stop=[5])) <= 4  # the prompt's own tokens end nothing
+
+
 def test_all_tokens_alike():
     np.testing.assert_array_equal(drawn(np.zeros(5), 1.0, 2), [0.5, 0.5, 0, 0, 0])
     np.testing.assert_array_equal(drawn(np.zeros(5), 1.0, 1), [1, 0, 0, 0, 0])
@@ -113,6 +147,8 @@ def test_weights_that_are_too_large_for_their_precision():
     [
         *({"temperature": t} for t in (-1, -1e-300, float("nan"), "1", None, True, [1.0], np.ones(1), 1j)),
         *({"top_k": k} for k in (0, -1, 2.5, 1.0, True, False, "3", [3], np.array([1]))),
+        *({"top_p": p} for p in (0, -0.1, 1.1, float("nan"), "0.5", True, [0.5])),
+        *({"stop": s} for s in (3, "end", [1.5], [True], None, [[1]])),
         *({"max_new_tokens": n} for n in (-1, 1.5, True, None, "3", [1])),
         *({"rng": rng} for rng in (-1, "a", 1.5, np.random.Generator)),
         *({"tokens": t} for t in ("abc", None, [], 3, [[1], [2, 3]], {1}, [0.5], [True], [11], [-1], [1] * 9 + [12])),

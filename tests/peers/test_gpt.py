@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.nn.language_model import sample
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 
@@ -94,3 +95,19 @@ def test_gpt_equals_transformers(case, randomize, relative_error, as_gpt2, trans
     logits, loss, gradients = ours(model, tokens, targets)
     peers = theirs(peer(torch.tensor(tokens)).logits, dict(peer.named_parameters()), targets)
     assert max(map(relative_error, (logits, loss, as_gpt2(gradients)), peers)) <= BAR
+
+
+@pytest.mark.parametrize("top_k", [None, 5, 40])
+def test_nucleus_sampling_keeps_what_transformers_keeps(top_k):
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=3, size=(20, 50))
+    for temperature, top_p in ((0.5, 0.3), (1.0, 0.9), (2.0, 0.99)):
+        kept = TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+        kept = kept if top_k is None else TopKLogitsWarper(top_k)(None, kept)
+        p = torch.softmax(TopPLogitsWarper(top_p)(None, kept), -1).numpy()
+        drawn = np.array([sample(logits, temperature, top_k, rng, top_p) for _ in range(1500)])  # (1500, 20)
+        shares = np.stack([np.bincount(column, minlength=50) for column in drawn.T]) / len(drawn)
+        np.testing.assert_array_equal(shares[p == 0], 0)
+        np.testing.assert_allclose(shares, p, atol=0.06)
