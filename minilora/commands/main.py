@@ -8,11 +8,13 @@ import shutil
 import signal
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import minilora as ml
 
 from ..interrupt import leave
+from .adapter import adapter
 from .bench import bench
 from .count import count
 from .demo import demo
@@ -23,16 +25,17 @@ from .generate import generate
 from .gradcheck import gradcheck
 from .homework import homework
 from .merge import merge
-from .options import BACKEND, convert, destination, did_you_mean
+from .options import BACKEND, Command, convert, destination, did_you_mean
 from .pretrain import pretrain
 from .study import study
 from .words import heard, reason, say_error, warnings_as_lines
 
 # Every command, in the order of the help: a new one is an import above and a word here.
-COMMANDS = {
-    entry.run.__name__: entry
-    for entry in (demo, pretrain, fetch, finetune, generate, merge, count, study, bench, figures, gradcheck, homework)
-}
+EVERY = (
+    *(demo, pretrain, fetch, finetune, generate, merge, adapter),
+    *(count, study, bench, figures, gradcheck, homework),
+)
+COMMANDS = {entry.run.__name__: entry for entry in EVERY}
 MISTAKES = (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError)  # each says what is wrong
 
 
@@ -52,9 +55,15 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"minilora {ml.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     parser.set_defaults(command=None)
+    add_commands(parser, COMMANDS, style)
+    return parser
+
+
+def add_commands(parser: Parser, commands: Mapping[str, Command], style: Mapping[str, Any]) -> None:
+    """Give a parser the parsers of commands, each with its help, its options and the commands under it."""
     chooser = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
     width = min(78, shutil.get_terminal_size().columns - 2)
-    for name, entry in COMMANDS.items():
+    for name, entry in commands.items():
         paragraphs = (inspect.getdoc(entry.run) or "").split("\n\n")
         told = "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
         example = f"example:\n  {entry.example}"
@@ -65,7 +74,24 @@ def build_parser() -> Parser:
         for flag, how in entry.options:
             words = {name: value for name, value in how.items() if name != "type"}  # `parse` makes values of them
             child.add_argument(flag, **{**words, "default": argparse.SUPPRESS})
-    return parser
+        if entry.commands:
+            add_commands(child, entry.commands, style)
+
+
+def chosen(argv: list[str]) -> list[str]:
+    """The words of a command line that name its command: ["adapter", "show"].
+
+    Raises ValueError for a word that is none, with the closest one that is.
+    """
+    names: list[str] = []
+    commands: Mapping[str, Command] = COMMANDS
+    for word in (word for word in argv if not word.startswith("-")):
+        if not commands:
+            break
+        if word not in commands:
+            raise ValueError(f"no command {' '.join([*names, word])!r}{did_you_mean(word, list(commands))}")
+        names, commands = [*names, word], commands[word].commands
+    return names
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -73,15 +99,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     Raises ValueError for a word it does not know, with the closest one it does, and for a value that is none.
     """
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    if chosen is not None and chosen not in COMMANDS:
-        raise ValueError(f"no command {chosen!r}{did_you_mean(chosen, list(COMMANDS))}")
+    names = chosen(argv)
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
         word = unknown[0].partition("=")[0]
         flags = [flag for flag, _ in args.command.options] if args.command else ["--version", "--traceback", "--help"]
         close = difflib.get_close_matches(word, flags, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"minilora {chosen or ''} --help lists the options"
+        hint = f"did you mean {close[0]!r}?" if close else f"minilora {' '.join(names)} --help lists the options"
         raise ValueError(f"unknown word {word!r}; {' '.join(hint.split())}")
     args.given = frozenset(vars(args))
     for flag, how in args.command.options if args.command else ():
@@ -120,9 +144,8 @@ def answer(argv: list[str]) -> int:
     try:
         with warnings_as_lines():
             args = parse(argv)
-            if args.command is None:
-                build_parser().print_help()
-                return 0
+            if args.command is None or args.command.commands:
+                build_parser().parse_args([*chosen(argv), "--help"])
             with ml.use_backend(args.backend) if BACKEND in args.command.options else contextlib.nullcontext():
                 return args.command.run(args)
     except SystemExit as done:  # --help and --version

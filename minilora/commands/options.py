@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.quantization import LEVELS
@@ -14,16 +14,22 @@ from .outputs import output_file
 
 @dataclass(frozen=True)
 class Command:
-    """A function, its options as (flag, arguments of argparse's add_argument), and a command line that uses it."""
+    """A function, its options as (flag, arguments of argparse's add_argument), and a command line that uses it.
+
+    commands: those under it, as `minilora adapter show` is under `minilora adapter`, which alone prints its help.
+    """
 
     run: Callable[[argparse.Namespace], int]
     options: tuple[tuple[str, dict], ...]
     example: str
+    commands: Mapping[str, "Command"] = field(default_factory=dict)
 
 
-def command(*options: tuple[str, dict], example: str) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
-    """Make a function a command of its own name; its docstring is the help."""
-    return lambda run: Command(run, options, example)
+def command(
+    *options: tuple[str, dict], example: str, under: Sequence[Command] = ()
+) -> Callable[[Callable[[argparse.Namespace], int]], Command]:
+    """Make a function a command of its own name; its docstring is the help. under: those that it is a word for."""
+    return lambda run: Command(run, options, example, {entry.run.__name__: entry for entry in under})
 
 
 def option(flag: str, default: Any, help: str, **arguments: Any) -> tuple[str, dict]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .pairs import AdapterFile, Pair, fitting
+from .pairs import DORA, AdapterFile, Pair, fitting
 from .tensor_files import Stored, open_tensors
 
 PART = re.compile(r"(.+)\.(lora_down\.weight|lora_up\.weight|lora_mid\.weight|alpha|dora_scale)")
@@ -44,8 +44,8 @@ def read(path: Path) -> AdapterFile:
             raise ValueError(f"{path}: {module}: lora_mid {middle.shape} does not fit lora_down {A.shape}")
         matrices[module] = Pair(module, A, B, alpha, alpha / rank, path, kind, magnitude, middle=middle)
         dora = dora or magnitude is not None
-    notes = ("DoRA: s B A turns the rows of W, whose lengths are trained beside it; Delta W needs W",) if dora else ()
-    return AdapterFile(path, "kohya", "dora" if dora else "lora", metadata, matrices, others, notes, (path,))
+    method, needs = ("dora", DORA) if dora else ("lora", "")
+    return AdapterFile(path, "kohya", method, metadata, matrices, others, (), (path,), needs)
 
 
 def number(path: Path, name: str, stored: Stored) -> float:

@@ -15,7 +15,7 @@ from ..adapters.files import from_recipe
 from ..adapters.targets import REGULAR, matches
 from ..nn import archive
 from ..nn.storage import HEADER, blaming, said
-from .pairs import AdapterFile, Pair, fitting, require_rank
+from .pairs import DORA, AdapterFile, Pair, fitting, require_rank
 from .tensor_files import Stored
 
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_A0|lora_B0|magnitude)")
@@ -44,10 +44,8 @@ def read(path: Path) -> AdapterFile:
         start = (part["lora_A0"], part["lora_B0"]) if "lora_A0" in part and "lora_B0" in part else None
         matrices[module] = Pair(module, A, B, alpha, scale, path, "linear", part.get("magnitude"), start)
     method = "+".join(dict.fromkeys(config.kind for config in configs))
-    notes = []
-    if any(pair.magnitude is not None for pair in matrices.values()):
-        notes.append("DoRA: s B A turns the rows of W, whose lengths are trained beside it; Delta W needs W")
-    return AdapterFile(path, "minilora", method, header, matrices, others, tuple(notes), (path,))
+    needs = DORA if any(pair.magnitude is not None for pair in matrices.values()) else ""
+    return AdapterFile(path, "minilora", method, header, matrices, others, (), (path,), needs)
 
 
 def settings(configs: list[Any], module: str, rank: int) -> tuple[int, float, float]:

@@ -13,6 +13,8 @@ import numpy as np
 from ..nn.module import in_precision
 from .tensor_files import Stored
 
+DORA = "DoRA turns and stretches the rows of W: s B A is its turning alone, and Delta W needs W"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -83,7 +85,8 @@ class AdapterFile:
     form: "peft", "kohya" or "minilora". method: "lora", "dora", "ia3" ... config: adapter_config.json, the single
     file's metadata, or the .npz's header. matrices: {module: Pair}, by the names of modules in the base model. others:
     what is no pair, by its name in the file without "base_model.model.": a new head (modules_to_save), a prompt.
-    notes: what a reader of the numbers should know. inputs: the files that were read.
+    notes: what a reader of the numbers should know. inputs: the files that were read. needs: why Delta W cannot be had
+    without the base's W, "" where it can.
     """
 
     path: Path
@@ -94,6 +97,7 @@ class AdapterFile:
     others: dict[str, Stored] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
+    needs: str = ""
 
     def common(self, what: str) -> Any:
         """The rank, alpha or scale that most matrices have; None where there are none."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..nn.checks import is_real, is_whole, shown
-from .pairs import AdapterFile, Pair, fitting, require_rank
+from .pairs import DORA, AdapterFile, Pair, fitting, require_rank
 from .tensor_files import Stored, open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,7 +63,7 @@ def read(folder: Path) -> AdapterFile:
             what = "embedding" if "embedding" in kinds[0] else "linear" if len(A.shape) == 2 else "convolution"
             matrices[module] = Pair(module, A, B, alpha, scale, path, what, magnitudes.get(module))
     matrices = {module: matrices[module] for module in pairs}  # in the order of the file
-    return AdapterFile(folder, "peft", method, config, matrices, others, notes(config), inputs)
+    return AdapterFile(folder, "peft", method, config, matrices, others, notes(config), inputs, needs(config))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -145,14 +145,15 @@ def settings(config: Mapping[str, Any], module: str, path: Path) -> tuple[int, f
     return rank, alpha
 
 
-def notes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a reader of a LoRA adapter's numbers should know."""
-    said = []
+def needs(config: Mapping[str, Any]) -> str:
+    """Why a LoRA adapter's Delta W cannot be had without W; "" where it can."""
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(RESIDUAL):
-        said.append(f"it started from {start}: s B A counts from the residual base that PEFT makes then, not from W")
-    if config.get("use_dora"):
-        said.append("DoRA: s B A turns the rows of W, whose lengths are trained beside it; Delta W needs W")
-    if config.get("alora_invocation_tokens"):
-        said.append("aLoRA: the update acts from its invocation tokens on")
-    return tuple(said)
+        return f"it started from {start}, and s B A counts from the residual base that PEFT makes then, not from W"
+    return DORA if config.get("use_dora") else ""
+
+
+def notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a reader of a LoRA adapter's numbers should know."""
+    acts = "aLoRA: the update acts from its invocation tokens on"
+    return (acts,) if config.get("alora_invocation_tokens") else ()

@@ -38,18 +38,32 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f"minilora {ml.__version__}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+UNDER = {f"{word} {name}": one for word, entry in COMMANDS.items() for name, one in entry.commands.items()}
+
+
+@pytest.mark.parametrize("name", [*(name for name, entry in COMMANDS.items() if not entry.commands), *UNDER])
 def test_help_explains_with_an_example_that_parses(name, capsys, here, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert main([name, "--help"]) == 0
+    entry, names = (COMMANDS | UNDER)[name], name.split()
+    assert main([*names, "--help"]) == 0
     out = capsys.readouterr().out
     example = out.split("example:\n")[1].strip()
     assert max(map(len, out.splitlines())) <= 80
-    shown = [flag if flag.startswith("-") else how.get("metavar", flag) for flag, how in COMMANDS[name].options]
+    shown = [flag if flag.startswith("-") else how.get("metavar", flag) for flag, how in entry.options]
     assert all(word in out for word in shown)
     words = shlex.split(example)
-    assert words[:2] == ["minilora", name]
-    assert parse(words[1:]).command is COMMANDS[name]
+    assert words[: 1 + len(names)] == ["minilora", *names]
+    assert parse(words[1:]).command is entry
+
+
+def test_a_word_for_several_commands_lists_them(capsys):
+    """Alone it is its help, whose example is of one of them."""
+    for word in (word for word, entry in COMMANDS.items() if entry.commands):
+        assert main([word]) == 0
+        out = capsys.readouterr().out
+        assert all(name.removeprefix(word) in out for name in UNDER if name.startswith(f"{word} "))
+        example = shlex.split(out.split("example:\n")[1])
+        assert parse(example[1:]).command in COMMANDS[word].commands.values()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +71,11 @@ def test_help_explains_with_an_example_that_parses(name, capsys, here, monkeypat
     [
         (["finetun"], "did you mean 'finetune'?"),
         (["zzz"], "there are demo, pretrain"),
+        (["adapter", "shwo"], "no command 'adapter shwo'; did you mean 'show'?"),
+        (["adapter", "show"], "the following arguments are required: PATH"),
+        (["adapter", "show", "a", "--figre", "b"], "did you mean '--figure'?"),
+        (["adapter", "show", "a", "b"], "unknown word 'b'; minilora adapter show --help lists the options"),
+        (["adapter", "show", "a", "--figure", "b.gif"], "--figure: got 'b.gif', expected a file that ends in .png"),
         (["--versio"], "did you mean '--version'?"),
         (["generate", "--promt", "x"], "did you mean '--prompt'?"),
         (["generate", "--top-k=0"], "--top-k: got '0', expected a whole number, 1 or more"),

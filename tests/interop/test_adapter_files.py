@@ -89,12 +89,12 @@ def test_dora_has_magnitudes_and_other_methods_no_pairs(tmp_path):
     lengths = {f"{name}.lora_magnitude_vector": np.ones(6, "float32") for name in two()}
     found = read_adapter(peft_folder(tmp_path / "dora", two(), lengths, use_dora=True))
     assert found.method == "dora" and found.matrices[NAME].magnitude.shape == (6,) and not found.others
-    assert any("DoRA" in note for note in found.notes)
+    assert "DoRA" in found.needs
     prompt = {"prompt_embeddings": np.ones((4, 5), "float32")}
     found = read_adapter(peft_folder(tmp_path / "prompt", {}, prompt, peft_type="PROMPT_TUNING"))
     assert (found.method, found.matrices, list(found.others)) == ("prompt_tuning", {}, ["prompt_embeddings"])
     found = read_adapter(peft_folder(tmp_path / "pissa", two(), init_lora_weights="pissa"))
-    assert any("residual" in note for note in found.notes)
+    assert "residual" in found.needs
 
 
 @needs_data

@@ -1,0 +1,145 @@
+"""The weights that an adapter was trained on, from a checkpoint's files: one at a time, by the names of modules."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..nn.architectures import from_hugging_face
+from ..nn.module import in_precision
+from ..nn.storage import BASE
+from .names import Place, module_names
+from .npz_files import open_archive
+from .pairs import AdapterFile, Pair
+from .tensor_files import Stored, open_tensors
+
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types whose linear layers are (d_in, d_out)
+CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
+LISTED = 6  # how many faults a line lists
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint. tensors: {name in its files: Stored}; config: its config.json, {} where there is none."""
+
+    path: Path
+    tensors: Mapping[str, Stored]
+    config: Mapping[str, Any]
+
+    def place(self, module: str) -> Place | None:
+        """Where a module's weight is: under its own name, or one that differs in its first parts alone.
+
+        The file of a bare model lacks the first parts of a module's name: "transformer.h.0.attn.c_attn" is
+        "h.0.attn.c_attn" there. A module of ours is looked up in the table of its family's names.
+        """
+        first, _, rest = module.partition(".")
+        last = module.rpartition(".")[2]
+        turned = self.config.get("model_type") in CONV1D and last in CONV1D_LAYERS
+        for name in (
+            module,
+            rest,
+            rest.partition(".")[2],
+            *(f"{p}.{module}" for p in ("model", "transformer", "bert")),
+        ):
+            if f"{name}.weight" in self.tensors:
+                return Place(name, None, turned)
+        if first in ("blocks", "wte", "head") and self.config:
+            return module_names(from_hugging_face(self.config)).get(module)
+        return None
+
+    def fault(self, pair: Pair, adapter: AdapterFile) -> str | None:
+        """What is wrong with this base for one matrix; None where it fits."""
+        if (place := self.place(pair.name)) is None:
+            return f"no weight of {pair.name}"
+        shape = self.tensors[f"{place.module}.weight"].shape
+        rows, columns = oriented(shape, pair, self.turned(place, pair, adapter))
+        rows = rows if place.rows is None else len(range(rows)[place.rows])
+        return None if (rows, columns) == pair.shape else f"{pair.name} is {pair.shape}, the base's weight {shape}"
+
+    def check(self, adapter: AdapterFile) -> None:
+        """Raises ValueError that lists the matrices which this base lacks or has in another shape."""
+        if faults := [words for pair in adapter.matrices.values() if (words := self.fault(pair, adapter))]:
+            more = f" (and {len(faults) - LISTED} more)" if len(faults) > LISTED else ""
+            raise ValueError(f"{self.path} is not the base of {adapter.path}: {'; '.join(faults[:LISTED])}{more}")
+
+    def weight(self, pair: Pair, adapter: AdapterFile) -> np.ndarray:
+        """W (d_out, d_in) in float64, as Delta W is. Raises ValueError where it is not finite."""
+        place = self.place(pair.name)
+        assert place is not None, f"{pair.name}: check this base first"
+        stored = self.tensors[f"{place.module}.weight"].read()
+        try:
+            array = in_precision(stored, stored.dtype).astype(float)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {place.module}.weight: {error}") from None
+        array = array.T if self.turned(place, pair, adapter) else array.reshape(len(array), -1)
+        return array if place.rows is None else array[place.rows]
+
+    def turned(self, place: Place, pair: Pair, adapter: AdapterFile) -> bool:
+        """Whether the file holds the transpose of what Delta W is added to."""
+        told = adapter.config.get("fan_in_fan_out") is True and not self.config.get("model_type")
+        return place.transposed or pair.kind == "embedding" or (told and pair.kind == "linear")
+
+
+def oriented(shape: tuple[int, ...], pair: Pair, turned: bool) -> tuple[int, int]:
+    """The shape of a weight as a matrix (d_out, d_in), a kernel's height and width among its columns."""
+    if len(shape) < 2:
+        return (*shape, 0, 0)[:2]  # type: ignore[return-value]
+    return (shape[1], shape[0]) if turned and len(shape) == 2 else (shape[0], int(np.prod(shape[1:])))
+
+
+def open_base(path: str | Path) -> Base:
+    """A Hugging Face folder (model.safetensors, or its shards and their index), or a model file of minilora's.
+
+    Raises FileNotFoundError or ValueError in one line for what is missing, pickled or damaged.
+    """
+    path = BASE if str(path) == "base" else Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {str(path)!r}; expected a Hugging Face folder")
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return Base(path, open_tensors(path)[0], read_json(path.with_name(CONFIG)))
+        tensors, header = open_archive(path)
+        if header.get("kind") != "model":
+            raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected a model")
+        return Base(path, tensors, {})
+    tensors = {}
+    for shard in shards(path):
+        tensors.update(open_tensors(shard)[0])
+    return Base(path, tensors, read_json(path / CONFIG))
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of weights in a folder. Raises FileNotFoundError where one is missing, ValueError for pickled ones."""
+    if (folder / INDEX).is_file():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+            raise ValueError(f"{folder / INDEX} has no weight_map of names and files")
+        files = [folder / name for name in sorted({*names.values()})]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names")
+        return files
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if pickled := sorted(folder.glob("*.bin")):
+        raise ValueError(
+            f"{pickled[0]} is pickled, and may run any program as soon as it is opened; where you trust its author, "
+            f"transformers converts it: from_pretrained({str(folder)!r}).save_pretrained('new')"
+        )
+    raise FileNotFoundError(f"there is no {SINGLE} in {str(folder)!r}, and no {INDEX}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in a JSON file, {} where there is no file. Raises ValueError for what is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected a table")
+    return found
