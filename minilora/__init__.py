@@ -31,6 +31,7 @@ from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
+from .nn.transformer import Transformer
 from .training.corpus import load_corpus
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
@@ -71,6 +72,7 @@ __all__ = [
     "SGD",
     "Settings",
     "Tensor",
+    "Transformer",
     "adapter_disabled",
     "add_adapter",
     "add_lora",

@@ -100,6 +100,7 @@ def lora_arrays() -> dict:
 
 GOOD = {  # a parameter's name, or a function's and its, -> what makes a value of it
     "model": model, "config": lambda: ml.LoRAConfig(rank=2), "GPT.config": lambda: CONFIG, "corpus": corpus,
+    "architecture": lambda: CONFIG,
     "settings": settings, "run": lambda: ml.Run(adapted(), corpus(), settings()), "tokens": lambda: text(6)[None],
     "targets": lambda: text(6)[None], "data": lambda: matrix(), "array": lambda: matrix(), "text": lambda: "some text",
     "weights": lambda: {"default": 1.0}, "names": lambda: ["default", None], "path": lambda: Path("new.npz").absolute(),

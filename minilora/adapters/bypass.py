@@ -23,7 +23,8 @@ def bypassed(model: Any, paths: list[str]) -> list[str]:
     for path, module in places:
         kind: Any = type(module)
         for child, attribute in reads(kind):
-            if id(vars(module).get(child)) in layers:
+            untied = child == "wte" and vars(module).get("head") is not None  # read where there is no head alone
+            if id(vars(module).get(child)) in layers and not untied:
                 reader = f"{kind.__name__} at {path}" if path else f"this {kind.__name__}"
                 words.append(f"{layers[id(vars(module)[child])]}.{attribute} is read directly by {reader}")
         if id(module) not in layers:
@@ -45,8 +46,9 @@ def said_of(model: Any, path: str) -> tuple[set[str], str]:
 
 
 def reads(kind: type) -> frozenset[tuple[str, str]]:
-    """{(child, "weight" or "bias")} where the class's code says self.child.weight."""
-    return frozenset((child, said) for child, after in mentions(kind).items() for said in after & {"weight", "bias"})
+    """{(child, "weight" or "bias")} where the class's code says self.child.weight, or what an embedding reads it by."""
+    said = {"weight": "weight", "bias": "bias", "logits": "weight"}
+    return frozenset((child, said[one]) for child, after in mentions(kind).items() for one in after & said.keys())
 
 
 @functools.cache

@@ -118,7 +118,7 @@ class Prompt(VirtualTokens):
             self.prompt = parameter(rng.uniform(-0.5, 0.5, (config.tokens, model.width)), dtype)  # (P, C)
         else:
             with no_grad():
-                self.prompt = parameter(model.wte(config.opening(model, rng)).data, dtype)  # (P, C)
+                self.prompt = parameter(model.embed(config.opening(model, rng)).data, dtype)  # (P, C)
 
     def fill(self, model: LanguageModel, cache: Cache, batch: int, rng: Any = None) -> Cache:
         """One row goes through the blocks and leaves its keys and values; the batch repeats them."""

@@ -99,6 +99,10 @@ class QuantizedEmbedding(Held, Embedding):
         check_tokens("embedding", tokens, self.quantized.shape[0])
         return Tensor(self.quantized.rows(tokens))
 
+    def logits(self, x: Tensor) -> Tensor:
+        """x W^T: (..., C) -> (..., V)"""
+        return ops.linear_on_demand(x, self.quantized.dequantize, None)
+
 
 class QuantizedLinear(Held, Linear):
     """y = x W^T + b with W held as codes and scales.   W: (d_out, d_in), b: (d_out,) or None, in floating point"""

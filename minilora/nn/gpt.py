@@ -157,7 +157,7 @@ class GPT(LanguageModel):
         """
         tokens, cache = self.read(tokens, rng, cache)
         x = self.hidden(self.wte(tokens), rng, cache)  # (B, T, C)
-        return ops.linear(self.ln_f(x), self.wte.weight)  # (B, T, V)
+        return self.wte.logits(self.ln_f(x))  # (B, T, V)
 
     def hidden(self, x: Tensor, rng: Any = None, cache: Cache | None = None) -> Tensor:
         """Embeddings, placed after what is cached, through all blocks.   x: (B, T, C) -> (B, T, C)"""

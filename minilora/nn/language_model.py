@@ -24,6 +24,7 @@ class Cache:
 
     def __init__(self) -> None:
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.mask: Array | None = None  # which of them are no padding: (B, S), None where all are
 
     @property
     def length(self) -> int:
@@ -38,6 +39,15 @@ class Cache:
             v = ops.concatenate([old_v, v], axis=2)
         self.pairs[block] = k, v
         return k, v
+
+    def counting(self, mask: Array | None, new: tuple[int, int]) -> Array | None:
+        """Which positions are no padding, those cached and `new` (B, T) more that have this mask: (B, S), or None."""
+        if mask is None and self.mask is None:
+            return None
+        xp = array_module(self.mask if mask is None else mask)
+        old = xp.ones((new[0], self.length), bool) if self.mask is None else self.mask
+        self.mask = xp.concatenate([old, xp.ones(new, bool) if mask is None else mask], axis=1)
+        return self.mask
 
 
 class LanguageModel(Module):
@@ -87,6 +97,10 @@ class LanguageModel(Module):
             virtual = f" ({self.front.length} of them virtual)" if self.front is not None else ""
             raise ValueError(f"{name}: {end} tokens{virtual} exceed the {self.limit} = {self.places}")
         return tokens, cache
+
+    def embed(self, tokens: Any) -> Tensor:
+        """What the first block gets of each token, but for its position.   (...) integers -> (..., C)"""
+        return self.wte(tokens)
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
         """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
@@ -213,3 +227,12 @@ def as_tokens(tokens: Any, caller: str = "GPT") -> Array:
     if array.dtype.kind in "OSUV" or isinstance(tokens, np.ma.MaskedArray):
         raise TypeError(f"{caller}: got {shown(tokens)}, expected integers, the numbers of tokens")
     return array
+
+
+def as_mask(caller: str, mask: Any, shape: tuple[int, ...]) -> Array:
+    """A mask as an array of truth values (B, T), or an error that says what came."""
+    mask = as_tokens(mask, f"{caller}: mask")
+    if mask.shape != shape or not (mask.dtype.kind in "buif" and bool(((mask == 0) | (mask == 1)).all())):
+        came = f"{mask.shape} of {mask.dtype}"
+        raise ValueError(f"{caller}: mask is {came}, expected {shape}: 1 where a token counts, 0 where it is padding")
+    return mask.astype(bool)

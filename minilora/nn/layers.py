@@ -39,14 +39,34 @@ class Embedding(Module):
         """tokens: (...) integers -> (..., C)"""
         return ops.embedding(self.weight, tokens)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """x W^T, where the table is the output head as well (Press & Wolf 2017).   (..., C) -> (..., V)"""
+        return ops.linear(x, self.weight)
+
 
 class LayerNorm(Module):
-    """y = w (x - mean) / sqrt(var + 1e-5) + b, over the last axis.   w: (C,), b: (C,) or None"""
+    """y = w (x - mean) / sqrt(var + eps) + b, over the last axis.   w: (C,), b: (C,) or None"""
 
-    def __init__(self, width: int, bias: bool):
+    def __init__(self, width: int, bias: bool, eps: float = 1e-5):
         self.weight = parameter(np.ones(width))
         self.bias = parameter(np.zeros(width)) if bias else None
+        self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., C) -> (..., C)"""
-        return ops.layer_norm(x, self.weight, self.bias)
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """y = w x / sqrt(mean(x^2) + eps), over the last axis (Zhang & Sennrich 2019, eq. 4).   w: (C,)
+
+    offset: 1 where the scale is 1 + w, so that a weight of zero changes nothing, as Gemma's files have it; else 0.
+    """
+
+    def __init__(self, width: int, eps: float, offset: int = 0):
+        self.weight = parameter(np.full(width, 1 - offset))
+        self.eps, self.offset = eps, offset
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (..., C) -> (..., C)"""
+        return ops.rms_norm(x, self.weight + 1 if self.offset else self.weight, self.eps)

@@ -1,6 +1,7 @@
 """Architectures: totals by hand, Hugging Face's config.json, and what is refused. Beside transformers: tests/peers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,11 +26,16 @@ def llama(vocab, c, layers, f, heads, kv_heads, dim, untied=True, qkv_bias=False
     return vocab * c * (1 + untied) + layers * block + c
 
 
-def roberta(c, layers):
+def bert(c, layers, vocab=30522, positions=512, types=2, pooler=True):
     """Word, position and type tables with a norm; 12 C^2 a block with its 13 C of biases and norms; the pooler."""
-    tables = (50265 + 514 + 1) * c + 2 * c
+    tables = (vocab + positions + types) * c + 2 * c
     block = 4 * (c * c + c) + (4 * c * c + 4 * c) + (4 * c * c + c) + 2 * 2 * c
-    return tables + layers * block + c * c + c
+    return tables + layers * block + pooler * (c * c + c)
+
+
+def roberta(c, layers):
+    """BERT with another vocabulary, two positions that are reserved, and one type."""
+    return bert(c, layers, 50265, 514, 1)
 
 
 def gpt(c, layers, context):
@@ -44,6 +50,8 @@ BY_HAND = {
     "gpt2-large": gpt(1280, 36, 1024),
     "gpt2-xl": gpt(1600, 48, 1024),
     "gpt3-175b": gpt(12288, 96, 2048),
+    "bert-base": bert(768, 12),
+    "distilbert-base": bert(768, 6, types=0, pooler=False),
     "roberta-base": roberta(768, 12),
     "roberta-large": roberta(1024, 24),
     # the table and its norm, 512 relative positions and a norm, a convolution of width 3 with its bias and norm
@@ -55,12 +63,23 @@ BY_HAND = {
     "gemma-2b": llama(256000, 2048, 18, 16384, 8, 1, 256, untied=False),
     "gemma-7b": llama(256000, 3072, 28, 24576, 16, 16, 256, untied=False),
     "mistral-7b": llama(32000, 4096, 32, 14336, 32, 8, 128),
+    "llama-3-8b": llama(128256, 4096, 32, 14336, 32, 8, 128),
+    "llama-3.2-1b": llama(128256, 2048, 16, 8192, 32, 8, 64, untied=False),
+    "smollm2-135m": llama(49152, 576, 30, 1536, 9, 3, 64, untied=False),
+    "phi-3-mini": llama(32064, 3072, 32, 8192, 32, 32, 96),
+    "qwen2-0.5b": llama(151936, 896, 24, 4864, 14, 2, 64, untied=False, qkv_bias=True),
+    # a norm on the heads of q and one on those of k a block; in Gemma 3, two norms after attention and MLP as well
+    "qwen3-0.6b": llama(151936, 1024, 28, 3072, 16, 8, 128, untied=False) + 28 * 2 * 128,
+    "gemma-3-1b": llama(262144, 1152, 26, 6912, 4, 1, 256, untied=False) + 26 * (2 * 256 + 2 * 1152),
 }  # fmt: skip
 PUBLISHED = {  # as the model cards and transformers' num_parameters say
     "base": 822_016, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200, "gpt3-175b": 174_604_259_328, "roberta-base": 124_645_632, "roberta-large": 355_359_744,
     "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
-    "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "mistral-7b": 7_241_732_096,
+    "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "mistral-7b": 7_241_732_096, "bert-base": 109_482_240,
+    "distilbert-base": 66_362_880, "llama-3-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400,
+    "smollm2-135m": 134_515_008, "phi-3-mini": 3_821_079_552, "qwen2-0.5b": 494_032_768, "qwen3-0.6b": 596_049_920,
+    "gemma-3-1b": 999_885_952,
 }  # fmt: skip
 
 
@@ -73,10 +92,12 @@ def test_every_named_models_total(name):
 def test_every_named_models_context_and_precision():
     contexts = {name: model.context for name, model in MODELS.items()}
     gpts = {name: 1024 for name in MODELS if name.startswith("gpt2")}
-    llamas = {name: 4096 for name in MODELS if name.startswith("llama")}
+    llamas = {name: 4096 for name in MODELS if name.startswith("llama-2")}
     assert contexts == gpts | llamas | {
         "base": 128, "gpt3-175b": 2048, "roberta-base": 512, "roberta-large": 512, "deberta-v2-xxlarge": 512,
-        "gemma-2b": 8192, "gemma-7b": 8192, "mistral-7b": 32768,
+        "gemma-2b": 8192, "gemma-7b": 8192, "mistral-7b": 32768, "bert-base": 512, "distilbert-base": 512,
+        "llama-3-8b": 8192, "llama-3.2-1b": 131072, "smollm2-135m": 8192, "phi-3-mini": 4096, "qwen2-0.5b": 131072,
+        "qwen3-0.6b": 40960, "gemma-3-1b": 32768,
     }  # fmt: skip
     assert {name for name, model in MODELS.items() if model.bits == 32} == {"base"}
     assert all(model.bits in (16, 32) for model in MODELS.values())
@@ -199,7 +220,8 @@ def test_encoders_have_their_own_parts():
     assert (bert.positions, bert.context, bert.token_types, bert.pooler, bert.final_norm) == (20, 20, 0, True, False)
     shifted = from_hugging_face({"model_type": "roberta", "pad_token_id": 4})
     assert (shifted.positions, shifted.context, shifted.embedding_norm, shifted.head) == (512, 507, True, "none")
-    assert from_hugging_face({"model_type": "bert", "is_decoder": True}) == from_hugging_face({"model_type": "bert"})
+    decoder = from_hugging_face({"model_type": "bert", "is_decoder": True})
+    assert decoder == replace(from_hugging_face({"model_type": "bert"}), causal=True)
 
 
 def test_fields_that_say_what_is_counted_anyway_are_read_over():
@@ -259,7 +281,8 @@ def test_what_is_not_understood_is_refused_by_name_in_one_line(family, fields, w
 SIZED = {
     "gpt2": ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "hidden_size", "num_hidden_layers"),
     **{family: ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "max_position_embeddings") for family in FAMILIES if family != "gpt2"},
+                "max_position_embeddings") for family in FAMILIES if family not in ("gpt2", "distilbert")},
+    "distilbert": ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "hidden_size", "num_hidden_layers"),
 }  # fmt: skip
 
 
@@ -305,7 +328,7 @@ def test_no_more_layers_than_can_be_listed():
 
 
 @pytest.mark.parametrize(
-    "other", ["mixtral", "mllama", "gemma2", "qwen3", "qwen", "deberta", "ministral", "bart", "gpt"]
+    "other", ["mixtral", "mllama", "gemma2", "qwen3_moe", "qwen", "deberta", "ministral", "bart", "gpt"]
 )
 def test_another_family_is_not_taken_for_a_slip(other):
     with pytest.raises(ValueError, match=f"unknown model_type '{other}'; there are bert"):
