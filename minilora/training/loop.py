@@ -184,18 +184,19 @@ def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], 
     )
 
 
-def evaluate(model: Any, corpus: Any, most: int | None = None) -> float:
+def evaluate(model: Any, corpus: Any, most: int | None = None, window: int | None = None) -> float:
     """The mean loss on a corpus's validation text, in nats per token, over at most `most` windows or examples.
 
     corpus: a Corpus, or what load_corpus takes, or Examples, of which the targets that are not -100 count. Windows are
-    of model.window tokens. Where virtual tokens take places, the last of each are scored, so that models are compared
-    on one text. Raises FloatingPointError, with the name of the parameter that is not finite, when the loss is not.
+    of `window` tokens, or of model.window. Where virtual tokens take places, the last of each are scored, so that
+    models are compared on one text. Raises FloatingPointError, with the name of the parameter that is not finite, when
+    the loss is not.
     """
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"evaluate: model is {described(model)}, expected one such as ml.load_model('base')")
     corpus = as_corpus("evaluate", corpus, getattr(model, "tokenizer", None))
-    length = _length(model, corpus)
-    size = length if isinstance(corpus, Examples) else model.window
+    length = length_of("evaluate", model, corpus, window)
+    size = length if isinstance(corpus, Examples) else window or model.window
     most = None if most is None else integer("evaluate: most", most, 1)
     windows = corpus.require(size).validation_windows(size, most)
     tokens, targets, *mask = (rows[:, size - length :] for rows in windows)  # (N, T)
@@ -225,9 +226,14 @@ def evaluate(model: Any, corpus: Any, most: int | None = None) -> float:
     return loss
 
 
-def _length(model: Any, corpus: Any) -> int:
-    """How many tokens of a text a step takes: a window, or what virtual tokens leave of it. An example is whole."""
-    return model.context if isinstance(corpus, Examples) else min(model.window, model.context)
+def length_of(caller: str, model: Any, corpus: Any, window: int | None = None) -> int:
+    """How many tokens of a text a step takes: a window, or what virtual tokens leave of it. An example is whole.
+
+    Raises ValueError for a window that is longer than the model's context.
+    """
+    if window is not None and integer(f"{caller}: window", window, 1) > model.places:
+        raise ValueError(f"{caller}: window = {window:,}, and the model's context is {model.places:,} tokens")
+    return model.context if isinstance(corpus, Examples) else min(window or model.window, model.context)
 
 
 def _needed(model: Any, mask: list[Array]) -> Array | None:
@@ -251,7 +257,7 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
         raise TypeError(f"train: got {described(run)}, expected a run: ml.Run(model, corpus, ml.Settings(steps=200))")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
-    s, corpus = run.settings, run.corpus.require(_length(run.model, run.corpus))
+    s, corpus = run.settings, run.corpus.require(length_of("train", run.model, run.corpus, run.settings.window))
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
     run.interrupted, run.saved = False, None
     if checkpoint is not None:
@@ -282,7 +288,8 @@ def _step(run: Run, corpus: Any) -> float:
     s, step, before = run.settings, run.step, run.rng.bit_generator.state
     try:
         run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-        tokens, targets, *mask = corpus.batch(s.batch_size * s.accumulate, _length(run.model, corpus), run.rng)
+        length = length_of("train", run.model, corpus, s.window)
+        tokens, targets, *mask = corpus.batch(s.batch_size * s.accumulate, length, run.rng)
         mask = _needed(run.model, mask)
         return train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces, mask, s.accumulate)
     except BaseException:
@@ -302,6 +309,6 @@ def _save(run: Run, checkpoint: str | Path) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    loss = evaluate(run.model, run.corpus, run.settings.evaluation_windows)
+    loss = evaluate(run.model, run.corpus, run.settings.evaluation_windows, run.settings.window)
     run.validation["step"].append(run.step)
     run.validation["loss"].append(round(loss, 5))

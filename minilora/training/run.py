@@ -41,6 +41,7 @@ RULES: dict[str, Callable] = {  # what each setting may be
     "lr_ratio": _real(POSITIVE),
     "pieces": _or_none(_whole(1)),
     "accumulate": _whole(1),
+    "window": _or_none(_whole(1)),
 }
 
 
@@ -53,8 +54,8 @@ class Settings:
     evaluation_windows windows (None: all). seed: of batches and dropout. lr_ratio: B's learning rate over A's (LoRA+);
     1 is one rate for all. pieces: how many a batch is split into, for the same bits on any number of cores (None: one
     for each core; `parallel.py` says what is promised). accumulate: how many batches, one after the other, a step's
-    gradient is the mean of: a step of as many times the rows in the memory of one batch. Raises TypeError or ValueError
-    for what makes no sense, now and when a setting is changed.
+    gradient is the mean of: a step of as many times the rows in the memory of one batch. window: tokens of a text at a
+    time (None: model.window). Raises TypeError or ValueError for what makes no sense, now and when one is changed.
     """
 
     steps: int = 200
@@ -72,6 +73,7 @@ class Settings:
     lr_ratio: float = 1.0
     pieces: int | None = None
     accumulate: int = 1
+    window: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in RULES:

@@ -707,6 +707,23 @@ class SomeIgnored(Corpus):
         return tokens, targets
 
 
+def test_a_window_is_as_long_as_is_asked_for(make_model, corpus):
+    """In training and in evaluation, and no longer than the context."""
+    model, seen = make_model(), []
+    seen_by = model.loss
+    model.loss = lambda tokens, *more: seen.append(tokens.shape[1]) or seen_by(tokens, *more)
+    settings = {"steps": 1, "batch_size": 2, "evaluation_windows": 2, "pieces": 1}
+    ml.train(ml.Run(model, corpus, ml.Settings(**settings, window=3)), progress=False)
+    assert {*seen} == {3}
+    tokens, targets = corpus.validation_windows(3, 2)
+    assert ml.evaluate(model, corpus, 2, window=3) == pytest.approx(seen_by(tokens, targets).item(), rel=1e-6)
+    long = model.places + 1
+    with pytest.raises(ValueError, match=rf"^evaluate: window = {long}, and the model's context is {long - 1} tokens$"):
+        ml.evaluate(model, corpus, window=long)
+    with pytest.raises(ValueError, match=rf"^train: window = {long}, and the model's context is {long - 1} tokens$"):
+        ml.train(ml.Run(model, corpus, ml.Settings(**settings, window=long)), progress=False)
+
+
 def test_evaluate_is_the_mean_over_the_targets_that_count(make_model, corpus):
     model, part = make_model("float64"), SomeIgnored(corpus.name, corpus.train, corpus.validation)
     tokens, targets = part.validation_windows(12)

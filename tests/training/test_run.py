@@ -12,7 +12,7 @@ from minilora.training.run import RULES
 DOCUMENTED = {
     "steps": 200, "batch_size": 16, "lr": 3e-3, "warmup": 20, "floor": 0.1, "betas": (0.9, 0.99),
     "weight_decay": 0.01, "max_norm": 1.0, "evaluate_every": 50, "evaluation_windows": 64, "checkpoint_every": 200,
-    "seed": 0, "lr_ratio": 1.0, "pieces": None, "accumulate": 1,
+    "seed": 0, "lr_ratio": 1.0, "pieces": None, "accumulate": 1, "window": None,
 }  # fmt: skip
 WHOLE = [
     "steps",
@@ -24,6 +24,7 @@ WHOLE = [
     "seed",
     "pieces",
     "accumulate",
+    "window",
 ]
 REAL = ["lr", "floor", "weight_decay", "max_norm", "lr_ratio"]
 ODD = [-1, float("nan"), "a", "3", True, np.bool_(True), 1j, [3], (0.9,), {}, np.arange(2), ml.Tensor(3.0), object()]
@@ -44,7 +45,7 @@ def odd_settings():
     for name in DOCUMENTED:
         yield from ((name, value) for value in ODD)
         yield from ((name, value) for value in ([2.5, float("inf"), np.float64(3.0)] if name in WHOLE else []))
-        yield from ((name, None) for _ in range(name not in ("evaluation_windows", "max_norm", "pieces")))
+        yield from ((name, None) for _ in range(name not in ("evaluation_windows", "max_norm", "pieces", "window")))
     yield from [
         ("lr", float("inf")),
         ("floor", 1.01),
