@@ -116,13 +116,15 @@ class LanguageModel(Module):
         use_cache: bool = True,
         top_p: float | None = None,
         stop: Collection[int] = (),
+        mask: Any = None,
     ) -> np.ndarray:
         """Continue a text by sampling one token at a time from softmax(logits / temperature).
 
         tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
         samples among the k likeliest; top_p among the likeliest that together have that probability. Of equally likely
         tokens the lower number counts as the likelier. stop: tokens that end a text: n is smaller when all texts have
-        ended, and one that ended before others repeats its last token.
+        ended, and one that ended before others repeats its last token. mask: (B, T), 0 where a shorter prompt than
+        others is padded, which is on its left: it goes on from its last token; a GPT has none.
         Beyond the context the window slides: positions move, so the cache starts anew.
         Raises ValueError for a negative temperature or count, top_k below 1, top_p beyond 0 and 1, a prompt without
         tokens, and logits that are not finite, with the parameter that is not; TypeError for tokens that are not
@@ -139,13 +141,15 @@ class LanguageModel(Module):
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         check_tokens("generate", prompt, self.vocab_size)
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
+        counts = None if mask is None else left_padding(mask, prompt.shape).reshape(text.shape)
         ended = np.zeros(len(text), dtype=bool)
         one_more: Any = None  # what reads one more token of each text
         with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said below
             for _ in range(max_new_tokens):
                 if one_more is None or text.shape[1] > self.context:  # the first step, or positions that have moved
                     cache = Cache()
-                    logits = self(text[:, -self.context :], cache=cache).data[:, -1]  # (B, V)
+                    seen = None if counts is None else counts[:, -self.context :]
+                    logits = self.next_logits(text[:, -self.context :], cache, seen)  # (B, V)
                     one_more = self._reader(cache) if use_cache and text.shape[1] < self.context else None
                 else:
                     logits = one_more(text[:, -1])  # (B, V)
@@ -153,18 +157,31 @@ class LanguageModel(Module):
                 if not np.isfinite(logits).all():
                     why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
                     raise ValueError(f"generate: the logits are not finite; {why}")
-                chosen = (
-                    sample(logits, temperature, top_k, rng, top_p) if temperature else logits.argmax(axis=1)
-                )  # (B,)
-                chosen = np.where(ended, text[:, -1], chosen)
+                chosen = sample(logits, temperature, top_k, rng, top_p) if temperature else logits.argmax(axis=1)
+                chosen = np.where(ended, text[:, -1], chosen)  # (B,)
                 text = np.concatenate([text, chosen[:, None]], axis=1)
-                if stop and (ended := ended | np.isin(chosen, list(stop))).all():
+                counts = None if counts is None else np.pad(counts, ((0, 0), (0, 1)), constant_values=True)
+                if len(stop) and (ended := ended | np.isin(chosen, list(stop))).all():
                     break
         return text if prompt.ndim > 1 else text[0]
+
+    def next_logits(self, tokens: Array, cache: Cache, mask: Array | None = None) -> Array:
+        """The logits of the token after a text, which is cached.   (B, T) -> (B, V)"""
+        if mask is not None and not mask.all():
+            raise ValueError("generate: a GPT reads no padding; give prompts of one length, or one at a time")
+        return self(tokens, cache=cache).data[:, -1]
 
     def _reader(self, cache: Cache) -> Any:
         """What maps tokens (B,) to logits (B, V) after what is cached; a subclass may have a quicker one."""
         return lambda tokens: self(tokens[:, None], cache=cache).data[:, -1]
+
+
+def left_padding(mask: Any, shape: tuple) -> np.ndarray:
+    """A mask of prompts, of their shape. Raises ValueError where padding is not on the left alone."""
+    counts = to_numpy(as_mask("generate", mask, shape))
+    if not counts[..., -1].all() or (counts[..., :-1] > counts[..., 1:]).any():
+        raise ValueError("generate: mask has 0 after 1, expected padding on the left: prompts go on from their ends")
+    return counts
 
 
 def check_choices(temperature: Any, top_k: Any, top_p: Any, max_new_tokens: Any) -> None:

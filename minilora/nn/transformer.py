@@ -204,6 +204,10 @@ class Transformer(LanguageModel):
         mask = None if mask is None else as_mask("Transformer", mask, tokens.shape)
         return self.ln_f(self.hidden(self.embed(tokens), rng, cache, mask))
 
+    def next_logits(self, tokens: Array, cache: Cache, mask: Array | None = None) -> Array:
+        """The logits of the token after a text, which is cached: the head reads its end alone.   (B, T) -> (B, V)"""
+        return self.logits(self.last(tokens, None, cache, mask)[:, -1]).data
+
     def embed(self, tokens: Any) -> Tensor:
         """Rows of the embedding table, in Gemma times sqrt(C) (Vaswani et al. 2017, section 3.4).   -> (B, T, C)"""
         x = self.wte(tokens)

@@ -1,0 +1,77 @@
+"""Prompts of several lengths in one batch: each goes on as it does alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.nn.architectures import MODELS
+from minilora.nn.transformer import Transformer
+
+FAMILIES = ["gpt2", "llama-3.2-1b", "mistral-7b", "phi-3-mini", "qwen2-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-3-1b"]
+PROMPTS = [[3], [1, 2, 3, 4, 5, 6, 7], [12, 0, 5]]
+TOKENS = np.array([[0] * (7 - len(prompt)) + prompt for prompt in PROMPTS])
+MASK = np.array([[0] * (7 - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+
+
+def drawn(name, dtype="float64"):
+    """A small model of a family, every parameter drawn, with a window shorter than the prompts."""
+    a = MODELS[name]
+    sizes = dict(vocab_size=13, layers=3, heads=4, width=8, mlp_width=9, context=12, head_dim=4, rope_original=8)
+    own = dict(positions=12 * bool(a.positions), kv_heads=2 if a.key_value_heads < a.heads else None)
+    own |= {"window": 3 * bool(a.window), "full_layers": (1,) * bool(a.full_layers)}
+    model, rng = Transformer(replace(a, **sizes, **own)).astype(dtype), np.random.default_rng(1)
+    for p in model.parameters():
+        p.data = rng.normal(0, 0.7, p.shape).astype(dtype)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_batch_with_padding_is_its_prompts_one_by_one(name, use_cache):
+    model = drawn(name)
+    together = model.generate(TOKENS, 5, temperature=0, mask=MASK, use_cache=use_cache)
+    assert len(np.unique(together[:, 7:])) > 2
+    for prompt, row in zip(PROMPTS, together, strict=True):
+        np.testing.assert_array_equal(row[-5 - len(prompt) :], model.generate(prompt, 5, temperature=0))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_or_without_a_cache_a_batch_that_outgrows_the_context_is_the_same(name):
+    model = drawn(name)
+    texts = [model.generate(TOKENS, 9, 1.5, rng=4, mask=MASK, use_cache=use) for use in (True, False)]
+    np.testing.assert_array_equal(*texts)
+
+
+def test_a_mask_of_ones_is_none_and_one_prompt_may_have_one():
+    for model in (drawn("smollm2-135m"), ml.GPT(ml.GPTConfig(13, 12, 2, 2, 8))):
+        for prompt in (TOKENS, TOKENS[1]):
+            texts = [model.generate(prompt, 4, rng=2, mask=mask) for mask in (None, np.ones(prompt.shape, bool))]
+            np.testing.assert_array_equal(*texts)
+    alone = drawn("smollm2-135m").generate(TOKENS[0], 4, mask=MASK[0])
+    np.testing.assert_array_equal(alone[6:], drawn("smollm2-135m").generate(PROMPTS[0], 4))
+
+
+def test_texts_stop_each_at_its_own_token():
+    model = drawn("smollm2-135m")
+    whole = model.generate(TOKENS, 5, temperature=0, mask=MASK)[:, 7:]
+    stop = {int(whole[0, 1]), int(whole[1, 3])}
+    stopped = model.generate(TOKENS, 5, temperature=0, mask=MASK, stop=stop)[:, 7:]
+    for row, text in zip(stopped, whole, strict=True):
+        ends = np.flatnonzero(np.isin(text, [*stop]))
+        end = ends[0] if len(ends) else 4
+        np.testing.assert_array_equal(row[: end + 1], text[: end + 1])
+        assert (row[end:] == row[end]).all()
+    np.testing.assert_array_equal(stopped, model.generate(TOKENS, 5, 0, mask=MASK, stop=np.array([*stop]))[:, 7:])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [MASK[:, ::-1], MASK[:2], MASK[:, 1:], MASK * 2, 1 - MASK, MASK * 0, "1", [[1], [1, 1]], np.where(MASK, 1, np.nan)],
+)
+def test_a_mask_that_is_none_of_padding_on_the_left_is_refused(mask):
+    with pytest.raises((ValueError, TypeError), match=r"^generate: [^\n]*$"):
+        drawn("smollm2-135m").generate(TOKENS, 2, mask=mask)
+    with pytest.raises((ValueError, TypeError), match=r"^generate: [^\n]*$"):
+        ml.GPT(ml.GPTConfig(13, 12, 2, 2, 8)).generate(TOKENS, 2, mask=MASK)
