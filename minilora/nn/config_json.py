@@ -22,7 +22,7 @@ _COMPUTES = re.compile(
 )
 _ASIDE = re.compile(
     "drop|_token|^summary_|^output_|attn_implementation|^chunk_size_feed_forward$|^pooler_|^classifier_"
-    "|^tie_word_embeddings$|^head_dim$|^num_key_value_heads$|^attention_head_size$|^embedding_size$"
+    "|^tie_word_embeddings$|^tie_weights_$|^head_dim$|^num_key_value_heads$|^attention_head_size$|^embedding_size$"
 )
 ACTIVATIONS = {  # transformers' names for them
     "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "silu": "silu", "swish": "silu",

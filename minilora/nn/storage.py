@@ -14,6 +14,7 @@ from ..autograd.backend import to_numpy
 from .checks import shown
 from .files import write_beside
 from .gpt import GPT, GPTConfig
+from .language_model import LanguageModel
 from .module import in_precision, precision
 
 HEADER = "header"  # the name of the JSON text among the arrays, as in `archive.py`
@@ -111,7 +112,8 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
         )
     path = file_path(path, "save_model")
     if not isinstance(model, GPT):
-        raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path)")
+        fix = "; ml.save_pretrained(model, folder) writes a Transformer" if isinstance(model, LanguageModel) else ""
+        raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path){fix}")
     if getattr(model, "adapters", None):
         raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
     if any(True for _ in model.named_buffers()):

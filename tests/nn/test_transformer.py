@@ -8,7 +8,7 @@ import pytest
 import minilora as ml
 from minilora.nn.architectures import MODELS, find, parameters, size
 from minilora.nn.language_model import Cache
-from minilora.nn.transformer import Transformer
+from minilora.nn.transformer import Transformer, frequencies
 
 SMALL = dict(vocab_size=13, layers=3, heads=4, width=8, mlp_width=9, context=24, head_dim=4, rope_original=8)
 DECODERS = [name for name, model in MODELS.items() if model.causal]
@@ -86,3 +86,56 @@ def test_every_gradient_three_ways(name, method):
     loss = lambda *_: model.loss(tokens, np.roll(tokens, -1, 1), mask=mask)
     report = ml.gradcheck(loss, model.parameters(), method=method)
     assert report, str(report)
+
+
+@pytest.mark.parametrize(
+    "architecture, words",
+    [
+        (MODELS["bert-base"], "Transformer: bert-base is an encoder of the family 'bert', counted and not run"),
+        (MODELS["deberta-v2-xxlarge"], "of the family 'deberta-v2', counted and not run"),
+        (small("llama-2-7b", head_dim=3), "3 of the 3 features of a head are turned, expected an even number"),
+        ("lama-2-7b", "Transformer: unknown model 'lama-2-7b' .did you mean 'llama-2-7b'"),
+        ({"model_type": "llama", "num_local_experts": 8}, "Transformer: llama: num_local_experts = 8 is not known"),
+    ],
+)
+def test_what_is_not_built_says_so_in_one_line(architecture, words):
+    with pytest.raises(ValueError, match=words) as error:
+        Transformer(architecture)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_that_is_none():
+    model = drawn("llama-2-7b")
+    for mask in (np.ones((2, 8)), np.full((2, 9), 2), np.full((2, 9), np.nan), [[True] * 9]):
+        with pytest.raises(ValueError, match=r"Transformer: mask is .*expected \(2, 9\): 1 where a token counts"):
+            model(TOKENS, mask=mask)
+
+
+def test_a_transformer_is_no_npz():
+    with pytest.raises(TypeError, match=r"save_model: got .*ml.save_pretrained\(model, folder\) writes a Transformer"):
+        ml.save_model(drawn("llama-2-7b"), "new.npz")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_lora_trains_the_adapter_alone(name):
+    model = ml.add_lora(drawn(name, "float32"), ml.LoRAConfig(rank=2, target_modules=("q_proj", "v_proj", "*mlp*")))
+    before, ps = model.state_dict(), model.parameters(trainable=True)
+    optimizer = ml.AdamW(ps, lr=1e-2)
+    mask = np.ones((2, 9), int)
+    mask[1, :4] = 0
+    losses = [ml.train_step(model, optimizer, TOKENS, np.roll(TOKENS, -1, 1), mask=mask) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    moved = {path for path, array in model.state_dict().items() if (array != before[path]).any()}
+    assert moved == {path for path in before if "lora" in path}
+
+
+def test_llama_3s_frequencies():
+    """Quick pairs stay, slow ones are slowed by the factor, and those between are between (Llama 3.1's own numbers)."""
+    a = replace(MODELS["llama-3.2-1b"], head_dim=64)
+    plain, scaled = frequencies(a, a.rope_base), frequencies(a, a.rope_base, a.rope_scaling)
+    turn = 2 * np.pi / plain  # positions that a whole turn takes
+    quick, slow = turn < 8192 / 4, turn > 8192 / 1
+    np.testing.assert_array_equal(scaled[quick], plain[quick])
+    np.testing.assert_allclose(scaled[slow], plain[slow] / 32, rtol=1e-15)
+    between = ~quick & ~slow
+    assert between.any() and (plain[between] / 32 < scaled[between]).all() and (scaled[between] < plain[between]).all()

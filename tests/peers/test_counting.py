@@ -1,6 +1,7 @@
 """Counts against transformers and PEFT: the same configurations built on the meta device, without memory."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,28 @@ CONFIGS = {  # name: (configuration class, model class, sizes as in the model's 
         ),
     ),
 }
+LLAMA3 = dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=5e5)
+CONFIGS |= {
+    "bert-base": ("BertConfig", "BertModel", {}),
+    "distilbert-base": ("DistilBertConfig", "DistilBertModel", {}),
+    "llama-3-8b": ("LlamaConfig", "LlamaForCausalLM", dict(
+        vocab_size=128256, num_key_value_heads=8, intermediate_size=14336)),
+    "llama-3.2-1b": ("LlamaConfig", "LlamaForCausalLM", dict(
+        vocab_size=128256, hidden_size=2048, num_hidden_layers=16, num_key_value_heads=8, intermediate_size=8192,
+        tie_word_embeddings=True, rope_parameters={**LLAMA3, "original_max_position_embeddings": 8192})),
+    "smollm2-135m": ("LlamaConfig", "LlamaForCausalLM", dict(
+        vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        intermediate_size=1536, tie_word_embeddings=True)),
+    "phi-3-mini": ("Phi3Config", "Phi3ForCausalLM", {}),
+    "qwen2-0.5b": ("Qwen2Config", "Qwen2ForCausalLM", dict(
+        hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864,
+        tie_word_embeddings=True)),
+    "qwen3-0.6b": ("Qwen3Config", "Qwen3ForCausalLM", dict(
+        hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, intermediate_size=3072,
+        tie_word_embeddings=True)),
+    "gemma-3-1b": ("Gemma3TextConfig", "Gemma3ForCausalLM", dict(
+        vocab_size=262144, hidden_size=1152, num_attention_heads=4, num_key_value_heads=1, intermediate_size=6912)),
+}  # fmt: skip
 ODD = {  # sizes that no published model has, so that each rule is seen on its own
     "untied gpt2": (
         "GPT2Config",
@@ -209,6 +232,37 @@ def test_a_config_json_is_counted_as_transformers_builds_it(name, tmp_path):
     assert counting.count(path, "full").total_parameters == size(model)
     assert counting.find(path) == counting.from_hugging_face(
         {**config.to_dict(), **json.loads(path.read_text())}, tmp_path.name
+    )
+
+
+OLD = [  # files in the words of other times; transformers reads them into its own, and those are read here
+    ("LlamaConfig", dict(rope_theta=5e5)),
+    ("LlamaConfig", dict(rope_scaling={"type": "linear", "factor": 2.0})),
+    ("LlamaConfig", dict(rope_scaling={**LLAMA3, "original_max_position_embeddings": 64})),
+    ("LlamaConfig", dict(rope_theta=7.0, rope_scaling={k: v for k, v in LLAMA3.items() if k != "rope_theta"})),
+    ("MistralConfig", dict(sliding_window=None)),
+    ("MistralConfig", {}),
+    ("Phi3Config", dict(partial_rotary_factor=0.5, rope_theta=3.0, sliding_window=7)),
+    ("Qwen2Config", dict(use_sliding_window=True, max_window_layers=20, sliding_window=9)),
+    ("Qwen2Config", dict(sliding_window=9)),
+    ("Qwen3Config", dict(use_sliding_window=True, num_hidden_layers=3, max_window_layers=0, attention_bias=True)),
+    ("GemmaConfig", dict(hidden_act="gelu")),
+    ("Gemma3TextConfig", dict(rope_theta=5.0, rope_local_base_freq=6.0)),
+    ("Gemma3TextConfig", dict(rope_scaling={"rope_type": "linear", "factor": 8.0})),
+    ("Gemma3TextConfig", dict(num_hidden_layers=5, sliding_window_pattern=3)),
+    ("GPT2Config", dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=9)),
+    ("DistilBertConfig", dict(hidden_size=24, num_attention_heads=3, num_hidden_layers=2)),
+    ("BertConfig", dict(is_decoder=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, old", OLD, ids=[f"{kind} {old}"[:70] for kind, old in OLD])
+def test_an_old_file_is_read_as_transformers_reads_it(kind, old):
+    config = getattr(transformers, kind)(**old)
+    ours = counting.from_hugging_face({"model_type": config.model_type, **old})
+    new = counting.from_hugging_face(config.to_dict())
+    assert replace(ours, kv_heads=ours.key_value_heads, head_dim=ours.dim) == replace(
+        new, kv_heads=new.key_value_heads, head_dim=new.dim
     )
 
 
