@@ -29,9 +29,11 @@ from .autograd.gradcheck import gradcheck
 from .autograd.tensor import Tensor, grad, no_grad
 from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
+from .nn.classifier import add_classifier
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer
+from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
@@ -75,8 +77,10 @@ __all__ = [
     "Transformer",
     "adapter_disabled",
     "add_adapter",
+    "add_classifier",
     "add_lora",
     "analysis",
+    "classify",
     "combine_adapters",
     "decode",
     "delta_weights",
@@ -87,6 +91,7 @@ __all__ = [
     "gradcheck",
     "load_adapter",
     "load_corpus",
+    "load_labels",
     "load_model",
     "load_pairs",
     "lora_backward",
@@ -109,6 +114,7 @@ __all__ = [
     "to_numpy",
     "train",
     "train_step",
+    "unicode_categories",
     "unmerge_adapter",
     "unmerge_lora",
     "use_backend",

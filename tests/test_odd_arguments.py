@@ -78,6 +78,13 @@ def pairs_file() -> Path:
     return path
 
 
+def labels_file() -> Path:
+    """Texts with labels in the test's own folder."""
+    path = Path("labels.jsonl").absolute()
+    path.write_text("".join(f'{{"text": "{n}", "label": "{n % 2}"}}\n' for n in range(4)))
+    return path
+
+
 def trained() -> tuple:
     m = adapted()
     return m, ml.AdamW(m.parameters())
@@ -104,7 +111,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "settings": settings, "run": lambda: ml.Run(adapted(), corpus(), settings()), "tokens": lambda: text(6)[None],
     "targets": lambda: text(6)[None], "data": lambda: matrix(), "array": lambda: matrix(), "text": lambda: "some text",
     "weights": lambda: {"default": 1.0}, "names": lambda: ["default", None], "path": lambda: Path("new.npz").absolute(),
-    "load_pairs.path": pairs_file, "tokenizer": Letters,
+    "load_labels.path": labels_file, "load_pairs.path": pairs_file, "tokenizer": Letters,
     "load_model.path": lambda: file("model"), "load_adapter.path": lambda: file("adapter"),
     "parameters": lambda: adapted().parameters(), "name_or_path": text_file, "function": lambda: np.exp,
     "gradcheck.function": lambda: lambda x: (x * x).sum(), "gradcheck.inputs": lambda: [matrix()],
@@ -118,6 +125,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "adapted_matrix.name": lambda: "q_proj.weight", "name": lambda: "gpt2",
     "before": matrix, "after": lambda: matrix(seed=1),
     "PromptConfig.tokens": lambda: 2, "PrefixConfig.tokens": lambda: 2, "LastBlocksConfig.blocks": lambda: 1,
+    "add_classifier.labels": lambda: ["a", "b"], "texts": lambda: ["some", "text"],
     "vocab_size": lambda: 9, "block_size": lambda: 8, "n_layer": lambda: 1, "n_head": lambda: 2, "n_embd": lambda: 4,
     "best_cosines.k": lambda: 2, "intruder_dimensions.k": lambda: 2,
     "state": lambda: model().state_dict(), "get_module.name": lambda: "blocks.0", "astype.dtype": lambda: "float64",
@@ -140,6 +148,8 @@ def together(name: str) -> dict:
     if name in ("merge_adapter", "remove_adapter", "set_adapter", "adapter_disabled", "delta_weights", "rows_use",
                 "combine_adapters", "save_adapter", "lora_plus", "requantize"):  # fmt: skip
         return {"model": adapted()}
+    if name == "classify":
+        return {"model": ml.add_classifier(model(), ["a", "b"])}
     if name == "unmerge_adapter":
         return {"model": adapted(merged=True)}
     if name == "fold_prefix":

@@ -11,6 +11,7 @@ import numpy as np
 from ..autograd.backend import array_module, to_numpy
 from ..autograd.tensor import Tensor
 from ..nn.checks import shown
+from ..nn.classifier import with_classifier
 from ..nn.gpt import GPT
 from ..nn.module import in_precision
 from ..nn.storage import blaming, file_path, load_arrays, save_arrays
@@ -113,6 +114,8 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
     path, (adapter, own) = file_path(path, "save_adapter"), to_store(model, name)
     header: dict[str, Any] = {"kind": "adapter", "methods": recipe(adapter), "base": fingerprint(model)}
     header["quantized"] = kinds(model)
+    if getattr(model, "labels", ()):
+        header["labels"] = model.labels  # whose head is among the parameters
     if isinstance(model, GPT):
         header["config"] = asdict(model.config)  # the base's sizes, from which it can be counted
     return save_arrays(path, {name: p.data for name, p in own.items()}, header)
@@ -126,7 +129,7 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     """
     refuse_merged(changeable(model, "load_adapter"), "load_adapter")
     arrays, header = load_arrays(file_path(path, "load_adapter"), "adapter")
-    with blaming(path):
+    with blaming(path), with_classifier(model, header.get("labels", ())):
         if header["base"] != (ours := fingerprint(model)):
             raise ValueError(
                 f"the adapter was trained on another base model "

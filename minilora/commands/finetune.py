@@ -35,7 +35,7 @@ from .options import (
     whole,
 )
 from .outputs import output_file, same
-from .runs import describe_run, finish, read_corpus, refuse_losses, resume, say_sample, unit
+from .runs import describe_run, finish, read_corpus, read_labels, refuse_losses, resume, say_accuracy, say_sample, unit
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
@@ -54,6 +54,8 @@ TAKES = {  # which options a method takes, of those that only some take
 @command(
     option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, a text file, or pairs in a .jsonl file (prompt and "
            "completion, or messages), of which the answers count", metavar="NAME"),
+    option("--task", None, "classify: learn labels, of the texts in a .jsonl file (text and label), or, where none is "
+           "given, the categories of Unicode's characters from their names", type=one_of("classify"), metavar="NAME"),
     MODEL,
     option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
            "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
@@ -103,12 +105,22 @@ def finetune(args: argparse.Namespace) -> int:
     def tell() -> None:
         first, last = run.validation["loss"][0], run.validation["loss"][-1]
         print(f"validation loss   {first:.3f} before, {last:.3f} after {run.step:,} steps, in nats per {unit(run)}")
-        say_sample(run.model, run.settings.seed)
+        if run.model.labels:
+            say_accuracy(run)
+        else:
+            say_sample(run.model, run.settings.seed)
         print(f"saved             {output} ({output.stat().st_size:,} bytes)")
         base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
         base += f"--quantize {args.quantize} " if args.quantize else ""
         flags = f"{base}--adapter" if adapted else "--model"
-        print(f"use it            minilora generate {flags} {shlex.quote(str(output))}")
+        place = repr(str(output))
+        model = f"ml.load_adapter(model, {place})" if adapted else f"ml.load_model({place})"
+        use = (
+            f"ml.classify({model}, texts)"
+            if run.model.labels
+            else f"minilora generate {flags} {shlex.quote(str(output))}"
+        )
+        print(f"use it            {use}")
 
     return finish(args, run, output, save, tell)
 
@@ -121,12 +133,19 @@ def base_of(run: ml.Run) -> tuple[str, str | None]:
 
 def new_finetune(args: argparse.Namespace) -> ml.Run:
     """The base model, adapted or not, at the start of its training on a corpus."""
-    model = load_model(args.model, args.quantize)
+    model, more = load_model(args.model, args.quantize), {}
+    if args.task:
+        if args.method not in ("full", "lora", "dora"):
+            raise ValueError(f"--task {args.task} --method {args.method}: its head is trained by lora, dora and full")
+        corpus = read_labels(args.corpus if "corpus" in args.given else None, model)
+        ml.add_classifier(model, corpus.labels)
+        more = {"modules_to_save": ("classifier",)}
     if args.method != "full":
-        ml.add_adapter(model, METHODS[args.method](**method_options(args)), rng=args.seed)
+        ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
-    corpus = read_corpus(args.corpus, model)
+    if not args.task:
+        corpus = read_corpus(args.corpus, model)
     lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
     settings = ml.Settings(
         steps=args.steps,

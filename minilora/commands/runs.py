@@ -7,6 +7,7 @@ import itertools
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..adapters.qlora import QuantizedLinear
 from ..adapters.state import base_parameters
 from ..demo import quoted, sample
 from ..training.checkpoint import load_checkpoint, save_checkpoint
+from ..training.classify import accuracy
 from ..training.corpus import BUILT_IN
 from ..training.examples import Examples
 from ..training.pairs import LONGEST
@@ -44,9 +46,21 @@ def read_corpus(name: str, model: Any) -> Any:
     return ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context)).require(model.context)
 
 
+def read_labels(name: str | None, model: Any) -> Examples:
+    """Texts with labels: those of a .jsonl file, or names of Unicode's characters with their categories."""
+    longest = min(LONGEST, model.context)
+    if name is None:
+        return ml.unicode_categories(model.tokenizer, longest)
+    if not name.endswith(".jsonl"):
+        raise ValueError(f"--task classify --corpus {name}: expected a .jsonl file, with a text and a label a line")
+    return ml.load_labels(name, model.tokenizer, None, longest).require(longest)
+
+
 def unit(run: ml.Run) -> str:
     """What the loss of a run is the mean over."""
-    return "token of the answers" if isinstance(run.corpus, Examples) else run.corpus.unit.removesuffix("s")
+    if isinstance(run.corpus, Examples):
+        return "label" if run.corpus.labels else "token of the answers"
+    return run.corpus.unit.removesuffix("s")
 
 
 def refuse_losses(args: argparse.Namespace, corpus: str, files: list[Path], model: str | Path | None = None) -> None:
@@ -154,6 +168,15 @@ def checkpoint_place(args: argparse.Namespace, output: Path) -> Iterator[Path | 
                 stack.enter_context(claimed(place))
                 break
         yield place
+
+
+def say_accuracy(run: ml.Run) -> None:
+    """Print how many held-out texts get their own label, and how many would by the label that most of them have."""
+    most = Counter(int(targets[-1]) for _, targets in run.corpus.validation).most_common(1)[0]
+    share = most[1] / len(run.corpus.validation)
+    print(
+        f"right labels      {accuracy(run.model, run.corpus)}; always {run.model.labels[most[0]]}: {100 * share:.1f} %"
+    )
 
 
 def say_sample(model: ml.GPT, seed: int) -> None:

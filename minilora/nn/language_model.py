@@ -54,17 +54,21 @@ class LanguageModel(Module):
     """model(tokens) is the logits of the token after each position; a subclass says how.
 
     vocab_size: V. width: C. places: how many positions there are. cached_heads: (K, D), the heads of keys and values
-    that the cache gets in each block. tokenizer: what makes tokens of a text, where there is one.
+    that the cache gets in each block. tokenizer: what makes tokens of a text, where there is one. classifier, labels: a
+    head for labels, where there is one (`classifier.py`).
     """
 
     front: Any  # virtual tokens before every text, a trained prompt or prefix (adapters/prompt.py), or None
     limit = "context"  # what an error calls the number of places
     blocks: list[Any]
     wte: Any
+    ln_f: Any
 
     def __init__(self, vocab_size: int, width: int, places: int, cached_heads: tuple[int, int]):
         self.vocab_size, self.width, self.places, self.cached_heads = vocab_size, width, places, cached_heads
         self.tokenizer: Any = CHARACTERS if vocab_size == CHARACTERS.vocab_size else None
+        self.classifier: Any = None
+        self.labels: tuple[str, ...] = ()
 
     @property
     def context(self) -> int:
@@ -102,8 +106,19 @@ class LanguageModel(Module):
         """What the first block gets of each token, but for its position.   (...) integers -> (..., C)"""
         return self.wte(tokens)
 
+    def last(self, tokens: Any, rng: Any = None, cache: Any = None) -> Tensor:
+        """What a head reads: the hidden states after the last norm.   (B, T) integers -> (B, T, C)"""
+        tokens, cache = self.read(tokens, rng, cache)
+        return self.ln_f(self.hidden(self.embed(tokens), rng, cache))
+
+    def scores(self, tokens: Any, rng: Any = None) -> Tensor:
+        """The head for labels at every position.   (B, T) integers -> (B, T, labels)"""
+        return self.classifier(self.last(tokens, rng), rng)
+
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
-        """The mean cross-entropy in nats per token.   tokens, targets: (B, T) integers -> a scalar Tensor"""
+        """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()"""
+        if self.labels:
+            return ops.cross_entropy(self.scores(tokens, rng), as_tokens(targets, f"{type(self).__name__}.loss"))
         return ops.cross_entropy(self(tokens, rng), as_tokens(targets, f"{type(self).__name__}.loss"))
 
     def generate(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..autograd.backend import to_numpy
 from .checks import shown
+from .classifier import add_classifier
 from .files import write_beside
 from .gpt import GPT, GPTConfig
 from .language_model import LanguageModel
@@ -126,7 +127,8 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
             state[name] = in_precision(value, dtype or value.dtype)
         except ValueError as error:
             raise ValueError(f"save_model: {name}: {error}") from None
-    return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **record})
+    labels = {"labels": model.labels} if model.labels else {}
+    return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **labels, **record})
 
 
 def load_model(path: str | Path = "base") -> GPT:
@@ -137,6 +139,8 @@ def load_model(path: str | Path = "base") -> GPT:
         config = GPTConfig(**header["config"])
         check_size(config, arrays)
         model = GPT(config, Blank())
+        if header.get("labels"):
+            add_classifier(model, header["labels"])
         model.load_state_dict(arrays, fresh=True)
     return model
 

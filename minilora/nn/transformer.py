@@ -230,7 +230,7 @@ class Transformer(LanguageModel):
         return self.wte.logits(x) if self.head is None else self.head(x, rng)
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None, mask: Any = None) -> Tensor:
-        """The mean cross-entropy in nats per target.   tokens, targets: (B, T) integers -> a scalar Tensor
+        """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()
 
         A target of -100 does not count, nor that of a token which is padding.
         """
@@ -238,4 +238,4 @@ class Transformer(LanguageModel):
         if mask is not None:
             counts = as_mask("Transformer.loss", mask, targets.shape)
             targets = array_module(targets).where(counts, targets.astype(np.int64), IGNORED)
-        return ops.cross_entropy(self.logits(x, rng), targets)
+        return ops.cross_entropy(self.classifier(x, rng) if self.labels else self.logits(x, rng), targets)

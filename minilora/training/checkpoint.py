@@ -14,16 +14,21 @@ from ..adapters.files import adapters_state, check_sizes, fingerprint, from_reci
 from ..adapters.qlora import quantization, quantize_model
 from ..adapters.state import active_adapter, base_parameters
 from ..nn.checks import shown
+from ..nn.classifier import add_classifier, with_classifier
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.language_model import LanguageModel
 from ..nn.storage import Blank, blaming, check_size, load_arrays, save_arrays
+from .classify import CATEGORIES, load_labels, unicode_categories
 from .corpus import BUILT_IN, PYTHON, load_corpus
 from .pairs import load_pairs
 from .run import Run, Settings
 
-EXAMPLES: dict[str, Callable[..., Any]] = {
-    "pairs": load_pairs
-}  # how examples say that they were read -> what reads them
+EXAMPLES: dict[str, Callable[..., Any]] = {  # how examples say that they were read -> what reads them
+    "pairs": load_pairs,
+    "labels": load_labels,
+    CATEGORIES: lambda name, tokenizer, **how: unicode_categories(tokenizer, **how),
+}
+MADE = {*BUILT_IN, CATEGORIES}  # from no file
 
 
 def save_checkpoint(run: Run, path: str | Path) -> Path:
@@ -52,6 +57,7 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
         "kind": "checkpoint",
         "config": asdict(model.config) if whole else None,
         "base": None if whole else {"frozen": fingerprint(model, state), "trained": list(state)},
+        "labels": getattr(model, "labels", ()),
         "quantization": quantization(model),
         "methods": recipe(active_adapter(model)) if alone else None,
         "adapter": name if alone else None,
@@ -85,11 +91,13 @@ def load_checkpoint(path: str | Path, corpus: Any = None, base: Any = None) -> R
     """
     arrays, header = load_arrays(path, "checkpoint")
     with blaming(path):
-        text = corpus or _same_text(header, getattr(base, "tokenizer", None))
         if header.get("base") is None:
             model = _whole(header, arrays)
+            text = corpus or _same_text(header, model.tokenizer)
         else:
-            model = _on_base(header, arrays, base)
+            text = corpus or _same_text(header, getattr(base, "tokenizer", None))
+            with with_classifier(base, header.get("labels", ())):
+                model = _on_base(header, arrays, base)
         for name, p in model.named_parameters():
             p.requires_grad = name in header["trainable"]
         run = Run(model, text, Settings(**header["settings"]))
@@ -109,6 +117,8 @@ def _whole(header: dict[str, Any], arrays: dict[str, Any]) -> GPT:
         if settings["block"] > max(2 * array.size for array in arrays.values()):
             raise ValueError(f"{layer} has blocks of {settings['block']:,} codes, more than the file holds")
         quantize_model(model, **settings, target_modules=(layer,))  # its codes are loaded below
+    if header.get("labels"):
+        add_classifier(model, header["labels"])
     if header.keys().isdisjoint({"adapter", "carried"}):  # from before it held all adapters
         header |= {"adapter": "default", "carried": {"adapters": {}}}
     name, carried = header["adapter"], header["carried"]
@@ -160,14 +170,14 @@ def _part(arrays: dict[str, Any], part: str) -> dict[str, Any]:
 def _same_text(header: dict[str, Any], tokenizer: Any) -> Any:
     """The corpus that a run was trained on, found by its name, or where it was when the run began."""
     name, place, text = header["corpus"], header.get("place", header["corpus"]), header.get("text")
-    places = [name] if name in BUILT_IN else [path for path in dict.fromkeys((name, place)) if Path(path).is_file()]
+    places = [name] if name in MADE else [path for path in dict.fromkeys((name, place)) if Path(path).is_file()]
     if not places:
         raise FileNotFoundError(f"the run's text {name!r} is neither here nor at {place!r}, where it was")
     for path in places:
         corpus = replace(_read(path, header.get("examples"), tokenizer), name=name)
         if text in (None, corpus.digest):  # None: from before texts had a digest
             return corpus
-    why = f"it was that of Python {header['python']}" if name in BUILT_IN else "the file has changed"
+    why = f"it was that of Python {header['python']}" if name in MADE else "the file has changed"
     raise ValueError(
         f"the run was trained on another text than {name!r} is now: {why}; put that back, or go on with another text "
         "knowingly: ml.train(load_checkpoint(path, corpus))"

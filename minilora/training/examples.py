@@ -16,7 +16,6 @@ from ..autograd.fused import IGNORED
 
 Example = tuple[np.ndarray, np.ndarray]  # tokens and targets, both (T,)
 PADDING = 0  # any token would do
-HELD_OUT = 10  # every tenth
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,8 @@ class Examples:
     """Examples in two parts, train and validation, each (tokens, targets), both (T,) integers.
 
     what: what they are called, such as "pairs". how: with what they are read again from the file `name`, as JSON has
-    it. Stands where a Corpus does: `batch`, `validation_windows`, `require`, `digest`.
+    it. labels: what targets are the numbers of, where they are no tokens. Stands where a Corpus does: `batch`,
+    `validation_windows`, `require`, `digest`.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Examples:
     validation: Sequence[Example]
     what: str = "examples"
     how: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Examples({self.name!r}, {self.extent})"
@@ -92,17 +93,15 @@ def padded(rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def split(rows: Sequence[Example], keys: Sequence[bytes]) -> tuple[list[Example], list[Example]]:
-    """(train, validation): of the different keys every tenth is held out, or the last where there are fewer than ten.
+    """(train, held out): a tenth of the different keys, at least one of two, by their hashes, whatever their order.
 
     Examples of one key, such as two answers to one prompt, are in one part.
     """
-    numbers: dict[bytes, int] = {}
-    for key in keys:
-        numbers.setdefault(key, len(numbers))
-    every = min(HELD_OUT, len(numbers))
+    known = sorted(set(keys), key=lambda key: hashlib.sha256(key).digest())
+    held_out = set(known[: max(len(known) // 10, len(known) > 1)])
     parts: tuple[list[Example], list[Example]] = [], []
     for row, key in zip(rows, keys, strict=True):
-        parts[len(numbers) > 1 and numbers[key] % every == every - 1].append(row)
+        parts[key in held_out].append(row)
     return parts
 
 

@@ -30,12 +30,12 @@ LONGEST = 1024  # tokens; longer pairs lose their end, as in TRL
 def load_pairs(path: str | os.PathLike, tokenizer: Any, longest: int = LONGEST) -> Examples:
     """The pairs in a file of JSON lines, in the tokens of a tokenizer (model.tokenizer), for `ml.Run` or `ml.evaluate`.
 
-    Every tenth prompt is held out, with all its answers. A pair of more than `longest` tokens loses its end, and one
-    whose answer is all beyond is left out; a warning counts both. Raises ValueError, with the line's number, for what
-    is no JSON, lacks a field, has an empty answer or an unknown role; FileNotFoundError where there is no such file.
+    A tenth of the prompts is held out, with all their answers. A pair of more than `longest` tokens loses its end, and
+    one whose answer is all beyond is left out; a warning counts both. Raises ValueError, with the line's number, for
+    what is no JSON, lacks a field, has an empty answer or an unknown role; FileNotFoundError where there is no file.
     """
     name = os.fspath(path)
-    rows = ((f"{name}, line {number}", line) for number, line in _lines(Path(path)))
+    rows = ((f"{name}, line {number}", line) for number, line in json_lines(Path(path)))
     found = make_pairs(name, rows, tokenizer, longest)
     found.how.update(kind="pairs", longest=longest)
     return found
@@ -44,8 +44,7 @@ def load_pairs(path: str | os.PathLike, tokenizer: Any, longest: int = LONGEST) 
 def make_pairs(name: str, rows: Iterable[tuple[str, dict]], tokenizer: Any, longest: int = LONGEST) -> Examples:
     """Pairs of the objects that a file would hold, each with words that say which one it is. As `load_pairs`."""
     longest, pairs = integer("load_pairs: longest", longest, 1), []
-    if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "eos"):
-        raise TypeError(f"load_pairs: tokenizer is {described(tokenizer)}, expected a model's own: model.tokenizer")
+    require_tokenizer("load_pairs", tokenizer)
     for place, row in _in_characters(name, rows) if isinstance(tokenizer, Characters) else rows:
         try:
             pairs.append(pair_of(row, tokenizer))
@@ -151,7 +150,7 @@ def _check_messages(messages: Any, first: int) -> None:
         raise ValueError("no message is an answer: of the role assistant, and after another's")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(its number, what it holds) of each line that is not empty."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}, expected one of JSON lines")
@@ -165,6 +164,12 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+
+
+def require_tokenizer(caller: str, tokenizer: Any) -> None:
+    """Raises TypeError for what is no tokenizer."""
+    if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "eos"):
+        raise TypeError(f"{caller}: tokenizer is {described(tokenizer)}, expected a model's own: model.tokenizer")
 
 
 def _end(tokenizer: Any) -> int | None:

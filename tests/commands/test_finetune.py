@@ -86,6 +86,31 @@ def test_a_run_on_pairs_goes_on(base, capsys):
     assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
 
+def test_labels_from_a_file(base, capsys):
+    """The head is trained beside LoRA, kept in its file, and there again where that is loaded."""
+    rows = [{"text": f"{label} {n}", "label": label} for n in range(10) for label in ("red", "green")]
+    Path("colours.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = ["--task", "classify", "--model", "base.npz", "--corpus", "colours.jsonl"]
+    options += ["--steps", "4", "--batch", "4"]
+    assert main(["finetune", *options, "--output", "a.npz"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "corpus            colours.jsonl: 18 texts, 2 held out; " in out and "steps             4 of 4 texts, " in out
+    )
+    assert "in nats per label\nright labels      " in out and "% of 2 (95 % interval " in out and "; always " in out
+    assert "use it            ml.classify(ml.load_adapter(model, 'a.npz'), texts)" in out
+    model = ml.load_adapter(ml.load_model(base), "a.npz")
+    assert model.labels == ("green", "red") and set(ml.classify(model, ["red 1", "green 2"])) <= {"green", "red"}
+    assert main(["finetune", *options, "--method", "full", "--output", "b.npz"]) == 0
+    assert "ml.classify(ml.load_model('b.npz'), texts)" in capsys.readouterr().out
+    assert ml.load_model("b.npz").labels == ("green", "red")
+    line = the_error(capsys, "finetune", *options, "--method", "houlsby")
+    assert "--task classify --method houlsby: its head is trained by lora, dora and full" in line
+    line = the_error(capsys, "finetune", *options[:-5], "text.txt")
+    assert "--task classify --corpus text.txt: expected a .jsonl file" in line
+    assert "--task: got 'sing'; there are" in the_error(capsys, "finetune", "--task", "sing")
+
+
 OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
 OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
 

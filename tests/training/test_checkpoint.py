@@ -284,7 +284,7 @@ def test_checkpoints_that_do_not_fit(make_model, corpus, tmp_path):
     refused(r"unexpected .*lora_A", methods=None)
     refused("shape", config={**header["config"], "n_embd": 32})
     refused("colour", settings={"colour": 3})
-    newer = {"text", "place", "python", "notes", "examples", "base"}  # than the format
+    newer = {"text", "place", "python", "notes", "examples", "base", "labels"}  # than the format
     for key in set(header) - {"kind"} - newer:
         save_arrays(path, arrays, {name: value for name, value in header.items() if name != key})
         with pytest.raises(ValueError, match=rf"run\.npz: the header has no '{key}'"):

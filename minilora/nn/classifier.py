@@ -1,0 +1,53 @@
+"""A head for labels on a model of language: scores = W h + b, where h is the hidden state of one of a text's tokens.
+
+A decoder's last token has seen the whole text (Radford et al. 2018, "GPT", section 3.2; with LoRA, Li et al. 2023,
+"Label Supervised LLaMA Finetuning"). A label is a target as any other, the number of its score: it stands where h is
+read, and all other targets are -100. So a batch of labels is trained on, padded and weighted as a batch of text is.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..autograd.signatures import checked, shown
+from .language_model import LanguageModel
+from .layers import Linear
+
+
+@checked
+def add_classifier(model: Any, labels: Sequence[str]) -> Any:
+    """Give a model a head for these labels, `model.classifier`; its loss is then the labels'. Returns the model.
+
+    W (labels, C) and b start at zero: all labels alike. An adapter trains and keeps the head where it is named:
+    LoRAConfig(modules_to_save=("classifier",)). Raises ValueError for fewer than two labels, for labels that are no
+    texts or twice the same, and where the model has other labels.
+    """
+    if not isinstance(model, LanguageModel):
+        raise TypeError(f"add_classifier: model = {shown(model)}, expected one such as ml.load_model('base')")
+    labels = tuple(labels)
+    if len(labels) < 2 or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise ValueError(f"add_classifier: labels = {shown(labels)}, expected two different texts, or more")
+    if model.labels == labels:
+        return model
+    if model.labels:
+        raise ValueError(f"add_classifier: the model has a head for other labels: {', '.join(model.labels)}")
+    head = Linear(model.width, len(labels), True, np.random.default_rng(0), std=0.0)
+    model.classifier = head.astype(model.ln_f.weight.dtype)
+    model.labels = labels
+    return model
+
+
+@contextlib.contextmanager
+def with_classifier(model: Any, labels: Sequence[str]) -> Iterator[None]:
+    """The model with a head for these labels, if there are any; where the block fails, without one that it got here."""
+    new = bool(labels) and not getattr(model, "labels", ())
+    try:
+        if labels:
+            add_classifier(model, labels)
+        yield
+    except BaseException:
+        if new:
+            model.classifier, model.labels = None, ()
+        raise
