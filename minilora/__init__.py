@@ -6,6 +6,8 @@
 (16384, 838400)
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from . import interrupt as interrupt  # before anything that takes time
 
 # isort: split
@@ -47,12 +49,24 @@ merge_lora, unmerge_lora, remove_lora = (
 )  # their names in the paper's story
 lora_disabled = adapter_disabled
 
+if _TYPE_CHECKING:
+    from .interop.pretrained import load_pretrained, save_pretrained
+_LATER = ("load_pretrained", "save_pretrained")  # what is imported when it is asked for: not all have others' files
+
 
 def __getattr__(name: str) -> object:  # asked only for what is not there
+    if name in _LATER:
+        from .interop import pretrained
+
+        return getattr(pretrained, name)
     from .nn.habits import PACKAGE, advice
 
     table = {primitive: f"ml.ops.{primitive}" for primitive in ops.PRIMITIVES} | PACKAGE
     raise AttributeError(f"minilora has no {name!r}{advice(name, table, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER]
 
 
 __version__ = "0.1.0"
@@ -93,6 +107,7 @@ __all__ = [
     "load_corpus",
     "load_labels",
     "load_model",
+    "load_pretrained",
     "load_pairs",
     "lora_backward",
     "lora_disabled",
@@ -110,6 +125,7 @@ __all__ = [
     "rows_use",
     "save_adapter",
     "save_model",
+    "save_pretrained",
     "set_adapter",
     "to_numpy",
     "train",

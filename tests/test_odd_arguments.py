@@ -112,6 +112,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "targets": lambda: text(6)[None], "data": lambda: matrix(), "array": lambda: matrix(), "text": lambda: "some text",
     "weights": lambda: {"default": 1.0}, "names": lambda: ["default", None], "path": lambda: Path("new.npz").absolute(),
     "load_labels.path": labels_file, "load_pairs.path": pairs_file, "tokenizer": Letters,
+    "folder": lambda: Path("new").absolute(), "place": lambda: ml.save_pretrained(model(), Path("others").absolute()),
     "load_model.path": lambda: file("model"), "load_adapter.path": lambda: file("adapter"),
     "parameters": lambda: adapted().parameters(), "name_or_path": text_file, "function": lambda: np.exp,
     "gradcheck.function": lambda: lambda x: (x * x).sum(), "gradcheck.inputs": lambda: [matrix()],

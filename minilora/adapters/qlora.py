@@ -7,6 +7,7 @@ makes its W from the codes when it runs and lets it go: forwards, and once more 
 Gradients flow through W to the layers below, dx = g W, and none flows to W. So this buys memory with time.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from .quantization import Packed, Quantized, quantize
 from .state import carried, check_model, in_use, place, whole
 from .targets import match_targets, patterns
 
+LARGEST = 2**22  # floats that are made of a weight at a time
 NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
 
 
@@ -100,8 +102,18 @@ class QuantizedEmbedding(Held, Embedding):
         return Tensor(self.quantized.rows(tokens))
 
     def logits(self, x: Tensor) -> Tensor:
-        """x W^T: (..., C) -> (..., V)"""
-        return ops.linear_on_demand(x, self.quantized.dequantize, None)
+        """x W^T, where the table is the output head as well.   (..., C) -> (..., V)"""
+        return product(x, self.quantized)
+
+
+def product(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, of a large W one part of its rows after the other.   (..., d_in) -> (..., d_out)"""
+    if weight.size <= LARGEST or not weight.apart:
+        return ops.linear_on_demand(x, weight.dequantize, bias)
+    step = max(LARGEST // weight.shape[1], 1)
+    parts = [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+    y = [ops.linear_on_demand(x, functools.partial(weight.rows, rows), None) for rows in parts]
+    return ops.concatenate(y, axis=-1) if bias is None else ops.concatenate(y, axis=-1) + bias
 
 
 class QuantizedLinear(Held, Linear):
@@ -124,7 +136,7 @@ class QuantizedLinear(Held, Linear):
         """x: (..., d_in) -> (..., d_out)"""
         if self.merged_weight is not None:
             return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
-        return ops.linear_on_demand(x, self.quantized.dequantize, self.bias)
+        return product(x, self.quantized, self.bias)
 
     def lora_layer(self, config: LoRAConfig, rng: np.random.Generator) -> "QLoRALinear":
         """The layer that `add_lora` puts in this one's place. Raises ValueError for variants that need W in floats."""

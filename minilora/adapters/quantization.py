@@ -14,7 +14,7 @@ scale of 32 bits for 64 weights costs half a bit a weight; quantised in its turn
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..nn.checks import flag, is_whole, plain, shown
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SCALES_PER_BLOCK = 256  # of double quantization (Dettmers et al. 2023, section 3)
+STRETCH = 2**17  # floats made at a time of a matrix that is gone through by rows
 PIECE = 2**15  # codes read at a time: NumPy makes an index of 8 bytes from each, which should fit a core's cache
 
 
@@ -81,6 +82,18 @@ class Packed:
     def rows(self, index: Any, dtype: Any = np.float32) -> Array:
         """Some rows of it, by a slice or by their numbers."""
         return self.dequantize(dtype)[index]
+
+    def stretches(self, dtype: Any = np.float32) -> Iterator[tuple[slice, Array]]:
+        """(rows, their floats) from the first to the last, few enough at a time to stay in a core's cache."""
+        step = max(STRETCH // max(self.shape[1], 1), 1) if self.apart else max(self.shape[0], 1)
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            yield rows, self.rows(rows, dtype)
+
+    @property
+    def apart(self) -> bool:
+        """Whether a row can be made without the others."""
+        return True
 
     @property
     def size(self) -> int:
@@ -183,6 +196,20 @@ class Quantized(Packed):
             inner = {f"scales.{name}": array for name, array in self.scales.arrays().items()}
             return {"codes": self.codes, **inner, "mean": self.mean}
         return {"codes": self.codes, "scales": self.scales}
+
+    @property
+    def apart(self) -> bool:
+        """Where no block reaches into the next row."""
+        return len(self.shape) == 2 and self.shape[1] % self.block == 0 and self.shape[1] % 2 == 0
+
+    def rows(self, index: Any, dtype: Any = np.float32) -> Array:
+        """Some rows of it; no other is made where that can be."""
+        if not self.apart:
+            return super().rows(index, dtype)
+        d_out, d_in = self.shape
+        codes, scales = (part.reshape(d_out, -1)[index] for part in (self.codes, self._scales()))
+        shape = (*codes.shape[:-1], d_in)
+        return Quantized(self.kind, self.block, shape, codes.reshape(-1), scales.reshape(-1)).dequantize(dtype)
 
     def again(self, array: Array) -> "Quantized":
         """Another array, quantised with the same settings."""

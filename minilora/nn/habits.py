@@ -14,14 +14,15 @@ from ..autograd.signatures import in_its_name, misfit, shown
 
 _ARRAY = 'ml.Tensor(array): arrays are made by NumPy, and dtypes are its names, such as "float32"'
 _LAYERS = "from minilora.nn.layers import Linear, Embedding, LayerNorm"
-_READ = "ml.load_model(path) for a model, ml.load_adapter(model, path) for an adapter"
-_WRITE = "ml.save_model(model, path) for a model, ml.save_adapter(model, path) for an adapter"
+_READ = "ml.load_pretrained(place) for a model, ml.load_adapter(model, path) for an adapter"
+_WRITE = "ml.save_pretrained(model, folder) for a model, ml.save_adapter(model, path) for an adapter"
+_OWN = "ml.load_model(path), ml.save_model(model, path) for a model; ml.load_adapter, ml.save_adapter for an adapter"
 _GPU = 'ml.use_backend("cupy") before the model is made or loaded'
 _DROPOUT = "model.loss(tokens, targets, rng), or train_step(..., rng=rng): dropout acts where a generator is given"
 _FREEZE = "p.requires_grad = False for p in model.parameters(), or ml.add_lora, which freezes the base"
 
 PACKAGE: dict[str, str] = {  # a name that `ml` lacks -> what to write
-    "AutoModelForCausalLM": _READ, "PeftModel": _READ, "load": _READ, "save": _WRITE, "device": _GPU, "cuda": _GPU,
+    "AutoModelForCausalLM": _READ, "PeftModel": _READ, "load": _OWN, "save": _OWN, "device": _GPU, "cuda": _GPU,
     "LoraConfig": "ml.LoRAConfig(rank=, alpha=, target_modules=)", "LoraModel": "ml.add_lora(model, ml.LoRAConfig())",
     "LoHaConfig": "ml.LoRAConfig(rank=, alpha=)", "PromptTuningConfig": "ml.PromptConfig(tokens=)",
     "PrefixTuningConfig": "ml.PrefixConfig(tokens=)", "get_peft_model": "ml.add_lora(model, ml.LoRAConfig())",
@@ -55,7 +56,7 @@ MODULE: dict[str, str] = {  # a name that a module lacks -> what to write
     "register_parameter": "module.name = ml.Tensor(data, requires_grad=True)", "add_module": "module.name = other",
     "register_module": "module.name = other", "register_buffer": "module.name = array, and name it in buffers()",
     "register_forward_hook": "model.set_module(name, a module that looks on)",
-    "save_pretrained": _WRITE, "from_pretrained": _READ, "save": _WRITE, "load": _READ,
+    "save_pretrained": _WRITE, "from_pretrained": _READ, "save": _OWN, "load": _OWN,
     "merge_and_unload": "ml.merge_lora(model), then ml.remove_lora(model)", "unload": "ml.remove_lora(model)",
     "merge_adapter": "ml.merge_lora(model)", "unmerge_adapter": "ml.unmerge_lora(model)",
     "disable_adapter": "with ml.lora_disabled(model):", "set_adapter": "ml.set_adapter(model, name)",

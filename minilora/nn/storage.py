@@ -134,6 +134,10 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
 def load_model(path: str | Path = "base") -> GPT:
     """The model in a file, in float32; "base" is the pretrained model that comes with the package."""
     path = BASE if str(path) == "base" else file_path(path, "load_model")  # "./base" is a file
+    if path.is_dir() or path.suffix in (".gguf", ".safetensors"):
+        raise ValueError(
+            f"load_model: {path} is no .npz of minilora's: ml.load_pretrained reads others' folders and files"
+        )
     arrays, header = load_arrays(path, "model")
     with blaming(path):
         config = GPTConfig(**header["config"])

@@ -1,0 +1,108 @@
+"""The `config.json` that says an architecture, so that transformers builds the same model from it.
+
+It is what `nn/config_json.py` reads, and read again before it is written: what a family's file cannot say is refused.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ..nn.architectures import Architecture, from_hugging_face
+from ..nn.config_json import ACTIVATIONS
+
+CLASSES = {  # model_type -> the class in transformers
+    "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+}  # fmt: skip
+_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # of several names the first
+
+
+def config_for(a: Architecture) -> dict[str, Any]:
+    """The fields of a config.json. Raises ValueError where they would not say this architecture."""
+    if a.family not in CLASSES:
+        raise ValueError(f"save_pretrained: {a.name} is of the family {a.family!r}, expected {', '.join(CLASSES)}")
+    common = {"architectures": [CLASSES[a.family]], "model_type": a.family, "vocab_size": a.vocab_size}
+    common |= {"tie_word_embeddings": a.head == "tied", "pad_token_id": a.pad_id}
+    config = {**common, **(_gpt2 if a.family == "gpt2" else _llama)(a)}
+    understood = from_hugging_face(config, a.name)
+    for field in dataclasses.fields(a):
+        ours, theirs = (_plain(each, field.name) for each in (a, understood))
+        if ours != theirs and field.name != "bits":
+            came = f"save_pretrained: {a.name} has {field.name} = {ours!r}"
+            raise ValueError(f"{came}, which the config.json of a {a.family} cannot say: there it is {theirs!r}")
+    return config
+
+
+def _plain(a: Architecture, field: str) -> Any:
+    """A field's value, with its default spelled out."""
+    spelled: dict[str, Callable[[], Any]] = {
+        "head_dim": lambda: a.dim,
+        "kv_heads": lambda: a.key_value_heads,
+        "query_scale": lambda: a.query_scale or a.dim**-0.5,
+        "full_layers": lambda: [i for i in range(a.layers) if not a.slides(i)],
+        "rope_original": lambda: a.rope_original if a.rope_scaling == "llama3" else 0,
+    }
+    return spelled[field]() if field in spelled else getattr(a, field)
+
+
+def _gpt2(a: Architecture) -> dict[str, Any]:
+    return {
+        "n_positions": a.positions,
+        "n_embd": a.width,
+        "n_layer": a.layers,
+        "n_head": a.heads,
+        "n_inner": a.mlp_width,
+        "activation_function": _NAMES[a.activation],
+        "layer_norm_epsilon": a.norm_eps,
+        "scale_attn_weights": a.query_scale != 1,
+    }
+
+
+def _llama(a: Architecture) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "hidden_size": a.width,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.key_value_heads,
+        "head_dim": a.dim,
+        "intermediate_size": a.mlp_width,
+        "max_position_embeddings": a.context,
+        "rms_norm_eps": a.norm_eps,
+        "hidden_act": _NAMES[a.activation],
+        "attention_bias": a.qkv_bias,
+        "mlp_bias": a.mlp_bias,
+        "rope_theta": a.rope_base,
+        "rope_scaling": _scaling(a),
+    }
+    if a.rope_fraction != 1:
+        config["partial_rotary_factor"] = a.rope_fraction
+    if a.family.startswith("gemma"):
+        act = "gelu_pytorch_tanh" if a.activation == "gelu_tanh" else config["hidden_act"]
+        config["hidden_activation"] = config["hidden_act"] = act  # an old and a new name
+    if a.family in ("mistral", "phi3"):
+        config["sliding_window"] = a.window or None
+    if a.family in ("qwen2", "qwen3", "gemma3_text"):
+        config["layer_types"] = [f"{'sliding' if a.slides(i) else 'full'}_attention" for i in range(a.layers)]
+        config["sliding_window"] = a.window or None
+    if a.family in ("qwen2", "qwen3"):
+        config["use_sliding_window"] = a.window > 0
+        config["max_window_layers"] = min((i for i in range(a.layers) if a.slides(i)), default=a.layers)
+    if a.family == "gemma3_text":
+        del config["hidden_act"]
+        config |= {
+            "rope_local_base_freq": a.rope_local_base,
+            "query_pre_attn_scalar": round((a.query_scale or a.dim**-0.5) ** -2),
+        }
+    return config
+
+
+def _scaling(a: Architecture) -> dict[str, Any] | None:
+    """How rotary positions are stretched, under the names of transformers 4 and 5."""
+    if not a.rope_scaling:
+        return None
+    found: dict[str, Any] = {"rope_type": a.rope_scaling, "factor": a.rope_factor}
+    if a.rope_scaling == "llama3":
+        found |= {"low_freq_factor": a.rope_low, "high_freq_factor": a.rope_high}
+        found["original_max_position_embeddings"] = a.rope_original
+    return found
