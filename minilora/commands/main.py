@@ -18,6 +18,7 @@ from .adapter import adapter
 from .bench import bench
 from .count import count
 from .demo import demo
+from .evaluate import evaluate
 from .fetch import fetch
 from .figures import figures
 from .finetune import finetune
@@ -32,7 +33,7 @@ from .words import heard, reason, say_error, warnings_as_lines
 
 # Every command, in the order of the help: a new one is an import above and a word here.
 EVERY = (
-    *(demo, pretrain, fetch, finetune, generate, merge, adapter),
+    *(demo, pretrain, fetch, finetune, evaluate, generate, merge, adapter),
     *(count, study, bench, figures, gradcheck, homework),
 )
 COMMANDS = {entry.run.__name__: entry for entry in EVERY}

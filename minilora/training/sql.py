@@ -8,6 +8,7 @@ Generalization: A Comprehensive Method on Realistic Data").
 """
 
 import contextlib
+import functools
 import itertools
 import sqlite3
 import zlib
@@ -128,14 +129,30 @@ Rows = tuple[tuple, ...]
 
 @dataclass(frozen=True)
 class SqlQuestion:
-    """A question, the SQL that answers it, and databases, each the rows of (employees, teams), to run answers on."""
+    """A question and the SQL that answers it. literals: all that it could name. seed: of the databases to mark on."""
 
     prompt: str
     completion: str
     skeleton: str
     template: str
-    values: frozenset[str]
-    databases: tuple[tuple[Rows, Rows], ...]
+    literals: dict[str, Any]
+    seed: int
+
+    @property
+    def values(self) -> frozenset[str]:
+        """What the question names."""
+        return frozenset(str(value) for name, value in self.literals.items() if f"{{{name}}}" in self.template)
+
+    @functools.cached_property
+    def databases(self) -> list[tuple[Rows, Rows]]:
+        """Databases, each the rows of (employees, teams), in which the answer says something, if they can be drawn."""
+        rng = np.random.default_rng(self.seed)
+        drawn: list[tuple[Rows, Rows]] = []
+        telling: list[tuple[Rows, Rows]] = []
+        while len(telling) < DATABASES and len(drawn) < 4 * DATABASES:
+            drawn.append(draw_tables(rng, self.literals))
+            telling += drawn[-1:] if says_something(drawn[-1], self.completion) else []
+        return telling or drawn[:DATABASES]
 
     def mark(self, answer: str) -> bool:
         """Whether an answer has the known query's rows in every database; in its order, where it has ORDER BY."""
@@ -151,12 +168,13 @@ class SqlQuestion:
 
 
 def sql_questions(n: int, seed: int = 0, held_out: bool = False) -> list[SqlQuestion]:
-    """n different questions, to train on or held out."""
+    """n different questions, to train on or held out; the latter with all databases to be marked on."""
     rng = np.random.default_rng([seed, held_out])
     found: dict[str, SqlQuestion] = {}
     while len(found) < n:
         question = draw(rng, held_out)
-        found.setdefault(question.prompt, question)
+        if not held_out or len(question.databases) == DATABASES:
+            found.setdefault(question.prompt, question)
     return list(found.values())
 
 
@@ -176,15 +194,10 @@ def draw(rng: np.random.Generator, held_out: bool) -> SqlQuestion:
     phrases = [str(rng.choice(CONDITIONS[name][2])) for name in conditions]
     told = f" {f' {word} '.join(phrases)}" if conditions else ""
     template = str(rng.choice(SHAPES[shape][1])).replace("{where}", told)
-    query = SHAPES[shape][0].replace("{from}", tables + where)
-    databases: list[tuple[Rows, Rows]] = []
-    while len(databases) < DATABASES:
-        values = draw_values(rng, held_out)
-        sql = query.format(**values)
-        drawn = (draw_tables(rng, values) for _ in range(4 * DATABASES))
-        databases = list(itertools.islice((tables for tables in drawn if says_something(tables, sql)), DATABASES))
-    used = frozenset(str(value) for name, value in values.items() if f"{{{name}}}" in template)
-    return SqlQuestion(f"{SCHEMA}\n{template.format(**values)}\n{ASK}", sql, skeleton, template, used, tuple(databases))
+    literals = draw_literals(rng, held_out)
+    prompt = f"{SCHEMA}\n{template.format(**literals)}\n{ASK}"
+    sql = SHAPES[shape][0].replace("{from}", tables + where).format(**literals)
+    return SqlQuestion(prompt, sql, skeleton, template, literals, int(rng.integers(2**31)))
 
 
 def skeleton_of(shape: str, conditions: Iterable[str], word: str) -> str:
@@ -205,7 +218,7 @@ def is_held_out(skeleton: str) -> bool:
     return zlib.crc32(skeleton.encode()) % 4 == 0
 
 
-def draw_values(rng: np.random.Generator, held_out: bool) -> dict[str, Any]:
+def draw_literals(rng: np.random.Generator, held_out: bool) -> dict[str, Any]:
     """What a question may name. Held out are every third city and team, and the multiples of three."""
     words = lambda kind: [word for i, word in enumerate(kind) if (i % 3 == 0) == held_out]
     numbers = lambda low, high, unit=1: [unit * i for i in range(low, high) if (i % 3 == 0) == held_out]

@@ -83,7 +83,7 @@ def test_the_known_answer_is_right_and_so_is_the_same_in_other_words(pattern, ot
 # How an answer may be wrong -> the share that must be caught. A few are right: LIMIT 13 of two rows is LIMIT 3.
 MUTATIONS = {
     "comparison": (lambda s: re.sub(r" > | >= ", " < ", s), 0.95),
-    "at the limit": (lambda s: s.replace("WHERE salary > ", "WHERE salary >= "), 0.7),
+    "at the limit": (lambda s: s.replace("WHERE salary > ", "WHERE salary >= "), 0.6),
     "and, or": (lambda s: s.replace(" AND ", " OR ") if "BETWEEN" not in s else s, 0.95),
     "or, and": (lambda s: s.replace(" OR ", " AND "), 0.95),
     "negation": (lambda s: s.replace("!=", "="), 0.95),
