@@ -7,6 +7,7 @@ Where a matrix of theirs is several of ours, one over another, its A is one and 
 gets the same A and its rows of B, and together they compute what theirs does. The way out: `peft_saving.py`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,21 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
     one, and for what the configuration does not name.
     """
     wanted = file.config.get("modules_to_save") or ()
-    wanted = [wanted] if isinstance(wanted, str) else wanted
+    wanted = [wanted] if isinstance(wanted, str) else [*wanted]
+    wanted += [HEAD] if theirs.tied and file.config.get("ensure_weight_tying") else []
     arrays: Arrays = {}
     saved: dict[str, None] = {}
     for name, stored in file.others.items():
-        module, _, last = name.replace(".base_layer.", ".").rpartition(".")
+        if ".original_module." in name:  # the base's own, which bias = "all" takes along
+            continue
+        module, _, last = re.sub(r"\.(base_layer|modules_to_save)\.", ".", name).rpartition(".")
         ours = theirs.ours(f"{module}.{last}", wide(stored.read()))
         above = [module[:end] for end, letter in enumerate(module + ".") if letter == "."]
-        if any(one.endswith(part) for part in wanted for one in above):
-            saved |= dict.fromkeys(path for path, _ in theirs.of(module))
-        elif last == "weight" and name.endswith("base_layer.weight"):
+        if name.endswith(".base_layer.weight"):
             _require_same(theirs.model, name, ours, stored.dtype)
             continue
+        if any(one.endswith(part) for part in wanted for one in above):
+            saved |= dict.fromkeys(path for path, _ in theirs.of(module))
         elif last != "bias" or file.config.get("bias") in (None, "none"):
             raise ValueError(f"it holds {name}, which its configuration does not name in modules_to_save")
         if odd := [key for key in ours if key in arrays and not np.array_equal(arrays[key], ours[key])]:
@@ -133,7 +137,8 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
             f"modules_to_save: the embedding table was trained apart from {HEAD}, and this model ties the two"
         )
     held = {name.rpartition(".")[0] for name in file.others}
-    if lost := [name for name in theirs.places if any(name.endswith(part) for part in wanted) and name not in held]:
+    meant_whole = [name for name in theirs.places if any(name.endswith(part) for part in wanted)]
+    if lost := [name for name in meant_whole if name not in held and not (name == HEAD and "wte" not in saved)]:
         raise ValueError(f"its configuration trains {lost[0]} in full (modules_to_save), and it does not hold it")
     return arrays, saved
 

@@ -1,0 +1,168 @@
+"""PEFT's folders both ways, on tiny random models of every family: PEFT writes and we read, we write and PEFT reads."""
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.interop.peft_modules import Theirs
+from minilora.nn.architectures import from_hugging_face
+
+torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
+peft = pytest.importorskip("peft", reason="this test needs PEFT: pip install 'minilora[peers]'")
+transformers = pytest.importorskip("transformers", reason="this test needs transformers: pip install 'minilora[peers]'")
+load_file = pytest.importorskip("safetensors.numpy").load_file
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT has much to say of tied tables and of files it cannot find
+BAR = 3e-6  # relative, in float64 but for transformers' rotary angles, which have float32 (GPT-2: 1e-15)
+TOKENS = np.random.default_rng(0).integers(5, 31, size=(2, 7))
+SIZES = dict(vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+             max_position_embeddings=32, bos_token_id=None, eos_token_id=None, pad_token_id=None)  # fmt: skip
+GROUPED = SIZES | dict(num_key_value_heads=2)
+OLD = dict(vocab_size=31, n_positions=32, n_embd=16, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
+           attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+TIED, LLAMA = dict(tie_word_embeddings=True), ["q_proj", "v_proj"]
+FAMILIES = {  # model_type -> its sizes, and what is adapted first
+    "gpt2": (OLD, ["c_attn"]),
+    "llama": (GROUPED | dict(tie_word_embeddings=False), LLAMA),
+    "mistral": (GROUPED | dict(sliding_window=4), LLAMA),
+    "phi3": (GROUPED, ["qkv_proj"]),
+    "qwen2": (GROUPED | TIED, LLAMA),
+    "qwen3": (GROUPED | TIED | dict(head_dim=6), LLAMA),
+    "gemma": (SIZES | TIED | dict(num_key_value_heads=1, head_dim=6), LLAMA),
+    "gemma3_text": (GROUPED | TIED | dict(head_dim=6, sliding_window=4), LLAMA),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def peer_of(family, **sizes):
+    """transformers' model of a family, every parameter from N(0, 0.2), and the norms around 1."""
+    config = transformers.AutoConfig.for_model(family, **{**FAMILIES[family][0], **sizes})
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(1.0 if "norm" in name and "gemma" not in family else 0.0, 0.2)
+    return model
+
+
+def ours(peer):
+    """Our model with the same weights."""
+    config = {key: value for key, value in peer.config.to_dict().items() if value is not None}
+    model = ml.Transformer(from_hugging_face(config)).astype("float64")
+    theirs, state = Theirs(model), {}
+    for name, value in peer.state_dict().items():
+        state |= theirs.ours(name, value.numpy())
+    model.load_state_dict(state)
+    return model
+
+
+def adapted(family, config, folder, dtype=None):
+    """PEFT's model with every number of its adapter drawn, in `folder`, too."""
+    peer = peft.get_peft_model(peer_of(family), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in peer.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator).to(p.dtype))
+    peer = peer.double().eval()
+    peer.save_pretrained(folder)
+    return peer
+
+
+def logits(model):
+    if isinstance(model, torch.nn.Module):
+        with torch.no_grad():
+            return model(torch.tensor(TOKENS)).logits.numpy()[:, -TOKENS.shape[1] :]
+    return model(TOKENS).data
+
+
+def check_both_ways(family, config, folder, relative_error, merges=True):
+    peer, model = adapted(family, config, folder / "theirs"), ours(peer_of(family))
+    plain, expected = logits(model), logits(peer)
+    assert relative_error(plain, logits(peer_of(family))) <= BAR
+    ml.load_adapter(model, folder / "theirs")
+    assert relative_error(logits(model), expected) <= BAR
+    assert relative_error(plain, expected) > 1e-3  # the adapter had something to say
+    ml.save_adapter(model, folder / "ours", format="peft")
+    one, two = (load_file(folder / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    one = {name: value for name, value in one.items() if not name.endswith("base_layer.weight")}  # the base's own
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    again = peft.PeftModel.from_pretrained(peer_of(family), folder / "ours").double().eval()
+    assert relative_error(logits(again), expected) == 0
+    if merges:
+        ml.merge_adapter(model)
+        merged, theirs = peer.merge_and_unload(), Theirs(model)
+        state = {}
+        for name, value in merged.state_dict().items():
+            state |= theirs.ours(name, value.numpy())
+        held = ml.remove_adapter(model).state_dict()
+        assert relative_error({name: held[name] for name in state}, state) <= BAR
+    return model
+
+
+LORA = {
+    "attention": lambda f: dict(target_modules=FAMILIES[f][1], lora_alpha=6),
+    "all-linear, ranks and rsLoRA": lambda f: dict(
+        target_modules="all-linear", use_rslora=True, rank_pattern={r".*\.1\..*": 3, FAMILIES[f][1][0]: 2},
+        alpha_pattern={FAMILIES[f][1][0]: 5},
+    ),
+    "dora": lambda f: dict(target_modules=FAMILIES[f][1], use_dora=True),
+    "a regular expression": lambda f: dict(target_modules=r".*\.1\..*(c_attn|c_fc|qkv_proj|up_proj|q_proj)"),
+    "one layer, and norms": lambda f: dict(
+        target_modules=FAMILIES[f][1], layers_to_transform=[1], modules_to_save=["norm", "ln_f"]
+    ),
+}  # fmt: skip
+
+
+@every_family
+@pytest.mark.parametrize("kind", LORA)
+def test_lora(family, kind, tmp_path, relative_error):
+    check_both_ways(family, peft.LoraConfig(r=4, **LORA[kind](family)), tmp_path, relative_error)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases(family, bias, tmp_path, relative_error):
+    config = peft.LoraConfig(r=4, target_modules=FAMILIES[family][1], bias=bias)
+    check_both_ways(family, config, tmp_path, relative_error)
+
+
+def test_biases_of_modules_that_are_trained_in_full(tmp_path, relative_error):
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], bias="all", modules_to_save=["ln_f"])
+    peer, model = adapted("gpt2", config, tmp_path), ours(peer_of("gpt2"))
+    assert relative_error(logits(ml.load_adapter(model, tmp_path)), logits(peer)) <= BAR
+
+
+@every_family
+def test_the_table_and_the_head(family, tmp_path, relative_error):
+    table, tied = "wte" if family == "gpt2" else "embed_tokens", family not in ("llama", "mistral", "phi3")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=[table, *([] if tied else ["lm_head"])])
+    model = check_both_ways(family, config, tmp_path, relative_error, merges=not tied)
+    if tied:
+        with pytest.raises(ValueError, match=r"merge_adapter: wte: .*tied head"):
+            ml.merge_adapter(model)
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen2"])
+@pytest.mark.parametrize("how", ["target_modules", "modules_to_save"])
+def test_a_tie_that_is_kept(family, how, tmp_path, relative_error):
+    """PEFT's ensure_weight_tying: the table's update is the head's, too, and is merged once for both.
+
+    PEFT 0.21 adds it to the one table twice, for the head and for the table, and its merged model is another: its
+    outputs before the merge are what ours are held to.
+    """
+    settings = {"target_modules": ["q_proj"], how: ["embed_tokens"]}
+    config = peft.LoraConfig(r=4, ensure_weight_tying=True, **settings)
+    model = check_both_ways(family, config, tmp_path, relative_error, merges=False)
+    before = logits(model)
+    ml.merge_adapter(model)
+    assert relative_error(logits(model), before) <= 1e-12
+    assert relative_error(logits(ml.remove_adapter(model)), before) <= 1e-12
+
+
+@every_family
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig], ids=["prompt", "prefix"])
+def test_virtual_tokens(family, config, tmp_path, relative_error):
+    check_both_ways(family, config(num_virtual_tokens=3, task_type="CAUSAL_LM"), tmp_path, relative_error, merges=False)
