@@ -20,10 +20,10 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.tensor import Tensor
 from ..nn.checks import flag, is_whole, shown
-from ..nn.gpt import GPT, MLP, Attention, Cache
+from ..nn.language_model import LanguageModel
 from ..nn.layers import LayerNorm, Linear
 from ..nn.module import Module
-from .adapter import StandIn, method
+from .adapter import StandIn, method, stand_in_for
 
 ACTIVATIONS = {"gelu": ops.gelu, "relu": ops.relu}
 
@@ -45,7 +45,7 @@ class Bottleneck(Module):
         return x + self.up(h)  # (..., C)
 
 
-class _WithBottleneck(StandIn):
+class Adapted(StandIn):
     """A part of a block that keeps all it has and gets a bottleneck behind it."""
 
     cannot_merge = "a bottleneck has a nonlinearity between its two matrices, so no weight of the base can compute it"
@@ -57,21 +57,9 @@ class _WithBottleneck(StandIn):
         vars(self).update(vars(base))  # the base's very layers
         self.adapter = adapter
 
-
-class AdaptedAttention(_WithBottleneck, Attention):
-    """Attention, then a bottleneck."""
-
-    def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any) -> Tensor:
         """x: (B, T, C) -> (B, T, C)"""
-        return self.adapter(super().__call__(x, rng, cache, block))
-
-
-class AdaptedMLP(_WithBottleneck, MLP):
-    """The MLP, then a bottleneck."""
-
-    def __call__(self, x: Tensor, rng: Any = None) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)"""
-        return self.adapter(super().__call__(x, rng))
+        return self.adapter(super().__call__(x, *args))
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class BottleneckConfig:
     adapter_norm: bool = False
     activation: str = "gelu"
 
-    adapted: ClassVar[tuple[type, ...]] = ()  # the kinds of module that get one
+    adapted: ClassVar[tuple[str, ...]] = ()  # the parts of a block that get one
 
     def __post_init__(self) -> None:
         name, b = type(self).__name__, self.bottleneck
@@ -96,14 +84,13 @@ class BottleneckConfig:
         flag(self.adapter_norm, f"{name}: adapter_norm")
 
     def build(self, model: Any, rng: np.random.Generator) -> dict[str, Module]:
-        """{path: the same module with a bottleneck behind it}. Raises TypeError for a model that is no GPT."""
-        if not isinstance(model, GPT):
+        """{path: the same module with a bottleneck behind it}. Raises TypeError for a model that has no such parts."""
+        if not isinstance(model, LanguageModel):
             raise TypeError(f"add_adapter: got a {type(model).__name__}; bottlenecks go behind the parts of a GPT")
         found: dict[str, Module] = {}
-        for path, base in model.named_modules():
-            if isinstance(base, self.adapted):
-                kind = AdaptedAttention if isinstance(base, Attention) else AdaptedMLP
-                found[path] = kind(base, Bottleneck(model.width, self, rng))
+        for path in (f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in self.adapted):
+            kind: Any = type(base := model.get_module(path))
+            found[path] = stand_in_for(Adapted, kind)(base, Bottleneck(model.width, self, rng))
         return found
 
 
@@ -111,11 +98,11 @@ class BottleneckConfig:
 class HoulsbyConfig(BottleneckConfig):
     """A bottleneck behind attention and one behind the MLP of every block (Houlsby et al. 2019, section 2.1)."""
 
-    adapted: ClassVar = (Attention, MLP)
+    adapted: ClassVar = ("attn", "mlp")
 
 
 @method("pfeiffer")
 class PfeifferConfig(BottleneckConfig):
     """One bottleneck a block, behind the MLP (Pfeiffer et al. 2021, section 3.2)."""
 
-    adapted: ClassVar = (MLP,)
+    adapted: ClassVar = ("mlp",)

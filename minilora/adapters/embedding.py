@@ -49,7 +49,7 @@ class LoRAEmbedding(LowRank, Embedding):
 
     def logits(self, x: Tensor) -> Tensor:
         """x W^T, where the head has the update, too: x (W + s (B A)^T)^T = x W^T + s (x B) A.   (..., C) -> (..., V)"""
-        y = super().logits(x)  # type: ignore[misc]
+        y = super().logits(x)
         if self.unmerged is not None or not self.config.ensure_weight_tying:
             return y
         A, B = self.factors()

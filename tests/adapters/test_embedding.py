@@ -109,6 +109,26 @@ def test_a_tied_table_keeps_its_head_and_is_not_merged():
     assert not methods.plan(CONFIG, "lora", target_modules="wte", rank=2).mergeable
 
 
+def test_a_tie_that_is_kept_outlives_a_merge():
+    config = ml.LoRAConfig(2, 3, target_modules="wte", ensure_weight_tying=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = shake(ml.add_lora(base(), config))
+    before, plain = logits(model), base()
+    plain.wte.weight.data += model.wte.delta()
+    np.testing.assert_allclose(before, logits(plain), rtol=1e-11, atol=1e-12)
+    parameters = list(adapter_parameters(model).values())
+    assert ml.gradcheck(lambda *_: model.loss(TOKENS, TARGETS), parameters, "complex-step", max_entries=6).passed
+    ml.merge_lora(model)
+    np.testing.assert_allclose(logits(model), before, rtol=1e-11, atol=1e-12)
+    ml.unmerge_lora(model)
+    np.testing.assert_array_equal(logits(model), before)
+    tied = Untied()
+    tied.head.weight = tied.wte.weight
+    with pytest.raises(ValueError, match=r"ensure_weight_tying: wte\.weight is head\.weight, too, past the adapted"):
+        ml.add_lora(tied, config)
+
+
 def test_only_a_name_means_a_table_or_a_head():
     targets = lambda pattern, model: set(ml.delta_weights(on_table(model, ml.LoRAConfig(2, target_modules=pattern))))
     for pattern in ("*", ".*", "*proj", r"^.*$", ("w*", "proj"), "h*"):
