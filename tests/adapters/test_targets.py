@@ -143,6 +143,7 @@ FITTING = {  # what of the table is a right value
     "rank": (), "alpha": (1.5,), "dropout": (0,), "target_modules": ("x", ["x"]), "init": (), "bias": (),
     "rank_stabilized": (True,), "exclude_modules": ("x", (), [], ""), "layers_to_transform": (None, 0, -1, [1]),
     "rank_pattern": ({},), "alpha_pattern": ({},), "modules_to_save": ("x", (), []), "exact_norm": (True,),
+    "ensure_weight_tying": (True,),
 }  # fmt: skip
 
 
