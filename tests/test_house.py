@@ -19,7 +19,16 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("autograd", "nn", "adapters", "training", "analysis", "interop", "studies", "pictures", "bench", "commands")
 CORE = ROOMS[:3]  # on NumPy and the standard library alone; CuPy is NumPy's interface on another device
 FACE = {"__init__", "__main__", "demo", "homework", "interrupt"}  # in no room: they may use every one
-PRIMITIVES = ("ops", "fused", "attention", "normal", "products", "reductions", "shapes")  # ops, and what it gathers
+PRIMITIVES = (
+    "ops",
+    "fused",
+    "attention",
+    "normal",
+    "head",
+    "products",
+    "reductions",
+    "shapes",
+)  # ops, and what it gathers
 CIRCLE = {f"minilora.autograd.{name}" for name in ("tensor", *PRIMITIVES)}  # a tensor's + is a primitive on tensors
 LONGEST_FILE, LONGEST_FUNCTION, LARGEST_ROOM = 400, 60, 0.2
 

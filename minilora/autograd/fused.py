@@ -173,15 +173,8 @@ def cross_entropy(logits, targets):
     targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
-    row, out = xp.arange(targets.size), None  # the rows that count, and those that do not
-    wanted = targets.flatten()  # a copy: the caller may write over the targets
-    if targets.dtype.kind == "i" and targets.size and targets.min() < 0:
-        row, out = xp.asarray(wanted != IGNORED).nonzero()[0], xp.asarray(wanted == IGNORED)
-        wanted = wanted[wanted != IGNORED]
-    check_tokens("cross_entropy", wanted, shape[-1], "targets")
-    n, column = len(row), xp.asarray(wanted)
-    if n == 0:
-        raise ValueError(f"cross_entropy: logits {shape}: no rows have no mean; {targets.size} targets are {IGNORED}")
+    row, column, out = rows_that_count("cross_entropy", xp, targets, shape[-1])
+    n = len(row)
     z = logits.reshape(-1, shape[-1])  # (N, V)
     z = z - z.real.max(axis=1, keepdims=True)
     picked = z[row, column]  # (n,)
@@ -198,6 +191,20 @@ def cross_entropy(logits, targets):
         return d.reshape(shape)
 
     return (xp.log(total[row, 0]) - picked).sum() / n, (vjp, None)
+
+
+def rows_that_count(name, xp, targets, vocab_size):
+    """Which rows have a target, what it is, and where the others are, None where there are none of these."""
+    row, out = xp.arange(targets.size), None
+    wanted = targets.flatten()  # a copy: the caller may write over the targets
+    if targets.dtype.kind == "i" and targets.size and targets.min() < 0:
+        row, out = xp.asarray(wanted != IGNORED).nonzero()[0], xp.asarray(wanted == IGNORED)
+        wanted = wanted[wanted != IGNORED]
+    check_tokens(name, wanted, vocab_size, "targets")
+    if not len(row):
+        of = f"targets {targets.shape}"
+        raise ValueError(f"{name}: {of}: no rows have no mean; {targets.size} targets are {IGNORED}")
+    return row, xp.asarray(wanted), out
 
 
 def check_tokens(name, tokens, vocab_size, what="tokens"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import ops
+from minilora.autograd import head
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 F = torch.nn.functional
@@ -44,6 +45,16 @@ def turned(x):
     """Rotary positions as transformers writes them: x cos + rotate_half(x) sin, with the angles twice side by side."""
     cos, sin = (torch.tensor(np.tile(f(ANGLES), 2), dtype=x.dtype) for f in (np.cos, np.sin))
     return x * cos + torch.cat([-x[..., 2:], x[..., :2]], -1) * sin
+
+
+def in_stretches(x, weight):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "LOGITS", 8)
+        return ops.linear_cross_entropy(x, weight, SOME)
+
+
+def rows_of(part, dtype):
+    return WEIGHT[part].astype(dtype)
 
 
 def mean_loss(logits, targets=TOKENS):
@@ -148,6 +159,11 @@ ROWS = [
     ("layer_norm", "", ops.layer_norm, lambda x, w, b: F.layer_norm(x, (4,), w, b, 1e-5), ((2, 3, 4), (4,), (4,))),
     ("layer_norm", "no bias", ops.layer_norm, lambda x, w: F.layer_norm(x, (4,), w, None, 1e-5), (X, (4,))),
     ("rms_norm", "", ops.rms_norm, lambda x, w: F.rms_norm(x, (4,), w, 1e-6), ((2, 3, 4), (4,))),
+    ("linear_cross_entropy", "", lambda x, w: ops.linear_cross_entropy(x, w, SOME),
+     lambda x, w: mean_loss(x @ w.T, SOME), ((2, 3, 4), (5, 4))),
+    ("linear_cross_entropy", "stretches", in_stretches, lambda x, w: mean_loss(x @ w.T, SOME), ((2, 3, 4), (5, 4))),
+    ("linear_cross_entropy_on_demand", "", lambda x: ops.linear_cross_entropy_on_demand(x, rows_of, TOKENS, 5),
+     lambda x: mean_loss(x @ torch.tensor(WEIGHT).to(x.dtype).T), ((2, 3, 4),)),
     ("linear", "", ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
     ("linear", "no bias", ops.linear, F.linear, (X, (5, 4))),
     ("linear_on_demand", "", lambda x, b: ops.linear_on_demand(x, WEIGHT.astype, b),
