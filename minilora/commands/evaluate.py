@@ -4,13 +4,14 @@ import argparse
 import sys
 import warnings
 
+from ..training.classify import Share
 from .models import load_adapted, load_model
-from .options import BACKEND, MODEL, QUANTIZE, command, one_of, option, whole
+from .options import BACKEND, MODEL, QUANTIZE, TASKS, command, one_of, option, whole
 
 
 @command(
     option("--task", "sql", "sql: questions in SQL, run in sqlite3; repair: functions with a bug, called in a process "
-           "with limits", type=one_of("sql", "repair"), metavar="NAME"),
+           "with limits", type=one_of(*TASKS), metavar="NAME"),
     MODEL,
     option("--adapter", None, "an adapter file from finetune, to put on the model", metavar="FILE"),
     QUANTIZE,
@@ -28,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..training.tasks import Score, answers, asked, task_named
+    from ..training.tasks import answers, asked, task_named
 
     adapted = args.adapter is not None
     model = load_adapted(args.model, args.quantize, args.adapter) if adapted else load_model(args.model, args.quantize)
@@ -43,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> int:
     with bar:
         said = answers(model, questions, bar.update)
     marks = [question.mark(answer) for question, answer in zip(questions, said, strict=True)]
-    print(f"right             {Score(sum(marks), len(marks))}")
+    print(f"right             {Share(sum(marks), len(marks))}")
     for verdict, wanted in (("right", True), ("wrong", False)):
         chosen = [i for i, mark in enumerate(marks) if mark == wanted][: args.examples]
         for i in chosen:

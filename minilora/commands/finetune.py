@@ -25,6 +25,7 @@ from .options import (
     RATE,
     RESUME,
     SEED,
+    TASKS,
     command,
     convert,
     destination,
@@ -35,7 +36,18 @@ from .options import (
     whole,
 )
 from .outputs import output_file, same
-from .runs import describe_run, finish, read_corpus, read_labels, refuse_losses, resume, say_accuracy, say_sample, unit
+from .runs import (
+    describe_run,
+    finish,
+    read_corpus,
+    read_labels,
+    read_task,
+    refuse_losses,
+    resume,
+    say_accuracy,
+    say_sample,
+    unit,
+)
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
@@ -55,7 +67,8 @@ TAKES = {  # which options a method takes, of those that only some take
     option("--corpus", "unicode-names", f"{', '.join(BUILT_IN)}, a text file, or pairs in a .jsonl file (prompt and "
            "completion, or messages), of which the answers count", metavar="NAME"),
     option("--task", None, "classify: learn labels, of the texts in a .jsonl file (text and label), or, where none is "
-           "given, the categories of Unicode's characters from their names", type=one_of("classify"), metavar="NAME"),
+           "given, the categories of Unicode's characters from their names; sql, repair: learn to answer what "
+           "minilora evaluate asks", type=one_of("classify", *TASKS), metavar="NAME"),
     MODEL,
     option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
            "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
@@ -115,11 +128,9 @@ def finetune(args: argparse.Namespace) -> int:
         flags = f"{base}--adapter" if adapted else "--model"
         place = repr(str(output))
         model = f"ml.load_adapter(model, {place})" if adapted else f"ml.load_model({place})"
-        use = (
-            f"ml.classify({model}, texts)"
-            if run.model.labels
-            else f"minilora generate {flags} {shlex.quote(str(output))}"
-        )
+        verb = f"evaluate --task {run.corpus.name}" if run.corpus.name in TASKS else "generate"
+        use = f"minilora {verb} {flags} {shlex.quote(str(output))}"
+        use = f"ml.classify({model}, texts)" if run.model.labels else use
         print(f"use it            {use}")
 
     return finish(args, run, output, save, tell)
@@ -134,7 +145,7 @@ def base_of(run: ml.Run) -> tuple[str, str | None]:
 def new_finetune(args: argparse.Namespace) -> ml.Run:
     """The base model, adapted or not, at the start of its training on a corpus."""
     model, more = load_model(args.model, args.quantize), {}
-    if args.task:
+    if args.task == "classify":
         if args.method not in ("full", "lora", "dora"):
             raise ValueError(f"--task {args.task} --method {args.method}: its head is trained by lora, dora and full")
         corpus = read_labels(args.corpus if "corpus" in args.given else None, model)
@@ -144,7 +155,9 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
-    if not args.task:
+    if args.task in TASKS:
+        corpus = read_task(args, model)
+    elif args.task is None:
         corpus = read_corpus(args.corpus, model)
     lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
     settings = ml.Settings(

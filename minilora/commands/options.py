@@ -138,6 +138,7 @@ def refuse_other_methods(args: argparse.Namespace, method: str, takes: Mapping[s
     refuse_ignored(args, others, f"cannot be given with --method {method}, which {what}")
 
 
+TASKS = ("sql", "repair")  # whose answers are executed: training/tasks.py makes them
 SOME = "a number above 0"
 FRACTION = number(0, 0.999, "a number from 0 to 0.999")
 RATE = number(1e-12, 1e6, SOME)

@@ -56,6 +56,14 @@ def read_labels(name: str | None, model: Any) -> Examples:
     return ml.load_labels(name, model.tokenizer, None, longest).require(longest)
 
 
+def read_task(args: argparse.Namespace, model: Any) -> Examples:
+    """Questions of a task with their answers, none longer than the model's context."""
+    from ..training.tasks import load_task
+
+    refuse_ignored(args, ["--corpus"], f"cannot be given with --task {args.task}, which makes its own questions")
+    return load_task(args.task, model.tokenizer, seed=args.seed).require(model.context)
+
+
 def unit(run: ml.Run) -> str:
     """What the loss of a run is the mean over."""
     if isinstance(run.corpus, Examples):

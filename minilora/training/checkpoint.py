@@ -27,6 +27,7 @@ EXAMPLES: dict[str, Callable[..., Any]] = {  # how examples say that they were r
     "pairs": load_pairs,
     "labels": load_labels,
     CATEGORIES: lambda name, tokenizer, **how: unicode_categories(tokenizer, **how),
+    "task": lambda name, tokenizer, **how: _task(name, tokenizer, **how),
 }
 MADE = {*BUILT_IN, CATEGORIES}  # from no file
 
@@ -170,18 +171,25 @@ def _part(arrays: dict[str, Any], part: str) -> dict[str, Any]:
 def _same_text(header: dict[str, Any], tokenizer: Any) -> Any:
     """The corpus that a run was trained on, found by its name, or where it was when the run began."""
     name, place, text = header["corpus"], header.get("place", header["corpus"]), header.get("text")
-    places = [name] if name in MADE else [path for path in dict.fromkeys((name, place)) if Path(path).is_file()]
+    made = name in MADE or (header.get("examples") or {}).get("kind") == "task"
+    places = [name] if made else [path for path in dict.fromkeys((name, place)) if Path(path).is_file()]
     if not places:
         raise FileNotFoundError(f"the run's text {name!r} is neither here nor at {place!r}, where it was")
     for path in places:
         corpus = replace(_read(path, header.get("examples"), tokenizer), name=name)
         if text in (None, corpus.digest):  # None: from before texts had a digest
             return corpus
-    why = f"it was that of Python {header['python']}" if name in MADE else "the file has changed"
+    why = f"it was that of Python {header['python']}" if made else "the file has changed"
     raise ValueError(
         f"the run was trained on another text than {name!r} is now: {why}; put that back, or go on with another text "
         "knowingly: ml.train(load_checkpoint(path, corpus))"
     )
+
+
+def _task(name: str, tokenizer: Any, **how: Any) -> Any:
+    from .tasks import load_task  # here: it starts databases and processes, which few runs need
+
+    return load_task(name, tokenizer, **how)
 
 
 def _read(path: str, how: dict[str, Any] | None, tokenizer: Any) -> Any:

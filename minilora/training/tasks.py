@@ -4,9 +4,7 @@ A question has a prompt, its known answer in one line, and `mark(answer)`, which
 right, whatever its words.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,34 +30,6 @@ class Question(Protocol):
     def mark(self, answer: str) -> bool:
         """Whether an answer is right."""
         ...
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many answers are right, of n."""
-
-    right: int
-    n: int
-
-    @property
-    def share(self) -> float:
-        """right / n"""
-        return self.right / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Between which shares a model's own lies, in 95 of 100 samples of questions.   p = right / n, z = 1.96:
-
-        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)    Wilson 1927, "Probable Inference"
-        """
-        p, n, z = self.share, self.n, 1.959964
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        return f"{self.right} of {self.n}, {100 * self.share:.1f} % ({interval})"
 
 
 def load_task(name: str, tokenizer: Any, pairs: int = PAIRS, seed: int = 0) -> Examples:
