@@ -2,11 +2,12 @@
 
 import argparse
 
+from .adapter_resize import combine, resize
 from .adapter_show import compare, show
 from .options import command
 
 
-@command(example="minilora adapter show runs/adapter.npz", under=(show, compare))
+@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine))
 def adapter(args: argparse.Namespace) -> int:
     """Look into adapters' files, and make others of them.
 

@@ -37,9 +37,9 @@ def show(args: argparse.Namespace) -> int:
     --base also how it compares with the weight that it is added to. The picture shows spectra by layer, and a map of
     norms by layer and kind.
     """
-    from ..interop import workbench
+    from ..interop import updates, workbench
 
-    adapter, base = workbench.opened(args.path, args.base, "show")
+    adapter, base = updates.opened(args.path, args.base, "show")
     rows = workbench.measure(adapter, base, progress=True)
     if args.figure and rows:
         from ..pictures import adapters as pictures
@@ -140,7 +140,7 @@ def common_start(names: Sequence[str]) -> str:
 
 def grouped(rows: Sequence[Mapping[str, Any]], part: int, heading: str, shares: Mapping[str, float]) -> list[str]:
     """A line a kind or layer: how many matrices, their norm and share of the energy, the mean of their ranks."""
-    from ..interop.workbench import layer_and_kind
+    from ..interop.updates import layer_and_kind
 
     lines = [f"{heading:<38} {'matrices':>8} {'norm':>8} {'share':>6} {'eff.':>5} {'stab.':>5} {'99%':>4}"]
     for name, share in shares.items():

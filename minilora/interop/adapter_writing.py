@@ -25,8 +25,8 @@ from .peft_files import CONFIG, PREFIX, WEIGHTS
 from .tensor_files import Stored, write_tensors
 
 
-def pair_of(like: Pair, B: np.ndarray, A: np.ndarray, scale: float) -> Pair:
-    """A pair with Delta W = B A at a scale s, in the precision and of the kind of another one.
+def pair_of(like: Pair, B: np.ndarray, A: np.ndarray, scale: float, dtype: Any = None) -> Pair:
+    """A pair with Delta W = B A at a scale s, of the kind of another one, and in its precision or in dtype.
 
     B (d_out, r), A (r, d_in); sqrt(s) is taken out of each. Raises ValueError for numbers that this precision lacks.
     """
@@ -34,11 +34,12 @@ def pair_of(like: Pair, B: np.ndarray, A: np.ndarray, scale: float) -> Pair:
     kernel = like.a.shape[1:] if like.middle is None else (like.a.shape[1], *like.middle.shape[2:])
     shapes = (len(A), *kernel), (len(B), len(A), *(1 for _ in like.b.shape[2:]))
     try:
-        a, b = (in_precision(array / math.sqrt(scale), like.a.dtype) for array in (A, B))
+        a, b = (in_precision(array / math.sqrt(scale), dtype or like.a.dtype) for array in (A, B))
     except ValueError as error:
         raise ValueError(f"{like.name}: {error}") from None
     stored = [Stored.of(array.reshape(shape)) for array, shape in zip((a, b), shapes, strict=True)]
-    return replace(like, a=stored[0], b=stored[1], alpha=tidy(scale * len(A)), scale=scale, start=None, middle=None)
+    alone: dict[str, Any] = dict.fromkeys(("start", "middle", "magnitude"))
+    return replace(like, a=stored[0], b=stored[1], alpha=tidy(scale * len(A)), scale=scale, **alone)
 
 
 def tidy(value: float) -> float | int:
@@ -67,8 +68,8 @@ def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
 
 def check_place(path: Path, form: str) -> None:
     """Raises an error where a folder would be written over a file, or a file over a folder."""
-    if form == "peft" and path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{str(path)!r} is a file, and a PEFT adapter is a folder; choose another output")
+    if form == "peft" and ((path.exists() and not path.is_dir()) or path.suffix in (".safetensors", ".npz")):
+        raise NotADirectoryError(f"{str(path)!r} names a file, and a PEFT adapter is a folder; choose another output")
     if form != "peft" and path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder, and a {form} adapter is a file; choose another output")
 
@@ -102,6 +103,8 @@ def peft_config(adapter: AdapterFile) -> dict[str, Any]:
     ranks = {name: pair.rank for name, pair in adapter.matrices.items()}
     (rank, _), (alpha, _) = Counter(ranks.values()).most_common(1)[0], Counter(alphas.values()).most_common(1)[0]
     config |= {"r": rank, "lora_alpha": alpha}
+    if not any(pair.magnitude for pair in adapter.matrices.values()):
+        config["use_dora"] = False
     config["rank_pattern"] = {name: r for name, r in ranks.items() if r != rank}
     config["alpha_pattern"] = {name: a for name, a in alphas.items() if a != alpha}
     return config
@@ -178,8 +181,9 @@ def npz_methods(adapter: AdapterFile) -> list[dict[str, Any]]:
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alphas = {name: tidy(pair.scale * pair.rank) for name, pair in adapter.matrices.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    known = {one.name for one in fields(METHODS[source["kind"]])}
-    config = METHODS[source["kind"]](**{name: v for name, v in source["config"].items() if name in known})
+    kind = source["kind"] if any(pair.magnitude for pair in adapter.matrices.values()) else "lora"
+    known = {one.name for one in fields(METHODS[kind])}
+    config = METHODS[kind](**{name: v for name, v in source["config"].items() if name in known})
     config = replace(
         config, rank=rank, alpha=alpha, rank_stabilized=False, target_modules=tuple(adapter.matrices),
         exclude_modules=(), layers_to_transform=None, init=config.init if start else "kaiming",

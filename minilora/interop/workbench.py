@@ -5,8 +5,8 @@ adapter of smaller ranks. combine: a weighted sum of adapters as one. Where Delt
 adapter that was not converted), `base` is the checkpoint, and that matrix's Delta W is formed.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,62 +15,13 @@ import numpy as np
 from ..analysis import low_rank
 from ..analysis import rank as ranks
 from ..autograd.signatures import checked
-from .adapter_files import read_adapter
-from .base_weights import Base, open_base
+from .adapter_writing import check_place, pair_of, refuse_inputs, targets_by_name, write_adapter
+from .base_weights import Base
 from .pairs import AdapterFile, Pair
+from .updates import in_common, key_of, layer_and_kind, opened, progress_over, update_of
 
 Place = str | Path
 INTRUDERS = 10  # of how many directions of W + Delta W it is asked whether W had them
-LAYER = re.compile(r"^((?:.*[._])?(?:blocks?|layers?|attentions|resnets|h)[._]\d+)[._](.+)$")
-KOHYA = re.compile(r"^lora_(?:unet|te\d?|transformer)_")
-
-
-def layer_and_kind(name: str) -> tuple[str | None, str]:
-    """Of a module's name: "model.layers.3.self_attn.q_proj" -> ("model.layers.3", "self_attn.q_proj").
-
-    Numbers in a kind are its members': "mlp.experts.5.up_proj" is of the kind "mlp.experts.*.up_proj".
-    """
-    found = LAYER.match(name)
-    layer, kind = found.groups() if found else (None, name)
-    return layer, re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", kind)
-
-
-def opened(path: Place, base: Place | None, caller: str) -> tuple[AdapterFile, Base | None]:
-    """An adapter, and its base where one is given. Raises ValueError where they do not fit, or a base is needed."""
-    adapter = read_adapter(path)
-    if base is None:
-        if adapter.needs and caller != "show":
-            raise ValueError(f"{adapter.path}: {adapter.needs}; give the checkpoint it was trained on: --base FOLDER")
-        return adapter, None
-    found = open_base(base)
-    found.check(adapter)
-    return adapter, found
-
-
-def update_of(adapter: AdapterFile, pair: Pair, base: Base | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """B and A whose product is Delta W, and W where there is a base.   -> (d_out, r), (r, d_in), (d_out, d_in)"""
-    B, A = pair.factors()
-    if base is None:
-        return B, A, None
-    W = base.weight(pair, adapter)
-    if pair.magnitude is not None:  # DoRA: Delta W = c (W + s B A) - W with c = m / ||W + s B A||, row by row
-        V = W + B @ A
-        m = pair.finite(pair.magnitude, "the magnitude").astype(float).reshape(-1, 1)
-        u, s, vt = ranks.svd(m / np.linalg.norm(V, axis=1, keepdims=True) * V - W)
-        return u * s, vt, W
-    if adapter.needs:  # PiSSA: the update counts from W's first r directions, which the residual base lacks
-        u, s, vt = ranks.svd(W)
-        r = pair.rank
-        B, A = low_rank.total([(B, A), (-u[:, :r] * s[:r], vt[:r])])
-    return B, A, W
-
-
-def progress_over(pairs: Iterable[Any], words: str, progress: bool) -> Iterator[Any]:
-    """The same, with a bar on a terminal."""
-    from tqdm import tqdm  # here: only when there is a bar to show
-
-    return iter(tqdm(pairs, words, unit="matrix", disable=None if progress else True, leave=False, dynamic_ncols=True))
-
 
 # --- show ------------------------------------------------------------------------------------------------------------
 
@@ -157,23 +108,6 @@ def shares(rows: Sequence[Mapping[str, Any]], part: int) -> dict[str, float]:
 # --- compare ---------------------------------------------------------------------------------------------------------
 
 
-def key_of(name: str) -> str:
-    """A module's name without what only a form of file adds: image tools write "lora_unet_a_b" for "a.b"."""
-    return KOHYA.sub("", name.replace(".", "_"))
-
-
-def in_common(one: AdapterFile, other: AdapterFile) -> list[tuple[Pair, Pair]]:
-    """The matrices that two adapters both change. Raises ValueError where there are none, or their shapes differ."""
-    theirs = {key_of(name): pair for name, pair in other.matrices.items()}
-    pairs = [(pair, theirs[key_of(name)]) for name, pair in one.matrices.items() if key_of(name) in theirs]
-    if not pairs:
-        first, second = (next(iter(adapter.matrices)) for adapter in (one, other))
-        raise ValueError(f"{one.path} and {other.path} have no matrix in common: one adapts {first}, one {second}")
-    if odd := [f"{a.name} is {a.shape} and {b.shape}" for a, b in pairs if a.shape != b.shape]:
-        raise ValueError(f"{one.path} and {other.path} are of different bases: {'; '.join(odd[:6])}")
-    return pairs
-
-
 @checked
 def compare(first: Place, second: Place, base: Place | None = None, progress: bool = False) -> dict[str, Any]:
     """How alike two adapters are: {"cosine", "norm_ratio", "matrices": [...], "only_first", "only_second"}.
@@ -225,3 +159,171 @@ def in_words(cosine: float, ratio: float) -> str:
         (words for value, words in sizes.items() if abs(ratio / value - 1) <= 0.1), f"{ratio:.3g} times the size"
     )
     return f"{direction}, {size}"
+
+
+# --- resize ----------------------------------------------------------------------------------------------------------
+
+
+@checked
+def resize(
+    path: Place,
+    output: Place,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: Place | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the nearest adapter of a smaller rank, or of the ranks that hold a share of each matrix's energy.
+
+    -> {"rank": the largest, "norm", "lost", "matrices": [...]}; of a matrix: name, shape, rank_before, rank, its
+    frobenius_norm and lost, ||Delta W - what is written||_F, which no other matrix of that rank can have smaller but
+    for the rounding of the file's precision (Eckart & Young 1936). A matrix whose rank is that or less stays as it is.
+    """
+    adapter, weights = opened(path, base, "resize")
+    adapter.require_matrices("resize")
+    if (rank is None) == (energy is None):
+        raise ValueError(f"resize: rank = {rank} and energy = {energy}; give one of the two")
+    most = max(pair.rank for pair in adapter.matrices.values())
+    if rank is not None and rank > most:
+        raise ValueError(f"resize: rank = {rank}, and no matrix of {adapter.path} has more than {most}: nothing to cut")
+    check_output(output, [adapter])
+    pairs, rows = {}, []
+    for name, pair in progress_over(list(adapter.matrices.items()), "resized", progress):
+        B, A, _ = update_of(adapter, pair, weights)
+        cut = pair_of(pair, *low_rank.truncate(B, A, rank, energy)[:2], pair.scale)
+        pairs[name] = pair if cut.rank >= pair.rank and not adapter.needs and pair.start is None else cut
+        rows.append({
+            "name": name, "shape": list(pair.shape), "rank_before": pair.rank, "rank": pairs[name].rank,
+            "frobenius_norm": low_rank.norm(B, A), "lost": low_rank.distance(pairs[name].factors(), (B, A)),
+        })  # fmt: skip
+    found = summed(rows, adapter.path)
+    config = (
+        {**adapter.config, "init_lora_weights": True} if adapter.needs and adapter.form == "peft" else adapter.config
+    )
+    write_adapter(replace(adapter, matrices=pairs, config=config), output)
+    return found
+
+
+def check_output(output: Place, adapters: Sequence[AdapterFile]) -> None:
+    """Raises an error where an output could not be written, or is an input, before anything is computed."""
+    for adapter in adapters:
+        refuse_inputs(Path(output), adapter.inputs)
+    check_place(Path(output), adapters[0].form)
+
+
+def summed(rows: list[dict[str, Any]], where: Any) -> dict[str, Any]:
+    """Of all matrices: the largest rank, the norm and what was lost. Raises ValueError where every Delta W is zero."""
+    norm, lost = (float(np.linalg.norm([row[key] for row in rows])) for key in ("frobenius_norm", "lost"))
+    if not norm:
+        raise ValueError(f"{where}: every Delta W is zero; nothing is written")
+    return {"rank": max(row["rank"] for row in rows), "norm": norm, "lost": lost, "matrices": rows}
+
+
+# --- combine ---------------------------------------------------------------------------------------------------------
+
+
+@checked
+def combine(
+    weights: Mapping[Any, float],
+    output: Place,
+    rank: int | None = None,
+    base: Place | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write sum_i w_i Delta W_i of several adapters as one, exactly, or cut back to a rank.
+
+    weights: {path: w_i}, which may be negative; ranks, scales and targets may differ, and a matrix that some adapters
+    lack is the sum of the others'. -> {"rank": the largest, "norm", "lost", "matrices": [...], "notes"}; of a matrix:
+    name, shape, ranks (None where an adapter lacks it), rank, frobenius_norm and lost. The result has the form of the
+    first adapter, in float32 at least, and the scale 1.
+    """
+    if not weights or not all(np.isfinite(list(weights.values()))):
+        raise ValueError(f"combine: weights = {dict(weights)}, expected one adapter or more with finite numbers")
+    adapters, checkpoint = [], None
+    for path in weights:
+        adapter, checkpoint = opened(path, base, "combine")
+        adapter.require_matrices("combine")
+        adapters.append(adapter)
+    check_output(output, adapters)
+    matrices = together(adapters)
+    template, notes = like_which(adapters)
+    pairs, rows, size = {}, [], 0.0
+    for name, parts in progress_over(list(matrices.items()), "combined", progress):
+        terms, first = [], next(part for part in parts if part is not None)
+        for adapter, pair, weight in zip(adapters, parts, weights.values(), strict=True):
+            if pair is not None:
+                B, A, _ = update_of(adapter, pair, checkpoint)
+                terms.append((weight * B, A))
+        size += sum(low_rank.norm(*term) for term in terms)
+        B, A = low_rank.total(terms)
+        dtype = np.result_type(*(part.a.dtype for part in parts if part is not None), np.float32)
+        most = min(*first.shape, rank or len(A))
+        B1, A1 = low_rank.truncate(B, A, most)[:2] if most < len(A) else (B, A)
+        pairs[name] = replace(pair_of(first, B1, A1, 1.0, dtype), name=name)
+        rows.append({
+            "name": name, "shape": list(first.shape), "ranks": [part and part.rank for part in parts],
+            "rank": pairs[name].rank, "frobenius_norm": low_rank.norm(B, A),
+            "lost": low_rank.distance(pairs[name].factors(), (B, A)),
+        })  # fmt: skip
+    found = summed(rows, " and ".join(map(str, weights)))
+    if found["norm"] <= 1e-10 * size:
+        raise ValueError(f"combine: the sum of {' and '.join(map(str, weights))} is zero; nothing is written")
+    write_adapter(combined(template, adapters, pairs), output)
+    return {**found, "notes": notes}
+
+
+def together(adapters: Sequence[AdapterFile]) -> dict[str, list[Pair | None]]:
+    """{name: each adapter's pair, or None}, by the names of the adapter that has it first.
+
+    Raises ValueError where an adapter has no matrix in common with any other, or shapes differ.
+    """
+    keyed = [{key_of(name): pair for name, pair in adapter.matrices.items()} for adapter in adapters]
+    for place, own in enumerate(keyed):
+        others = set().union(*(other.keys() for i, other in enumerate(keyed) if i != place))
+        if len(keyed) > 1 and own.keys().isdisjoint(others):
+            in_common(adapters[place], adapters[place - 1])  # which says so
+    names = {key: name for adapter in reversed(adapters) for name in adapter.matrices for key in (key_of(name),)}
+    order = dict.fromkeys(key_of(name) for adapter in adapters for name in adapter.matrices)
+    found = {names[key]: [own.get(key) for own in keyed] for key in order}
+    for name, parts in found.items():
+        if len(shapes := {part.shape for part in parts if part is not None}) > 1:
+            raise ValueError(
+                f"combine: {name} is {' and '.join(map(str, sorted(shapes)))}: adapters of different bases"
+            )
+    return found
+
+
+def like_which(adapters: Sequence[AdapterFile]) -> tuple[AdapterFile, list[str]]:
+    """The adapter whose configuration the sum takes, and what should be said. Raises ValueError for what has no sum.
+
+    What is beside the pairs (a head, biases) is no update and cannot be added up: one adapter may have some.
+    """
+    having = [adapter for adapter in adapters if adapter.others]
+    if len(having) > 1:
+        first, second = having[:2]
+        raise ValueError(
+            f"combine: {first.path} and {second.path} both hold parts trained in full ({next(iter(first.others))}, "
+            f"{next(iter(second.others))}), which have no sum"
+        )
+    if having and (scaled := [name for name in having[0].others if name.endswith(".lora_B.bias")]):
+        raise ValueError(f"combine: {having[0].path} has {scaled[0]}, which has no place in a sum")
+    notes = [f"what {having[0].path} holds beside its pairs is taken as it is"] if having and len(adapters) > 1 else []
+    ours = {adapter.config["base"] for adapter in adapters if adapter.form == "minilora"}
+    if len(ours) > 1:
+        raise ValueError(f"combine: {' and '.join(str(a.path) for a in adapters)} were trained on different bases")
+    theirs = {adapter.config.get("base_model_name_or_path") for adapter in adapters if adapter.form == "peft"} - {None}
+    if len(theirs) > 1:
+        notes.append(f"they name different bases: {', '.join(sorted(map(str, theirs)))}")
+    template = having[0] if having and having[0].form == adapters[0].form else adapters[0]
+    return template, notes
+
+
+def combined(template: AdapterFile, adapters: Sequence[AdapterFile], pairs: dict[str, Pair]) -> AdapterFile:
+    """The sum as what is written: plain LoRA at the scale 1, on the targets of all."""
+    config = dict(template.config)
+    if template.form == "peft":
+        config |= {"use_rslora": False, "init_lora_weights": True}
+        if any(adapter.matrices.keys() != pairs.keys() for adapter in adapters):
+            config |= targets_by_name(replace(template, matrices=pairs))
+    others = next((adapter.others for adapter in adapters if adapter.others), {})
+    return replace(template, config=config, matrices=pairs, others=others, inputs=())

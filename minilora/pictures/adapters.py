@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..interop.workbench import enough, in_words, layer_and_kind, shares
+from ..interop.updates import layer_and_kind
+from ..interop.workbench import enough, in_words, shares
 from ..nn.files import write_beside
 from ..studies.findings import percent
 from .drawing import corner, heading, panels, state

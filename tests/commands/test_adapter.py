@@ -103,6 +103,33 @@ def test_compare_says_it_in_words(here, capsys):
     assert list(found["matrices"][0]) == ["name", "cosine", "norm_ratio", "similarity_A", "similarity_B"]
 
 
+def test_resize_says_what_was_lost_and_writes_what_peft_reads(here, capsys):
+    """A line a matrix, all together, and the sizes; the numbers as JSON."""
+    peft_folder(here / "a", layers(25))
+    assert main(["adapter", "resize", "a", "--rank", "1", "--output", "b"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:-1])) <= 80 and "... and 10 more; --json has all" in out
+    assert "2 -> 1" in out and "of the energy" in out and "saved             b, " in out
+    assert sorted(path.name for path in (here / "b").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert main(["adapter", "resize", "a", "--energy", "0.9", "--output", "c", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["rank", "norm", "lost", "matrices"] and found["lost"] ** 2 <= 0.1 * found["norm"] ** 2
+    assert main(["adapter", "show", "c"]) == 0 and "rank 1 to 2" in capsys.readouterr().out
+
+
+def test_combine_says_what_it_added(here, capsys):
+    """Weights after the names, negative ones too; another form's adapter beside one of PEFT's."""
+    peft_folder(here / "a", layers(2))
+    peft_folder(here / "b:c", layers(2, r=1) | {"lm_head": draw(r=1)}, r=1)
+    kohya_file(here / "k.safetensors", {f"lora_te_{name.replace('.', '_')}": pair for name, pair in layers(1).items()})
+    assert main(["adapter", "combine", "a:0.7", "b:c:-0.3", "k.safetensors:1e-1", "--output", "d"]) == 0
+    out = capsys.readouterr().out
+    assert "2+1+2 -> 5" in out and " 1 -> 1" in out and "saved             d, " in out
+    assert main(["adapter", "combine", "a:0.7", "b:c:-0.3", "--rank", "2", "--output", "e", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rank"] == 2 and found["matrices"][0]["ranks"] == [2, 1] and found["lost"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -121,6 +148,32 @@ def test_compare_says_it_in_words(here, capsys):
         ("compare a wide", "a and wide are of different bases: model.layers.0.self_attn.q_proj is (6, 5) and (7, 5)"),
         ("compare a prompt", "prompt: a prompt_tuning adapter has no Delta W = s B A to compare"),
         ("compare a dora", "DoRA turns and stretches the rows of W"),
+        ("resize a --rank 1", "the following arguments are required: --output"),
+        ("resize a --output b", "give one of --rank and --energy: --rank 4, or --energy 0.99"),
+        ("resize a --rank 1 --energy 0.5 --output b", "give one of --rank and --energy"),
+        ("resize a --rank 0 --output b", "--rank: got '0', expected a whole number, 1 or more"),
+        ("resize a --rank 9 --output b", "has more than 2: nothing to cut"),
+        (
+            "resize a --energy 1.5 --output b",
+            "--energy: got '1.5', expected a share of the energy, above 0 and up to 1",
+        ),
+        ("resize a --energy nan --output b", "--energy: got 'nan', expected a share"),
+        ("resize a --rank 1 --output a", "the output 'a' is an input; choose another name"),
+        ("resize a --rank 1 --output ./a/", "the output 'a' is an input"),
+        ("resize a --rank 1 --output text.txt", "'text.txt' names a file, and a PEFT adapter is a folder"),
+        ("resize a --rank 1 --output text.txt/b", "cannot write to 'text.txt': it is a file"),
+        ("resize zero --rank 1 --output b", "zero: every Delta W is zero; nothing is written"),
+        ("resize prompt --rank 1 --output b", "a prompt_tuning adapter has no Delta W = s B A to resize"),
+        ("resize dora --rank 1 --output b", "give the checkpoint it was trained on: --base FOLDER"),
+        ("combine a --output b", "ADAPTER:WEIGHT: got 'a', expected an adapter and a weight, as in runs/docs.npz:0.7"),
+        ("combine a:x --output b", "got 'a:x', expected an adapter and a weight"),
+        ("combine a:inf --output b", "got 'a:inf', expected an adapter and a weight"),
+        ("combine a:1 a:2 --output b", "an adapter is named twice; add its weights"),
+        ("combine a:1 other:1 --output b", "a and other have no matrix in common"),
+        ("combine a:1 wide:1 --output b", "is (6, 5) and (7, 5): adapters of different bases"),
+        ("combine a:1 none:1 --output b", "there is no file or folder 'none'"),
+        ("combine a:1 zero:1 --output zero", "the output 'zero' is an input"),
+        ("comb a:1 --output b", "no command 'adapter comb'; did you mean 'combine'?"),
     ],
 )
 def test_a_mistake_is_one_line(here, capsys, words, said):

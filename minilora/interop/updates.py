@@ -1,0 +1,81 @@
+"""Updates from adapters' files: Delta W's factors, with the base where they need it; which matrices are the same."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..analysis import low_rank
+from ..analysis import rank as ranks
+from .adapter_files import read_adapter
+from .base_weights import Base, open_base
+from .pairs import AdapterFile, Pair
+
+LAYER = re.compile(r"^((?:.*[._])?(?:blocks?|layers?|attentions|resnets|h)[._]\d+)[._](.+)$")
+KOHYA = re.compile(r"^lora_(?:unet|te\d?|transformer)_")
+
+
+def layer_and_kind(name: str) -> tuple[str | None, str]:
+    """Of a module's name: "model.layers.3.self_attn.q_proj" -> ("model.layers.3", "self_attn.q_proj").
+
+    Numbers in a kind are its members': "mlp.experts.5.up_proj" is of the kind "mlp.experts.*.up_proj".
+    """
+    found = LAYER.match(name)
+    layer, kind = found.groups() if found else (None, name)
+    return layer, re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", kind)
+
+
+def opened(path: str | Path, base: str | Path | None, caller: str) -> tuple[AdapterFile, Base | None]:
+    """An adapter, and its base where one is given. Raises ValueError where they do not fit, or a base is needed."""
+    adapter = read_adapter(path)
+    if base is None:
+        if adapter.needs and caller != "show":
+            raise ValueError(f"{adapter.path}: {adapter.needs}; give the checkpoint it was trained on: --base FOLDER")
+        return adapter, None
+    found = open_base(base)
+    found.check(adapter)
+    return adapter, found
+
+
+def update_of(adapter: AdapterFile, pair: Pair, base: Base | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """B and A whose product is Delta W, and W where there is a base.   -> (d_out, r), (r, d_in), (d_out, d_in)"""
+    B, A = pair.factors()
+    if base is None:
+        return B, A, None
+    W = base.weight(pair, adapter)
+    if pair.magnitude is not None:  # DoRA: Delta W = c (W + s B A) - W with c = m / ||W + s B A||, row by row
+        V = W + B @ A
+        m = pair.finite(pair.magnitude, "the magnitude").astype(float).reshape(-1, 1)
+        u, s, vt = ranks.svd(m / np.linalg.norm(V, axis=1, keepdims=True) * V - W)
+        return u * s, vt, W
+    if adapter.needs:  # PiSSA: the update counts from W's first r directions, which the residual base lacks
+        u, s, vt = ranks.svd(W)
+        r = pair.rank
+        B, A = low_rank.total([(B, A), (-u[:, :r] * s[:r], vt[:r])])
+    return B, A, W
+
+
+def progress_over(pairs: Iterable[Any], words: str, progress: bool) -> Iterator[Any]:
+    """The same, with a bar on a terminal."""
+    from tqdm import tqdm  # here: only when there is a bar to show
+
+    return iter(tqdm(pairs, words, unit="matrix", disable=None if progress else True, leave=False, dynamic_ncols=True))
+
+
+def key_of(name: str) -> str:
+    """A module's name without what only a form of file adds: image tools write "lora_unet_a_b" for "a.b"."""
+    return KOHYA.sub("", name.replace(".", "_"))
+
+
+def in_common(one: AdapterFile, other: AdapterFile) -> list[tuple[Pair, Pair]]:
+    """The matrices that two adapters both change. Raises ValueError where there are none, or their shapes differ."""
+    theirs = {key_of(name): pair for name, pair in other.matrices.items()}
+    pairs = [(pair, theirs[key_of(name)]) for name, pair in one.matrices.items() if key_of(name) in theirs]
+    if not pairs:
+        first, second = (next(iter(adapter.matrices)) for adapter in (one, other))
+        raise ValueError(f"{one.path} and {other.path} have no matrix in common: one adapts {first}, one {second}")
+    if odd := [f"{a.name} is {a.shape} and {b.shape}" for a, b in pairs if a.shape != b.shape]:
+        raise ValueError(f"{one.path} and {other.path} are of different bases: {'; '.join(odd[:6])}")
+    return pairs
