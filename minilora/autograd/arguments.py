@@ -186,7 +186,8 @@ def as_array(value: Any) -> Array:
         raise TypeError("a np.matrix, whose * is a matrix product; take np.asarray(x) for NumPy's arrays, and @")
     array = new_array(value)
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"got data of dtype {array.dtype}, expected numbers: {reprlib.repr(value)}")
+        fix = "; x.astype('float32') holds the same numbers" if array.dtype.name == "bfloat16" else ""
+        raise TypeError(f"got data of dtype {array.dtype}, expected numbers{fix}: {reprlib.repr(value)}")
     return array
 
 

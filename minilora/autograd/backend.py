@@ -162,7 +162,7 @@ def at_least_float32(function: Callable) -> Callable:
         output, vjps = function(*(wide(a) if is_array(a) else a for a in (x, *rest)), **options)
         back = lambda vjp: vjp and (lambda g: vjp(wide(g)))
         vjps = back(vjps) if callable(vjps) else tuple(map(back, vjps))
-        return output if any(code in "fdFD" for code in codes) else output.astype("float16"), vjps
+        return output if any(code in "fdFD" for code in (x.dtype.char, *codes)) else output.astype("float16"), vjps
 
     return call
 
