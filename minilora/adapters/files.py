@@ -10,6 +10,7 @@ import numpy as np
 
 from ..autograd.backend import array_module, to_numpy
 from ..autograd.tensor import Tensor
+from ..nn.architectures import Architecture
 from ..nn.checks import shown
 from ..nn.classifier import with_classifier
 from ..nn.gpt import GPT
@@ -118,6 +119,8 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None) -> Path:
         header["labels"] = model.labels  # whose head is among the parameters
     if isinstance(model, GPT):
         header["config"] = asdict(model.config)  # the base's sizes, from which it can be counted
+    elif isinstance(architecture := getattr(model, "architecture", None), Architecture):
+        header["architecture"] = asdict(architecture)
     return save_arrays(path, {name: p.data for name, p in own.items()}, header)
 
 

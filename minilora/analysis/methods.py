@@ -24,7 +24,7 @@ class Options:
 
     rank, target_modules: LoRA and DoRA; modules_to_save: what they train in full beside. bottleneck: the width of
     adapters; adapter_norm: whether each brings a layer norm of its own. tokens: the length of a prompt or prefix.
-    blocks: how many blocks, from the last, are trained.
+    blocks: how many blocks, from the last, are trained. labels: of a head for labels, "classifier", 0 without one.
     """
 
     rank: int = 4
@@ -34,12 +34,14 @@ class Options:
     tokens: int = 20
     blocks: int = 2
     modules_to_save: Patterns = ()
+    labels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("target_modules", "modules_to_save"):
             object.__setattr__(self, name, patterns(getattr(self, name), f"count: {name}"))
         for name in ("rank", "bottleneck", "tokens", "blocks"):
             whole("count", name, getattr(self, name))
+        whole("count", "labels", self.labels, 0)
         if not isinstance(self.adapter_norm, bool):
             raise ValueError(f"count: adapter_norm = {reprlib.repr(self.adapter_norm)}, expected True or False")
         if not self.target_modules:
@@ -95,7 +97,10 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     if str(model).endswith(".npz") and (held := _held(model, architecture)) is not None:
         _agree(model, held, method, Options(**options))
         return held
-    chosen, base = Options(**options), parameters(architecture)
+    if held_labels := len(getattr(model, "labels", ())):
+        options = {"labels": held_labels, **options}
+    chosen = Options(**options)
+    base = _with_head(architecture, chosen.labels)
     added, trained = METHODS[method](architecture, base, chosen)
     planned = Plan(architecture, method, chosen, base, added, trained)
     if planned.virtual >= architecture.context:
@@ -117,13 +122,19 @@ def _held(path: Any, architecture: Architecture) -> Plan | None:
             if len(several := header.get("carried", {}).get("active", ())) > 1:
                 raise ValueError(f"{', '.join(several)} are in use together; save_adapter each, and count those files")
             shapes = {name: arrays[f"model.{name}"].shape for name in header["trainable"]}
-        methods, base = header["methods"] or [{"kind": "full", "config": {}}], parameters(architecture)
-        own = {field.name for field in fields(Options)}
-        options = Options(**{k: v for m in methods for k, v in m["config"].items() if k in own})
+        methods, labels = header["methods"] or [{"kind": "full", "config": {}}], len(header.get("labels", ()))
+        own, base = {field.name for field in fields(Options)}, _with_head(architecture, labels)
+        options = Options(**{k: v for m in methods for k, v in m["config"].items() if k in own}, labels=labels)
         added = {name: shape for name, shape in shapes.items() if name not in base}
         trained = {name: shape for name, shape in base.items() if name in shapes}
         bits = (8 if "int8" in held else 4) if held else None
         return Plan(architecture, " + ".join(m["kind"] for m in methods), options, base, added, trained, bits)
+
+
+def _with_head(architecture: Architecture, labels: int) -> Shapes:
+    """The base's parameters, and those of a head for labels."""
+    head: Shapes = {"classifier.weight": (labels, architecture.width), "classifier.bias": (labels,)}
+    return parameters(architecture) | (head if labels else {})
 
 
 def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:

@@ -32,7 +32,10 @@ class Theirs:
         self.tied = self.architecture.head == "tied"
         self.places: dict[str, list[tuple[str, Place]]] = {}
         self.kinds: dict[str, str] = {}
-        for path, place in module_names(self.architecture).items():
+        named = dict(module_names(self.architecture))
+        if getattr(model, "labels", ()):
+            named["classifier"] = Place("score" if self.architecture.causal else "classifier")
+        for path, place in named.items():
             name = place.module.removeprefix(self.prefix if bare else "")
             self.places.setdefault(name, []).append((path, place))
             module = model.get_module(path)
@@ -46,6 +49,10 @@ class Theirs:
         """Our modules that one of theirs is. Raises ValueError for one that the model does not have."""
         if module in self.places:
             return self.places[module]
+        if module in OUTPUTS:
+            raise ValueError(
+                f"it holds {module}, a head for labels: ml.add_classifier(model, labels) gives the model one"
+            )
         there = ", ".join([name for name, kind in self.kinds.items() if kind == "linear"][:2])
         raise ValueError(f"it holds {module}, and this model's modules are called {there} ...; {UNSURE}")
 
@@ -76,6 +83,10 @@ class Theirs:
         for module, parts in self.places.items():
             for last in ("weight", "bias"):
                 names = [f"{path}.{last}" for path, _ in parts]
-                if any(name in parameters for name in names):
+                if f"{module}.{last}" == "score.bias":  # the head of transformers' decoders has none
+                    if any(parameters[name].any() for name in names if name in parameters):
+                        fix = "format='minilora' keeps it"
+                        raise ValueError(f"save_adapter: classifier.bias: the score of a decoder there has none; {fix}")
+                elif any(name in parameters for name in names):
                     whole = np.concatenate([parameters[n] if n in parameters else base(n) for n in names])
                     yield f"{module}.{last}", whole.T if parts[0][1].transposed and whole.ndim == 2 else whole

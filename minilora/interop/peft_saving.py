@@ -54,11 +54,11 @@ def save(model: Any, folder: Path, name: str | None = None) -> Path:
 
 def _common(model: Any) -> dict[str, Any]:
     """What every adapter_config.json has."""
-    head = architecture_of(model).head
+    a = architecture_of(model)
     return {
-        "base_model_name_or_path": getattr(model, "source", None),
+        "base_model_name_or_path": None,  # which PEFT is given with the model; ours came from a file, a name or nowhere
         "inference_mode": True,
-        "task_type": {"tied": "CAUSAL_LM", "untied": "CAUSAL_LM"}.get(head),
+        "task_type": "SEQ_CLS" if getattr(model, "labels", ()) else "CAUSAL_LM" if a.causal else None,
         "revision": None,
     }
 

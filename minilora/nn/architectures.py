@@ -317,6 +317,9 @@ def from_file(path: str | Path) -> Architecture:
     with blaming(path):
         if (kind := header.get("kind")) not in ("model", "adapter", "checkpoint"):
             raise ValueError(f"it holds {reprlib.repr(kind)}, expected a model, an adapter or a checkpoint")
+        if isinstance(own := header.get("architecture"), dict):
+            fitting: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in own.items()}
+            return Architecture(**fitting)
         if not isinstance(config := header.get("config"), dict):
             raise ValueError("it does not say which model it belongs to (an older minilora wrote it); count that model")
         architecture = from_gpt_config(GPTConfig(**config), Path(path).stem)

@@ -61,6 +61,10 @@ def test_a_method_on_a_family(name, kind, tmp_path):
             {"target_modules": tuple(config.target_modules)} if "target_modules" in options else {}
         )
         assert count(model.architecture, config.kind, **options).trainable_parameters == model.count(trainable=True)
+    if kind == "rslora everywhere":
+        assert count(ml.save_adapter(model, tmp_path / "counted.npz")).trainable_parameters == model.count(
+            trainable=True
+        )
     # trained
     before = {path: p.data.copy() for path, p in adapter_parameters(model).items()}
     optimizer = ml.AdamW(model.named_parameters(), lr=0.01)
@@ -154,3 +158,21 @@ def test_virtual_tokens_and_padding(name):
             padded, alone = model(TOKENS, mask=mask).data, model(TOKENS[:1, real]).data
             np.testing.assert_allclose(padded[:1, real], alone, rtol=0, atol=1e-12)
             np.testing.assert_allclose(padded[1:], model(TOKENS[1:]).data, rtol=0, atol=1e-12)
+
+
+@every
+def test_a_head_for_labels_is_counted_and_comes_along(name, tmp_path):
+    model = ml.add_classifier(drawn(name), ("a", "b", "c"))
+    total = model.count()
+    ml.add_lora(model, ml.LoRAConfig(2, modules_to_save=("classifier",)))
+    numbers = count(model, rank=2, modules_to_save=("classifier",))
+    assert numbers.trainable_parameters == model.count(trainable=True)
+    assert numbers.total_parameters == total + model.count(trainable=True) - 3 * model.width - 3
+    for p in adapter_parameters(shake(model)).values():
+        p.data[...] *= p.shape != (3,)  # transformers' decoders have no bias there
+    outputs = model.scores(TOKENS).data
+    written = {form: ml.save_adapter(model, tmp_path / form, format=form) for form in ("minilora", "peft")}
+    assert count(written["minilora"].rename(tmp_path / "a.npz")).trainable_parameters == model.count(trainable=True)
+    for path in (tmp_path / "a.npz", written["peft"]):
+        other = ml.load_adapter(ml.add_classifier(drawn(name), ("a", "b", "c")), path)
+        np.testing.assert_allclose(other.scores(TOKENS).data, outputs, rtol=0, atol=1e-12)

@@ -1,5 +1,9 @@
 """PEFT's folders both ways, on tiny random models of every family: PEFT writes and we read, we write and PEFT reads."""
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,13 +50,16 @@ def peer_of(family, **sizes):
     return model
 
 
-def ours(peer):
+def ours(peer, dtype="float64"):
     """Our model with the same weights."""
     config = {key: value for key, value in peer.config.to_dict().items() if value is not None}
-    model = ml.Transformer(from_hugging_face(config)).astype("float64")
+    model = ml.Transformer(from_hugging_face(config)).astype(dtype)
     theirs, state = Theirs(model), {}
     for name, value in peer.state_dict().items():
-        state |= theirs.ours(name, value.numpy())
+        if not name.startswith("score"):
+            state |= theirs.ours(name, value.numpy())
+    if theirs.architecture.head == "untied":
+        state.setdefault("head.weight", model.head.weight.data)
     model.load_state_dict(state)
     return model
 
@@ -166,3 +173,63 @@ def test_a_tie_that_is_kept(family, how, tmp_path, relative_error):
 @pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig], ids=["prompt", "prefix"])
 def test_virtual_tokens(family, config, tmp_path, relative_error):
     check_both_ways(family, config(num_virtual_tokens=3, task_type="CAUSAL_LM"), tmp_path, relative_error, merges=False)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+def test_a_head_for_labels(family, tmp_path, relative_error):
+    config = transformers.AutoConfig.for_model(family, **{**FAMILIES[family][0], "num_labels": 3, "pad_token_id": 0})
+    torch.manual_seed(0)
+    make = lambda: transformers.AutoModelForSequenceClassification.from_config(config).double().eval()
+    base = make()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.normal_(0, 0.2)
+    model = ml.add_classifier(ours(base), ("a", "b", "c"))
+    peer = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=FAMILIES[family][1], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for p in peer.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape))
+    peer.double().eval().save_pretrained(tmp_path / "theirs")
+    ml.load_adapter(model, tmp_path / "theirs")
+    assert model.adapters["default"].configs[0].modules_to_save == ("classifier",)
+    with torch.no_grad():
+        expected = peer(torch.tensor(TOKENS)).logits
+    assert relative_error(model.scores(TOKENS).data[:, -1], expected) <= BAR
+    ml.save_adapter(model, tmp_path / "ours", format="peft")
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    model.classifier.bias.data[0] = 1
+    with pytest.raises(ValueError, match=r"classifier\.bias: the score of a decoder there has none"):
+        ml.save_adapter(model, tmp_path / "no", format="peft")
+    with pytest.raises(ValueError, match=r"score, a head for labels: ml\.add_classifier"):
+        ml.load_adapter(ours(make()), tmp_path / "theirs")
+
+
+@pytest.fixture
+def made_by_others():
+    """The folder of adapters that others trained."""
+    folder = Path(os.environ.get("MINILORA_DATA", "nowhere")) / "adapters"
+    if not folder.is_dir():
+        pytest.skip("MINILORA_DATA names no folder with adapters that others trained")
+    return folder
+
+
+@pytest.mark.slow
+def test_an_adapter_of_gpt2_that_others_trained(made_by_others, tmp_path, relative_error):
+    """On GPT-2's own shapes, but for a small vocabulary, drawn at random: loaded, written again, read by PEFT."""
+    config = transformers.AutoConfig.for_model("gpt2", **{**OLD, "n_embd": 768, "n_layer": 12, "n_head": 12})
+    base = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model, folder = ours(base, "float32"), made_by_others / "tigrinya-gpt2"
+    plain = logits(model)
+    ml.load_adapter(model, folder)
+    ml.save_adapter(model, tmp_path, format="peft")
+    one, two = (load_file(place / "adapter_model.safetensors") for place in (folder, tmp_path))
+    assert one.keys() == two.keys() and len(one) == 72
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (told["r"], told["lora_alpha"], told["fan_in_fan_out"]) == (8, 32, True)
+    assert sorted(told["target_modules"]) == ["attn.c_attn", "attn.c_proj", "mlp.c_proj"]
+    again = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    assert relative_error(logits(model), logits(again)) <= 1e-5
+    assert relative_error(plain, logits(again)) > 1e-3
