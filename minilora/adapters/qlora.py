@@ -105,6 +105,12 @@ class QuantizedEmbedding(Held, Embedding):
         """x W^T, where the table is the output head as well.   (..., C) -> (..., V)"""
         return product(x, self.quantized)
 
+    def cross_entropy(self, x: Tensor, targets: Any) -> Tensor:
+        """The loss of these logits, which are never all held.   (..., C), (...) -> ()"""
+        if type(self) is not QuantizedEmbedding:
+            return super().cross_entropy(x, targets)
+        return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0])
+
 
 def product(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, of a large W one part of its rows after the other.   (..., d_in) -> (..., d_out)"""
@@ -137,6 +143,12 @@ class QuantizedLinear(Held, Linear):
         if self.merged_weight is not None:
             return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
         return product(x, self.quantized, self.bias)
+
+    def cross_entropy(self, x: Tensor, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
+        """The loss of this layer as an output head, whose logits are never all held.   (..., d_in), (...) -> ()"""
+        if type(self) is not QuantizedLinear or self.bias is not None or self.merged_weight is not None:
+            return super().cross_entropy(x, targets, rng)
+        return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0])
 
     def lora_layer(self, config: LoRAConfig, rng: np.random.Generator) -> "QLoRALinear":
         """The layer that `add_lora` puts in this one's place. Raises ValueError for variants that need W in floats."""

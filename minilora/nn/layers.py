@@ -28,6 +28,12 @@ class Linear(Module):
         """x: (..., d_in) -> (..., d_out). `rng` is for the layers that take this one's place and drop out."""
         return ops.linear(x, self.weight, self.bias)
 
+    def cross_entropy(self, x: Tensor, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
+        """The loss of this layer as an output head, whose logits are never all held.   (..., d_in), (...) -> ()"""
+        if type(self) is Linear and self.bias is None:  # what takes its place adds to x W^T
+            return ops.linear_cross_entropy(x, self.weight, targets)
+        return ops.cross_entropy(self(x, rng), targets)
+
 
 class Embedding(Module):
     """y = W[tokens].   W: (V, C)"""
@@ -42,6 +48,12 @@ class Embedding(Module):
     def logits(self, x: Tensor) -> Tensor:
         """x W^T, where the table is the output head as well (Press & Wolf 2017).   (..., C) -> (..., V)"""
         return ops.linear(x, self.weight)
+
+    def cross_entropy(self, x: Tensor, targets: Any) -> Tensor:
+        """The loss of these logits, which are never all held.   (..., C), (...) -> ()"""
+        if type(self) is Embedding:
+            return ops.linear_cross_entropy(x, self.weight, targets)
+        return ops.cross_entropy(self.logits(x), targets)
 
 
 class LayerNorm(Module):

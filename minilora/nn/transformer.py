@@ -232,10 +232,13 @@ class Transformer(LanguageModel):
     def loss(self, tokens: Any, targets: Any, rng: Any = None, mask: Any = None) -> Tensor:
         """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()
 
-        A target of -100 does not count, nor that of a token which is padding.
+        A target of -100 does not count, nor that of a token which is padding. Where there are many logits, the head and
+        the loss take a stretch of the vocabulary at a time.
         """
         x, targets = self.last(tokens, rng, None, mask), as_tokens(targets, "Transformer.loss")
         if mask is not None:
             counts = as_mask("Transformer.loss", mask, targets.shape)
             targets = array_module(targets).where(counts, targets.astype(np.int64), IGNORED)
-        return ops.cross_entropy(self.classifier(x, rng) if self.labels else self.logits(x, rng), targets)
+        if self.labels:
+            return ops.cross_entropy(self.classifier(x, rng), targets)
+        return self.wte.cross_entropy(x, targets) if self.head is None else self.head.cross_entropy(x, targets, rng)

@@ -1,11 +1,14 @@
 """The transformer of every family, on its own: counts, caches, padding, derivatives. Beside peers: tests/peers."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.adapters.qlora import QuantizedEmbedding, QuantizedLinear
+from minilora.adapters.quantization import half
 from minilora.nn.architectures import MODELS, find, parameters, size
 from minilora.nn.language_model import Cache
 from minilora.nn.transformer import Transformer, frequencies
@@ -139,3 +142,27 @@ def test_llama_3s_frequencies():
     np.testing.assert_allclose(scaled[slow], plain[slow] / 32, rtol=1e-15)
     between = ~quick & ~slow
     assert between.any() and (plain[between] / 32 < scaled[between]).all() and (scaled[between] < plain[between]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", ["llama-2-7b", "gemma-2b"])
+def test_the_loss_of_a_large_vocabulary_never_holds_all_logits(name, held):
+    """As of the logits, by the table or a head of its own, in floats or held in 16 bits."""
+    v = 2**19
+    model, tokens = drawn(name, "float32", vocab_size=v, layers=1), TOKENS * 9999
+    if held and model.head is not None:
+        model.head = QuantizedLinear.of(half(model.head.weight.data, "float16"), None)
+    elif held:
+        model.wte = QuantizedEmbedding(half(model.wte.weight.data, "float16"))
+    ps = [p for path, p in model.named_parameters() if path not in ("wte.weight", "head.weight")]
+    expected = ml.ops.cross_entropy(model(tokens), tokens)
+    tracemalloc.start()
+    found = model.loss(tokens, tokens)
+    gradients = ml.grad(found, ps)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(found.item() - expected.item()) < 1e-5
+    for g, e in zip(gradients, ml.grad(expected, ps), strict=True):
+        np.testing.assert_allclose(g, e, rtol=0, atol=1e-5 * np.abs(e).max() + 1e-9)
+    assert peak < 3 * 4 * 2**21  # a stretch of logits, and what it is made with; all of them are 2^23
