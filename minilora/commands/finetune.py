@@ -18,6 +18,7 @@ from .options import (
     BACKEND,
     BATCH,
     CHECKPOINT,
+    CHECKPOINT_BLOCKS,
     CHECKPOINT_EVERY,
     FRACTION,
     MODEL,
@@ -87,6 +88,7 @@ TAKES = {  # which options a method takes, of those that only some take
            f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
     BATCH,
     ACCUMULATE,
+    CHECKPOINT_BLOCKS,
     SEED,
     option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)", **OUTPUT),
     CHECKPOINT,
@@ -167,6 +169,7 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
         accumulate=args.accumulate,
+        checkpoint_blocks=args.checkpoint_blocks,
     )
     run = ml.Run(model, corpus, settings)
     run.notes = {"model": args.model, "place": str(Path(args.model).absolute()), "quantize": args.quantize}

@@ -163,3 +163,7 @@ QUANTIZE = option(
 BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="N")
 ACCUMULATE = option("--accumulate", 1, "batches a step: an update from as many times the windows, in the memory of one",
                     type=whole(1), metavar="N")  # fmt: skip
+CHECKPOINT_BLOCKS = option(
+    "--checkpoint-blocks", False, "compute blocks again in the backward pass: less memory, more time, the same bits",
+    action="store_true",
+)  # fmt: skip

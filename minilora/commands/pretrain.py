@@ -26,6 +26,7 @@ from .options import (
     BACKEND,
     BATCH,
     CHECKPOINT,
+    CHECKPOINT_BLOCKS,
     CHECKPOINT_EVERY,
     FRACTION,
     RATE,
@@ -47,6 +48,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample
     option("--weight-decay", 0.1, "AdamW's", type=number(0, 1e6, "0 or more"), metavar="X"),
     BATCH,
     ACCUMULATE,
+    CHECKPOINT_BLOCKS,
     option("--layers", 4, "blocks", type=whole(1), metavar="N"),
     option("--heads", 4, "attention heads a block", type=whole(1), metavar="N"),
     option("--width", 128, "n_embd", type=whole(1), metavar="N"),
@@ -113,6 +115,7 @@ def new_pretraining(args: argparse.Namespace) -> ml.Run:
         steps=args.steps, batch_size=args.batch, lr=args.lr, warmup=args.steps // 20, seed=args.seed,
         weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
         checkpoint_every=args.checkpoint_every, accumulate=args.accumulate,
+        checkpoint_blocks=args.checkpoint_blocks,
     )  # fmt: skip
     return ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
 

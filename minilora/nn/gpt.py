@@ -165,7 +165,7 @@ class GPT(LanguageModel):
         x = x + self.wpe.weight[past : past + x.shape[1]]  # (B, T, C)
         x = _drop(x, self.config.dropout, rng)
         for i, block in enumerate(self.blocks):
-            x = block(x, rng, cache, i)
+            x = self.through(block, x, rng, cache, i)
         return x
 
     def _reader(self, cache: Cache) -> Any:

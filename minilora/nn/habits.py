@@ -57,6 +57,7 @@ MODULE: dict[str, str] = {  # a name that a module lacks -> what to write
     "register_module": "module.name = other", "register_buffer": "module.name = array, and name it in buffers()",
     "register_forward_hook": "model.set_module(name, a module that looks on)",
     "save_pretrained": _WRITE, "from_pretrained": _READ, "save": _OWN, "load": _OWN,
+    "gradient_checkpointing_enable": "model.recompute_blocks = True",
     "merge_and_unload": "ml.merge_lora(model), then ml.remove_lora(model)", "unload": "ml.remove_lora(model)",
     "merge_adapter": "ml.merge_lora(model)", "unmerge_adapter": "ml.unmerge_lora(model)",
     "disable_adapter": "with ml.lora_disabled(model):", "set_adapter": "ml.set_adapter(model, name)",
@@ -78,7 +79,7 @@ SETTING: dict[str, str] = {  # a setting's name elsewhere -> its name here
     "learning_rate": "lr", "max_steps": "steps", "num_train_epochs": "steps", "epochs": "steps",
     "per_device_train_batch_size": "batch_size", "warmup_steps": "warmup", "max_grad_norm": "max_norm",
     "eval_steps": "evaluate_every", "save_steps": "checkpoint_every", "loraplus_lr_ratio": "lr_ratio",
-    "gradient_accumulation_steps": "accumulate",
+    "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpoint_blocks",
 }  # fmt: skip
 
 

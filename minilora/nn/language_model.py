@@ -11,6 +11,7 @@ import numpy as np
 
 from ..autograd import ops
 from ..autograd.backend import Array, array_module, to_numpy
+from ..autograd.checkpoint import recompute
 from ..autograd.fused import check_tokens
 from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
@@ -55,7 +56,8 @@ class LanguageModel(Module):
 
     vocab_size: V. width: C. places: how many positions there are. cached_heads: (K, D), the heads of keys and values
     that the cache gets in each block. tokenizer: what makes tokens of a text, where there is one. classifier, labels: a
-    head for labels, where there is one (`classifier.py`).
+    head for labels, where there is one (`classifier.py`). recompute_blocks: whether training keeps of each block only
+    what goes into it, and computes the rest again in the backward pass: the same bits in less memory and more time.
     """
 
     front: Any  # virtual tokens before every text, a trained prompt or prefix (adapters/prompt.py), or None
@@ -69,6 +71,7 @@ class LanguageModel(Module):
         self.tokenizer: Any = CHARACTERS if vocab_size == CHARACTERS.vocab_size else None
         self.classifier: Any = None
         self.labels: tuple[str, ...] = ()
+        self.recompute_blocks = False
 
     @property
     def context(self) -> int:
@@ -105,6 +108,12 @@ class LanguageModel(Module):
     def embed(self, tokens: Any) -> Tensor:
         """What the first block gets of each token, but for its position.   (...) integers -> (..., C)"""
         return self.wte(tokens)
+
+    def through(self, block: Any, x: Tensor, rng: Any, cache: Cache | None, *where: Any) -> Tensor:
+        """One block of many.   x: (B, T, C) -> (B, T, C)"""
+        if self.recompute_blocks and cache is None:  # a cache would be filled twice
+            return recompute(block, x, rng, cache, *where)
+        return block(x, rng, cache, *where)
 
     def last(self, tokens: Any, rng: Any = None, cache: Any = None) -> Tensor:
         """What a head reads: the hidden states after the last norm.   (B, T) integers -> (B, T, C)"""

@@ -222,7 +222,7 @@ class Transformer(LanguageModel):
         if self.wpe is not None:
             x = x + self.wpe(place.positions)
         for i, block in enumerate(self.blocks):
-            x = block(x, rng, cache, i, place)
+            x = self.through(block, x, rng, cache, i, place)
         return x
 
     def logits(self, x: Tensor, rng: Any = None) -> Tensor:

@@ -42,6 +42,13 @@ def integer(what: str, value: Any, least: int) -> int:
     return value
 
 
+def truth(what: str, value: Any) -> bool:
+    """True or False, as Python's own. Raises TypeError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{what} = {described(value)}, expected True or False")
+    return bool(value)
+
+
 def two_betas(what: str, value: Any) -> tuple[float, float]:
     """Adam's two rates of forgetting. Raises TypeError or ValueError, as `number` does."""
     if not isinstance(value, tuple | list) or len(value) != 2:

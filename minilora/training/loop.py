@@ -260,6 +260,8 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     s, corpus = run.settings, run.corpus.require(length_of("train", run.model, run.corpus, run.settings.window))
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
     run.interrupted, run.saved = False, None
+    if s.checkpoint_blocks:
+        run.compute_again()
     if checkpoint is not None:
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     with bar, stop_at_signals() as interrupt:

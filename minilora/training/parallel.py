@@ -206,6 +206,12 @@ class RowsOf(np.random.Generator):
         self.seed, self.start, self.rows = seed, start, rows
         self.words = np.random.PCG64(seed)  # of 64 bits, for the whole batch
 
+    def __deepcopy__(self, memo: dict) -> "RowsOf":
+        """Another that draws the same from here on: a Generator's own copy would be none of rows."""
+        other = RowsOf(self.seed, self.start, self.rows)
+        other.words.state, other.bit_generator.state = self.words.state, self.bit_generator.state
+        return other
+
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
         """Uniform numbers in [0, 1): the piece's rows of the batch's."""
         shape = np.atleast_1d(size).tolist() if size is not None else []

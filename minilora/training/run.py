@@ -8,7 +8,7 @@ import numpy as np
 
 from ..adapters.lora_plus import lora_plus
 from ..nn.habits import names_its_settings
-from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, two_betas
+from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, truth, two_betas
 from .corpus import as_corpus
 from .optim import AdamW
 
@@ -41,6 +41,7 @@ RULES: dict[str, Callable] = {  # what each setting may be
     "lr_ratio": _real(POSITIVE),
     "pieces": _or_none(_whole(1)),
     "accumulate": _whole(1),
+    "checkpoint_blocks": truth,
     "window": _or_none(_whole(1)),
 }
 
@@ -54,8 +55,10 @@ class Settings:
     evaluation_windows windows (None: all). seed: of batches and dropout. lr_ratio: B's learning rate over A's (LoRA+);
     1 is one rate for all. pieces: how many a batch is split into, for the same bits on any number of cores (None: one
     for each core; `parallel.py` says what is promised). accumulate: how many batches, one after the other, a step's
-    gradient is the mean of: a step of as many times the rows in the memory of one batch. window: tokens of a text at a
-    time (None: model.window). Raises TypeError or ValueError for what makes no sense, now and when one is changed.
+    gradient is the mean of: a step of as many times the rows in the memory of one batch. checkpoint_blocks:
+    whether a block's activations are computed again in the backward pass, and not kept (`model.recompute_blocks`).
+    window: tokens of a text at a time (None: model.window). Raises TypeError or ValueError for what makes no sense, now
+    and when one is changed.
     """
 
     steps: int = 200
@@ -73,6 +76,7 @@ class Settings:
     lr_ratio: float = 1.0
     pieces: int | None = None
     accumulate: int = 1
+    checkpoint_blocks: bool = False
     window: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,6 +114,8 @@ class Run:
             raise TypeError(f"Run: settings is {described(s)}, expected ml.Settings(steps=200)")
         if not hasattr(self.model, "named_parameters") or isinstance(self.model, type):
             raise TypeError(f"Run: model is {described(self.model)}, expected one such as ml.load_model('base')")
+        if s.checkpoint_blocks:
+            self.compute_again()
         if broken := self.model.first_not_finite():
             raise ValueError(f"Run: {broken}, which training would spread")
         self.corpus = as_corpus("Run", self.corpus, getattr(self.model, "tokenizer", None))
@@ -117,6 +123,13 @@ class Run:
         parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
         self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
         self.rng = np.random.default_rng(s.seed)
+
+    def compute_again(self) -> None:
+        """Let the model's blocks be computed again in the backward pass. Raises ValueError where they cannot be."""
+        if not hasattr(self.model, "recompute_blocks") or getattr(self.model, "front", None) is not None:
+            why = "virtual tokens are cached" if hasattr(self.model, "recompute_blocks") else "the model has none"
+            raise ValueError(f"Run: checkpoint_blocks = True, but the blocks cannot be computed again: {why}")
+        self.model.recompute_blocks = True
 
     @property
     def step(self) -> int:

@@ -111,6 +111,15 @@ def test_labels_from_a_file(base, capsys):
     assert "--task: got 'sing'; there are" in the_error(capsys, "finetune", "--task", "sing")
 
 
+def test_blocks_computed_again(base, capsys):
+    for name, more in (("a.npz", []), ("b.npz", ["--checkpoint-blocks"])):
+        assert finetune(*more, "--lora-dropout", "0.1", "--output", name) == 0
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+    prefix = ["--method", "prefix", "--virtual", "3", "--model", "base.npz", "--corpus", "text.txt"]
+    line = the_error(capsys, "finetune", *prefix, "--checkpoint-blocks")
+    assert "checkpoint_blocks = True, but the blocks cannot be computed again: virtual tokens are cached" in line
+
+
 OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
 OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
 

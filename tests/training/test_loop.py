@@ -5,6 +5,7 @@ import math
 import re
 import signal
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
+from minilora.nn.architectures import find
 from minilora.nn.layers import Embedding
 from minilora.nn.module import Module
 from minilora.training import loop, parallel
@@ -355,6 +357,57 @@ def test_parts_take_the_memory_of_one(make_model):
 
     peak(1)
     assert peak(8) < 1.2 * peak(1, 4) < 0.4 * peak(1)
+
+
+# Blocks computed again in the backward pass
+
+
+def a_transformer(dtype, rng=0):
+    a = replace(find("llama-2-7b"), vocab_size=96, width=16, layers=3, heads=2, kv_heads=1, head_dim=8, mlp_width=24)
+    return ml.Transformer(a, rng).astype(dtype)
+
+
+@pytest.mark.parametrize("place", [*(p for p in PLACES if p not in ("prompt", "prefix")), "a transformer"])
+def test_blocks_computed_again_give_the_same_bits(make_model, place):
+    """Each row's dropout as well, of the model and of adapters, in every piece."""
+    results = []
+    for again in (False, True):
+        if place == "a transformer":
+            model = ml.add_lora(a_transformer("float32"), ml.LoRAConfig(rank=2, dropout=0.1, init="gaussian"), rng=1)
+        else:
+            model = with_dropout(make_model, place)
+        model.recompute_blocks = again
+        rng, parameters = np.random.default_rng(3), model.parameters(trainable=True)
+        loss, gradients = loss_and_gradients(model, parameters, *batch(5), rng, pieces=2)
+        results.append((loss, [g.tobytes() for g in gradients]))
+    assert results[0] == results[1]
+
+
+def test_blocks_computed_again_are_not_kept():
+    tokens, targets = batch(4, 64)
+    peaks = []
+    for again in (False, True):
+        model = ml.add_lora(ml.GPT(ml.GPTConfig(96, 64, 8, 2, 32)), LORA)
+        model.recompute_blocks = again
+        call = (model, model.parameters(trainable=True), tokens, targets, None, 1)
+        loss_and_gradients(*call)
+        tracemalloc.start()
+        loss_and_gradients(*call)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_run_may_compute_its_blocks_again(make_model, corpus):
+    make = lambda: make_model(dropout=0.1, lora=LORA)
+    runs = [ml.train(run_of(make(), corpus, checkpoint_blocks=again), progress=False) for again in (False, True)]
+    assert runs[1].model.recompute_blocks and not runs[0].model.recompute_blocks
+    assert bits(runs[0]) == bits(runs[1])
+    for model in (Bag(), ml.add_adapter(make_model(), ml.PrefixConfig(tokens=3))):
+        with pytest.raises(
+            ValueError, match=r"^Run: checkpoint_blocks = True, but the blocks cannot be computed again: "
+        ):
+            run_of(model, corpus, checkpoint_blocks=True)
 
 
 # What the loss does not reach
