@@ -83,7 +83,7 @@ class Prefix(VirtualTokens):
     def __init__(self, config: PrefixConfig, model: Any, rng: np.random.Generator):
         self.config: PrefixConfig = config
         self.n_head, d = model.cached_heads
-        layers, c, dtype = len(model.blocks), self.n_head * d, model.wte.weight.dtype
+        layers, c, dtype = len(model.blocks), self.n_head * d, model.ln_f.weight.dtype
         self.shape = layers, config.tokens, c  # (L, P, C), C the width of all heads of keys
         if config.hidden is not None:
             self.embedding = parameter(rng.standard_normal((config.tokens, c)), dtype)  # (P, C)

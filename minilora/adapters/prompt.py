@@ -113,7 +113,7 @@ class Prompt(VirtualTokens):
 
     def __init__(self, config: PromptConfig, model: Any, rng: np.random.Generator):
         self.config = config
-        dtype = model.wte.weight.dtype
+        dtype = model.ln_f.weight.dtype  # a table may be held in few bits
         if config.init == "random":
             self.prompt = parameter(rng.uniform(-0.5, 0.5, (config.tokens, model.width)), dtype)  # (P, C)
         else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.adapters.state import adapter_parameters
 from minilora.interop.peft_modules import Theirs
 from minilora.nn.architectures import from_hugging_face
 
@@ -173,6 +174,70 @@ def test_a_tie_that_is_kept(family, how, tmp_path, relative_error):
 @pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig], ids=["prompt", "prefix"])
 def test_virtual_tokens(family, config, tmp_path, relative_error):
     check_both_ways(family, config(num_virtual_tokens=3, task_type="CAUSAL_LM"), tmp_path, relative_error, merges=False)
+
+
+OWN = {  # adapters as ours are made, their parts trained apart
+    "blocks of a larger rank": ml.LoRAConfig(2, 3, target_modules="*"),
+    "part of a fused matrix": ml.LoRAConfig(2, 3, target_modules=("q_proj", "v_proj", "up_proj"), rank_stabilized=True),
+    "ranks and alphas": ml.LoRAConfig(
+        2, 3, ("q_proj", "k_proj", "down_proj"), rank_pattern={"q_proj": 1}, alpha_pattern={"blocks.1.*": 5}
+    ),
+    "dora": ml.DoRAConfig(2, 3, target_modules=("k_proj", "o_proj")),
+    "pissa": ml.LoRAConfig(2, 3, target_modules=("q_proj", "o_proj"), init="pissa"),
+    "pissa and rsLoRA": ml.LoRAConfig(2, 3, target_modules=("o_proj",), init="pissa", rank_stabilized=True),
+    "the table in full": ml.LoRAConfig(2, 3, ("o_proj",), modules_to_save=("wte", "ln_f", "blocks.0.mlp")),
+    "the table": ml.LoRAConfig(2, 3, target_modules=("wte", "o_proj")),
+    "the table and the head": ml.LoRAConfig(2, 3, target_modules=("wte", "o_proj"), ensure_weight_tying=True),
+    "prefix": ml.PrefixConfig(3, hidden=4),
+    "prompt": ml.PromptConfig(3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gemma"])
+@pytest.mark.parametrize("kind", OWN)
+def test_ours_are_read_by_peft(family, kind, tmp_path, relative_error):
+    model, rng = ml.add_adapter(ours(peer_of(family)), OWN[kind]), np.random.default_rng(3)
+    plain = logits(model)
+    for p in adapter_parameters(model).values():
+        if p.requires_grad:
+            p.data += rng.normal(0, 0.2, p.shape)
+            p.changed()
+    ml.save_adapter(model, tmp_path, format="peft")
+    peer = peft.PeftModel.from_pretrained(peer_of(family), tmp_path).double().eval()
+    expected = logits(peer)
+    assert relative_error(logits(model), expected) <= BAR
+    assert relative_error(plain, expected) > 1e-3
+    ml.load_adapter(again := ours(peer_of(family)), tmp_path)
+    assert relative_error(logits(again), expected) <= BAR
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissa_that_peft_converted(rslora, tmp_path, relative_error):
+    base = peer_of("llama").float()
+    model = ours(base)
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=LLAMA, init_lora_weights="pissa", use_rslora=rslora)
+    peer = peft.get_peft_model(base, config).eval()
+    peer.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        for p in peer.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape))
+    expected = logits(peer)
+    peer.save_pretrained(tmp_path / "plain")
+    peer.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    with pytest.raises(ValueError, match=r"init_lora_weights = 'pissa'.*path_initial_model_for_weight_conversion"):
+        ml.load_adapter(model, tmp_path / "plain")
+    ml.load_adapter(model, tmp_path / "converted")
+    assert model.adapters["default"].configs[0].rank == 8
+    assert relative_error(logits(model), expected) <= 1e-5
+
+
+def test_a_gpt_takes_them_as_well(tmp_path, relative_error):
+    config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], modules_to_save=["wpe"])
+    peer = adapted("gpt2", config, tmp_path)
+    model, sizes = ml.GPT(ml.GPTConfig(31, 32, 2, 4, 16)).astype("float64"), ours(peer_of("gpt2"))
+    model.load_state_dict(sizes.state_dict())
+    assert relative_error(logits(ml.load_adapter(model, tmp_path)), logits(peer)) <= 1e-12
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
