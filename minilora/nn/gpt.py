@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..autograd import ops
-from ..autograd.backend import array_module
 from ..autograd.fused import dropout_mask
 from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor
 from .checks import generator
-from .decode import Decoder
+from .decode import Decoder, decodes
 from .habits import names_its_settings
 from .language_model import Cache, LanguageModel, sample
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
@@ -170,10 +169,6 @@ class GPT(LanguageModel):
 
     def _reader(self, cache: Cache) -> Any:
         """A Decoder where layers are plain or merged."""
-        plain = (GPT, Block, Attention, MLP, LayerNorm, Linear, Embedding)
-        layers = [m for name, m in self.named_modules() if not name.startswith("front")]
-        simple = all(type(m) in plain or getattr(m, "unmerged", None) for m in layers)  # merged: W is in m.weight
-        kinds = {p.dtype for p in self.parameters()}
-        if simple and len(kinds) == 1 and kinds.pop().itemsize >= 4 and array_module(self.wte.weight.data) is np:
+        if decodes(self, (GPT, Block, Attention, MLP, LayerNorm, Linear, Embedding)):
             return Decoder(self, cache)
         return super()._reader(cache)

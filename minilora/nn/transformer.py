@@ -26,6 +26,7 @@ from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor
 from .architectures import Architecture, find
 from .checks import generator
+from .decode import Decoder, decodes
 from .language_model import Cache, LanguageModel, as_mask, as_tokens
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear, RMSNorm
 from .module import Module
@@ -207,6 +208,14 @@ class Transformer(LanguageModel):
     def next_logits(self, tokens: Array, cache: Cache, mask: Array | None = None) -> Array:
         """The logits of the token after a text, which is cached: the head reads its end alone.   (B, T) -> (B, V)"""
         return self.logits(self.last(tokens, None, cache, mask)[:, -1]).data
+
+    def _reader(self, cache: Cache) -> Any:
+        """A Decoder where layers are plain or merged."""
+        if not decodes(self, (Transformer, Block, Attention, MLP, LayerNorm, RMSNorm, Linear, Embedding)):
+            return super()._reader(cache)
+        a = self.architecture
+        turned = {False: frequencies(a, a.rope_base, a.rope_scaling)} if a.rope_base else {}
+        return Decoder(self, cache, turned | ({True: frequencies(a, a.rope_local_base)} if a.rope_local_base else {}))
 
     def embed(self, tokens: Any) -> Tensor:
         """Rows of the embedding table, in Gemma times sqrt(C) (Vaswani et al. 2017, section 3.4).   -> (B, T, C)"""

@@ -1,4 +1,4 @@
-"""Prompts of several lengths in one batch: each goes on as it does alone."""
+"""Every family writes token by token as it reads at once, and prompts of several lengths go on as each does alone."""
 
 from dataclasses import replace
 
@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.autograd.tensor import no_grad
+from minilora.nn import decode
 from minilora.nn.architectures import MODELS
+from minilora.nn.language_model import Cache
 from minilora.nn.transformer import Transformer
 
 FAMILIES = ["gpt2", "llama-3.2-1b", "mistral-7b", "phi-3-mini", "qwen2-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-3-1b"]
@@ -25,6 +28,60 @@ def drawn(name, dtype="float64"):
     for p in model.parameters():
         p.data = rng.normal(0, 0.7, p.shape).astype(dtype)
     return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("small", [0, 10**6])
+@pytest.mark.parametrize("mask", [None, MASK[:, 2:]])
+def test_the_decoder_has_the_model_s_logits_at_each_position(name, small, mask, monkeypatch):
+    """Whether q, k and v are one product or three; with room for one position more at first."""
+    monkeypatch.setattr(decode, "SMALL", small)
+    monkeypatch.setattr(decode, "ROOM", 1)
+    model, cache, rng = drawn(name), Cache(), np.random.default_rng(3)
+    more = rng.integers(13, size=(3, 7))
+    with no_grad():
+        model(TOKENS[:, 2:], cache=cache, mask=mask)
+        decoder = model._reader(cache)
+        assert isinstance(decoder, decode.Decoder) and (decoder.blocks[0].weight is None) == (small == 0)
+        rest = None if mask is None else np.concatenate([mask, np.ones((3, 7), int)], axis=1)
+        whole = model(np.concatenate([TOKENS[:, 2:], more], axis=1), mask=rest).data[:, 5:]  # (B, T, V)
+    for t in range(7):
+        np.testing.assert_allclose(decoder(more[:, t]), whole[:, t], rtol=1e-11, atol=1e-11)
+    with pytest.raises(ValueError, match=r"^Decoder: the context = 12 is full$"):
+        decoder(more[:, 0])
+
+
+def test_layers_with_something_on_them_are_read_by_the_model_itself():
+    model = ml.add_lora(drawn("smollm2-135m"), ml.LoRAConfig(rank=2, target_modules="*"))
+    for p in model.parameters(trainable=True):
+        p.data = p.data + 0.5
+    cache = Cache()
+    with no_grad():
+        model(TOKENS, cache=cache, mask=MASK)
+    assert not isinstance(model._reader(cache), decode.Decoder)
+    texts = [model.generate(TOKENS, 5, temperature=0, mask=MASK)]
+    ml.merge_lora(model)
+    assert isinstance(model._reader(cache), decode.Decoder)
+    texts.append(model.generate(TOKENS, 5, temperature=0, mask=MASK))
+    np.testing.assert_array_equal(*texts)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "gemma-3-1b"])
+@pytest.mark.parametrize("where", ["wte", "blocks.1.ln_1", "blocks.0.mlp.up_proj", "ln_f"])
+@pytest.mark.parametrize("scale", [1e-30, 1e12, 1e25])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_of_any_size_go_the_same_way(name, where, scale):
+    """float32, whose squares overflow: logits finite in one path are finite in the other, and then the same."""
+    model, cache = drawn(name, "float32"), Cache()
+    p = model.get_module(where).weight
+    p.data = p.data * np.float32(scale)
+    with no_grad():
+        model(TOKENS, cache=cache)
+        logits, other = model._reader(cache)(TOKENS[:, 0]), model(TOKENS[:, :1], cache=cache).data[:, 0]
+    np.testing.assert_array_equal(np.isfinite(logits), np.isfinite(other))
+    finite = np.isfinite(logits)
+    size = np.abs(logits[finite]).max(initial=1e-30)
+    np.testing.assert_allclose(logits[finite] / size, other[finite] / size, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
