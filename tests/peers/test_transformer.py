@@ -204,3 +204,18 @@ def test_padding_changes_nothing_and_is_transformers(family, side, dtype):
     for name, g in zip(names, ml.grad(found, ours.parameters()), strict=True):
         p, part = places[name]
         close(g, part(p.grad), dtype, name)
+
+
+@each_family
+def test_generation_is_transformers(family):
+    """The likeliest tokens, from prompts of two lengths, padded on the left: with its cache and with ours."""
+    with in_double():
+        theirs, ours, _ = both(family, 4, "float64")
+        tokens, mask = text(4, 7), np.ones((2, 7), int)
+        mask[0, :3] = 0
+        out = theirs.generate(
+            torch.tensor(tokens), attention_mask=torch.tensor(mask), max_new_tokens=12, do_sample=False,
+            pad_token_id=0, eos_token_id=None,
+        ).numpy()  # fmt: skip
+    np.testing.assert_array_equal(ours.generate(tokens, 12, temperature=0, mask=mask), out)
+    np.testing.assert_array_equal(ours.generate(tokens[0, 3:], 12, temperature=0), out[0, 3:])
