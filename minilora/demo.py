@@ -86,9 +86,11 @@ def meet_the_base_model(story: Story) -> None:
     continue_names(base, story.seed)
 
 
-def sample(model: ml.GPT, prompt: str, count: int, seed: int) -> str:
+def sample(model: Any, prompt: str, count: int, seed: int) -> str:
     """A prompt and what the model writes after it."""
-    return ml.decode(model.generate(ml.encode("\n" + prompt), count, temperature=0.7, rng=seed)).strip("\n")
+    tokenizer = model.tokenizer
+    text = model.generate(tokenizer.encode("\n" + prompt), count, temperature=0.7, rng=seed, stop=tokenizer.eos)
+    return tokenizer.decode(text, skip_special=True).strip("\n")
 
 
 def quoted(text: str, most: int) -> str:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 from ..nn.storage import load_arrays
 from .options import command, names_in, option, refuse_ignored, refuse_other_methods, whole
@@ -18,8 +20,8 @@ TAKES = {  # which options a method takes, of those that only some take
 
 
 @command(
-    option("model", "base", "a model's name, such as gpt3-175b, a Hugging Face config.json, or a file of minilora's",
-           nargs="?"),
+    option("model", "base", "a model's name, such as gpt3-175b, a Hugging Face folder or config.json, a .gguf file, or "
+           "a file of minilora's", nargs="?"),
     option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
            metavar="NAME"),
     option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),
@@ -55,7 +57,7 @@ def count(args: argparse.Namespace) -> int:
         refuse_ignored(args, dict.fromkeys(rest), f"cannot be given with {args.model}, which says what it trained")
     elif args.method in counting.METHODS:
         refuse_other_methods(args, args.method, TAKES)
-    method = {} if args.compare else {"method": args.method}
+    method, model = {} if args.compare else {"method": args.method}, described(args.model)
     elsewhere = ("command", "given", "traceback", "model", "method", "targets", "compare", "paper", "json")
     options = {name: value for name, value in vars(args).items() if name not in elsewhere}
     options["target_modules"] = args.targets
@@ -63,9 +65,17 @@ def count(args: argparse.Namespace) -> int:
         rows = {"rows": counting.paper_rows(), "savings": counting.savings()}
         print(json.dumps(rows) if args.json else counting.paper_table())
     elif args.json:
-        print(
-            json.dumps((counting.compare_records if args.compare else counting.count)(args.model, **method, **options))
-        )
+        print(json.dumps((counting.compare_records if args.compare else counting.count)(model, **method, **options)))
     else:
-        print((counting.compare if args.compare else counting.table)(args.model, **method, **options))
+        print((counting.compare if args.compare else counting.table)(model, **method, **options))
     return 0
+
+
+def described(name: str) -> Any:
+    """What says the sizes of a model: its name, a file, or the architecture in a .gguf file."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        from ..interop.gguf_file import open_gguf
+
+        return open_gguf(path).architecture
+    return str(path / "config.json") if path.is_dir() else name

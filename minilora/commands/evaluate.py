@@ -5,8 +5,8 @@ import sys
 import warnings
 
 from ..training.classify import Share
-from .models import load_adapted, load_model
-from .options import BACKEND, MODEL, QUANTIZE, TASKS, command, one_of, option, whole
+from .models import load_adapted, load_model, with_tokenizer
+from .options import BACKEND, DTYPE, MODEL, QUANTIZE, TASKS, command, dtype_of, one_of, option, whole
 
 
 @command(
@@ -15,6 +15,7 @@ from .options import BACKEND, MODEL, QUANTIZE, TASKS, command, one_of, option, w
     MODEL,
     option("--adapter", None, "an adapter file from finetune, to put on the model", metavar="FILE"),
     QUANTIZE,
+    DTYPE,
     option("--questions", 100, "held-out questions to ask", type=whole(1), metavar="N"),
     option("--examples", 3, "how many right and wrong answers to show", type=whole(0), metavar="N"),
     option("--seed", 0, "of the questions", type=whole(0), metavar="N"),
@@ -31,8 +32,9 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from ..training.tasks import answers, asked, task_named
 
-    adapted = args.adapter is not None
-    model = load_adapted(args.model, args.quantize, args.adapter) if adapted else load_model(args.model, args.quantize)
+    kind, dtype, adapter = args.quantize, dtype_of(args), args.adapter
+    model = load_adapted(args.model, kind, adapter, dtype) if adapter else load_model(args.model, kind, dtype)
+    with_tokenizer(model, args.model)
     questions = task_named(args.task)(args.questions, args.seed, held_out=True)
     longest = max(len(asked(question, model.tokenizer)) for question in questions)
     if longest > model.context:

@@ -12,14 +12,15 @@ from ..adapters.state import active_adapter
 from ..demo import LEARNING_RATE
 from ..nn.storage import BASE
 from ..training.corpus import BUILT_IN
-from .models import load_model
+from ..training.examples import Examples
+from .models import base_name, is_pretrained, load_model, with_tokenizer
 from .options import (
     ACCUMULATE,
     BACKEND,
-    BATCH,
     CHECKPOINT,
     CHECKPOINT_BLOCKS,
     CHECKPOINT_EVERY,
+    DTYPE,
     FRACTION,
     MODEL,
     QUANTIZE,
@@ -30,13 +31,14 @@ from .options import (
     command,
     convert,
     destination,
+    dtype_of,
     names_in,
     one_of,
     option,
     refuse_other_methods,
     whole,
 )
-from .outputs import output_file, same
+from .outputs import output_file, output_folder, output_place
 from .runs import (
     describe_run,
     finish,
@@ -51,8 +53,10 @@ from .runs import (
 )
 
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
+OTHERS_RATES, OTHERS_RATE = {"full": 1e-5, "last-blocks": 1e-5, "prompt": 0.01, "prefix": 0.01}, 5e-4
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
 OUTPUT: dict[str, Any] = {"type": output_file, "metavar": "FILE"}
+FOLDER: dict[str, Any] = {"type": output_folder, "metavar": "FOLDER"}
 TAKES = {  # which options a method takes, of those that only some take
     "lora": LOW_RANK,
     "dora": LOW_RANK,
@@ -83,14 +87,21 @@ TAKES = {  # which options a method takes, of those that only some take
     option("--virtual", 16, "virtual tokens of prompt and prefix", type=whole(1), metavar="N"),
     option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
     QUANTIZE,
+    DTYPE,
     option("--steps", 200, "training steps", type=whole(1), metavar="N"),
     option("--lr", None, f"the highest learning rate (default {RATES['full']:g} for full and last-blocks, "
-           f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others)", type=RATE, metavar="X"),
-    BATCH,
+           f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others; for a model that others "
+           f"trained {OTHERS_RATES['full']:g}, {OTHERS_RATES['prompt']:g} and {OTHERS_RATE:g})",
+           type=RATE, metavar="X"),
+    option("--batch", None, "windows of text a step (default 16; of a model that others trained 1, or 8 examples)",
+           type=whole(1), metavar="N"),
+    option("--window", None, "tokens of a text at a time (default the context, or 256 where it is longer)",
+           type=whole(1), metavar="N"),
     ACCUMULATE,
     CHECKPOINT_BLOCKS,
     SEED,
-    option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz)", **OUTPUT),
+    option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz), or the folder for "
+           "all the weights of a model that others trained (default runs/full)", type=output_place, metavar="FILE"),
     CHECKPOINT,
     CHECKPOINT_EVERY,
     RESUME,
@@ -104,16 +115,19 @@ def finetune(args: argparse.Namespace) -> int:
     """
     if not args.resume:
         refuse_other_methods(args, args.method, TAKES)
+        output_of(args, args.method != "full")  # what cannot be written costs nothing now
     run = resume(args) if args.resume else new_finetune(args)
-    args.model, args.quantize = base_of(run)
-    adapted = bool(getattr(run.model, "adapters", None))
-    output = args.output or convert("--output", OUTPUT, "runs/adapter.npz" if adapted else "runs/full.npz")
+    args.model, args.quantize, dtype = base_of(run)
+    adapted, others = bool(getattr(run.model, "adapters", None)), is_pretrained(args.model)
+    output = output_of(args, adapted)
     refuse_losses(args, run.corpus.name, [output], BASE if args.model == "base" else args.model)
     describe_run(run, active_adapter(run.model).kind if adapted else "all weights")
 
     def save() -> None:
         if adapted:
             ml.save_adapter(run.model, output)
+        elif others:
+            ml.save_pretrained(run.model, output)
         else:
             ml.save_model(run.model, output, corpus=Path(run.corpus.name).name, steps=run.step)
 
@@ -124,12 +138,15 @@ def finetune(args: argparse.Namespace) -> int:
             say_accuracy(run)
         else:
             say_sample(run.model, run.settings.seed)
-        print(f"saved             {output} ({output.stat().st_size:,} bytes)")
-        base = f"--model {shlex.quote(args.model)} " if args.model != "base" else ""
-        base += f"--quantize {args.quantize} " if args.quantize else ""
+        size = sum(p.stat().st_size for p in (output.iterdir() if output.is_dir() else [output]))
+        print(f"saved             {output} ({size:,} bytes)")
+        given = {"--model": args.model != "base" and args.model, "--quantize": args.quantize, "--dtype": dtype}
+        base = "".join(f"{flag} {shlex.quote(value)} " for flag, value in given.items() if value)
         flags = f"{base}--adapter" if adapted else "--model"
         place = repr(str(output))
-        model = f"ml.load_adapter(model, {place})" if adapted else f"ml.load_model({place})"
+        model = (
+            f"ml.load_adapter(model, {place})" if adapted else f"ml.load_{'pretrained' if others else 'model'}({place})"
+        )
         verb = f"evaluate --task {run.corpus.name}" if run.corpus.name in TASKS else "generate"
         use = f"minilora {verb} {flags} {shlex.quote(str(output))}"
         use = f"ml.classify({model}, texts)" if run.model.labels else use
@@ -138,15 +155,25 @@ def finetune(args: argparse.Namespace) -> int:
     return finish(args, run, output, save, tell)
 
 
-def base_of(run: ml.Run) -> tuple[str, str | None]:
-    """The name of a run's base model, as it is to be given here, and how it was quantised."""
-    name, place = run.notes.get("model", "base"), run.notes.get("place", "")
-    return name if name == "base" or same(name, place) else place, run.notes.get("quantize")
+def output_of(args: argparse.Namespace, adapted: bool) -> Path:
+    """Where the result goes: an adapter is a file, and so is a model of ours, a model that others trained a folder."""
+    if adapted:
+        return convert("--output", OUTPUT, str(args.output or "runs/adapter.npz"))
+    if is_pretrained(args.model):
+        return convert("--output", FOLDER, str(args.output or "runs/full"))
+    return convert("--output", OUTPUT, str(args.output or "runs/full.npz"))
+
+
+def base_of(run: ml.Run) -> tuple[str, str | None, str | None]:
+    """The name of a run's base model, as it is to be given here, how it was quantised, and how it is held."""
+    return base_name(run.notes), run.notes.get("quantize"), run.notes.get("dtype")
 
 
 def new_finetune(args: argparse.Namespace) -> ml.Run:
     """The base model, adapted or not, at the start of its training on a corpus."""
-    model, more = load_model(args.model, args.quantize), {}
+    dtype, others, more = dtype_of(args), is_pretrained(args.model), {}
+    model = load_model(args.model, args.quantize, dtype)
+    with_tokenizer(model, args.model)
     if args.task == "classify":
         if args.method not in ("full", "lora", "dora"):
             raise ValueError(f"--task {args.task} --method {args.method}: its head is trained by lora, dora and full")
@@ -157,22 +184,27 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
+    elif dtype not in (None, "float32", "float64"):
+        raise ValueError(f"--dtype {dtype} --method full: weights held in 16 bits or fewer stay frozen; use lora")
     if args.task in TASKS:
         corpus = read_task(args, model)
     elif args.task is None:
-        corpus = read_corpus(args.corpus, model)
-    lr = args.lr or RATES.get(args.method, LEARNING_RATE["lora"])
+        corpus = read_corpus(args.corpus, model, args.window)
+    rates, rate = (OTHERS_RATES, OTHERS_RATE) if others else (RATES, LEARNING_RATE["lora"])
     settings = ml.Settings(
         steps=args.steps,
-        batch_size=args.batch,
-        lr=lr,
+        batch_size=args.batch or (16 if not others else 8 if isinstance(corpus, Examples) else 1),
+        lr=args.lr or rates.get(args.method, rate),
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
+        evaluation_windows=16 if others else 64,
         accumulate=args.accumulate,
         checkpoint_blocks=args.checkpoint_blocks,
+        window=args.window,
     )
     run = ml.Run(model, corpus, settings)
-    run.notes = {"model": args.model, "place": str(Path(args.model).absolute()), "quantize": args.quantize}
+    place = str(Path(args.model).absolute()) if Path(args.model).exists() else args.model
+    run.notes = {"model": args.model, "place": place, "quantize": args.quantize, "dtype": dtype}
     return run
 
 

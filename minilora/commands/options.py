@@ -124,6 +124,11 @@ def given(args: argparse.Namespace) -> list[str]:
     return words
 
 
+def dtype_of(args: argparse.Namespace) -> str | None:
+    """What --dtype says; None where it was not given."""
+    return args.dtype if "dtype" in args.given else None
+
+
 def refuse_ignored(args: argparse.Namespace, flags: Iterable[str], why: str) -> None:
     """Raises ValueError when one of these options was given, whatever its value; `why` goes on: "cannot be ..."."""
     if idle := [flag for flag in flags if destination(flag) in args.given]:
@@ -145,7 +150,15 @@ RATE = number(1e-12, 1e6, SOME)
 BACKEND = option("--backend", "numpy", "where to compute: numpy, or cupy on an NVIDIA GPU",
                  type=lambda text: one_of(*BACKENDS)(text), metavar="NAME")  # fmt: skip
 SEED = option("--seed", 0, "of every random choice; the same seed gives the same bits", type=whole(0), metavar="N")
-MODEL = option("--model", "base", "a model file, or 'base' for the one that comes with minilora", metavar="FILE")
+MODEL = option(
+    "--model", "base", "'base', which comes with minilora; a model file; or one that others trained: a name that "
+    "minilora fetch knows, a Hugging Face folder, a .gguf file, or its name on the hub", metavar="NAME",
+)  # fmt: skip
+DTYPE = option(
+    "--dtype", "float32", "how a model that others trained holds its weights: float32, float64, float16, bfloat16, or "
+    "file, as they are stored", type=one_of("float32", "float64", "float16", "bfloat16", "file"),
+    metavar="KIND",
+)  # fmt: skip
 CHECKPOINT = option(
     "--checkpoint", None, "where the run is saved on the way and at Ctrl-C (default: beside the output, until it ends)",
     type=output_file, metavar="FILE",

@@ -33,6 +33,11 @@ def output_folder(text: str) -> Path:
     return Path(text)
 
 
+def output_place(text: str) -> Path:
+    """An option that takes a file to write, or a folder to write into, as the model has it."""
+    return output_folder(text) if Path(text).is_dir() or text.endswith("/") else output_file(text)
+
+
 def require_writable(folder: Path) -> None:
     """Raises OSError, naming the folder, when a file could not be written there, were it made. It makes nothing."""
     there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))

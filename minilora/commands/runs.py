@@ -17,12 +17,14 @@ import minilora as ml
 from ..adapters.qlora import QuantizedLinear
 from ..adapters.state import base_parameters
 from ..demo import quoted, sample
+from ..nn.storage import load_arrays
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.classify import accuracy
 from ..training.corpus import BUILT_IN
 from ..training.examples import Examples
+from ..training.loop import length_of
 from ..training.pairs import LONGEST
-from .models import existing
+from .models import base_name, existing, load_model
 from .options import refuse_ignored
 from .outputs import claimed, refuse_overwriting
 from .words import say_error
@@ -33,16 +35,22 @@ def resume(args: argparse.Namespace) -> ml.Run:
     free = ("--resume", "--checkpoint", "--checkpoint-every", "--output", "--backend")
     settled = [flag for flag, _ in args.command.options if flag not in free]
     refuse_ignored(args, settled, "cannot change when a run goes on; the checkpoint holds them")
-    run = load_checkpoint(existing(args.resume, "checkpoint", "Ctrl-C in a training writes one"))
+    path = existing(args.resume, "checkpoint", "Ctrl-C in a training writes one")
+    header, base = load_arrays(path, "checkpoint")[1], None
+    if header.get("base") is not None:  # the checkpoint holds what was trained, and not the model it was trained on
+        notes = header["notes"]
+        base = load_model(base_name(notes), notes["quantize"], notes["dtype"])
+    run = load_checkpoint(path, base=base)
     if "checkpoint_every" in args.given:
         run.settings.checkpoint_every = args.checkpoint_every
     return run
 
 
-def read_corpus(name: str, model: Any) -> Any:
+def read_corpus(name: str, model: Any, window: int | None = None) -> Any:
     """A text, or the pairs in a .jsonl file, long enough and not too long for a model."""
     if not name.endswith(".jsonl"):
-        return ml.load_corpus(name, model.tokenizer).require(min(model.window, model.context))
+        corpus = ml.load_corpus(name, model.tokenizer)
+        return corpus.require(length_of("--corpus", model, corpus, window))
     return ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context)).require(model.context)
 
 
@@ -92,7 +100,7 @@ def describe_run(run: ml.Run, method: str) -> None:
     extent = corpus.extent if examples else f"{len(corpus.train):,} {corpus.unit}, {len(corpus.validation):,} held out"
     print(f"corpus            {corpus.name}: {extent}")
     print(f"training          {method}: {trained:,} trained, base model {total:,} ({100 * trained / total:.1f} %)")
-    length = min(model.window, model.context)
+    length = length_of("train", model, corpus, s.window)
     batch = f"{s.batch_size} {corpus.what}" if examples else f"{s.batch_size} x {length} {corpus.unit}"
     print(f"steps             {s.steps:,} of {f'{s.accumulate} x ' if s.accumulate > 1 else ''}{batch}, "
           f"learning rate {s.lr:g}, seed {s.seed}", flush=True)  # fmt: skip

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_tokenizers
 
 sys.path.append(str(Path(__file__).parent))
 
 from lines import QUICK, SIZES
 
+import minilora as ml
 from minilora.commands.main import main
+from minilora.nn.architectures import from_hugging_face
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 60
 
@@ -40,3 +43,23 @@ def base(here, trained):
     for name in ("base.npz", "base.json"):
         shutil.copyfile(trained / name, here / name)
     return here / "base.npz"
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(here):
+    """A tiny model that others might have trained, with its tokenizer: a Hugging Face folder in the current folder."""
+    tokens = len(tiny_tokenizers.trained()[0])
+    model = ml.Transformer(from_hugging_face({**LLAMA, "vocab_size": tokens}), rng=0)
+    for p in model.parameters():
+        p.data *= 4  # so that it prefers some tokens to others
+        p.changed()
+    ml.save_pretrained(model, "llama")
+    tiny_tokenizers.write_folder(here / "llama", {"eos_token": "<|im_end|>", "chat_template": tiny_tokenizers.CHAT})
+    return here / "llama"

@@ -41,7 +41,8 @@ def test_beside_resume_no_setting_is_given(name, base, capsys):
     for flag, how in COMMANDS[name].options:
         if flag not in free:
             value = "1" if how["default"] is None else str(how["default"])
-            given = [flag] if how.get("action") else [flag, "nf4" if flag == "--quantize" else value]
+            value = {"--quantize": "nf4", "--task": "sql"}.get(flag, value)
+            given = [flag] if how.get("action") else [flag, value]
             line = the_error(capsys, name, "--resume", "run.npz", "--output", "a.npz", *given)
             assert f"{flag} cannot change when a run goes on" in line
     assert "--lr and --seed cannot change" in the_error(capsys, name, "--resume", "run.npz", "--seed", "0", "--lr", "1")
