@@ -1,5 +1,6 @@
 """Updates from adapters' files: Delta W's factors, with the base where they need it; which matrices are the same."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..analysis import low_rank
 from ..analysis import rank as ranks
+from ..training.parallel import blas_of_one_thread
 from .adapter_files import read_adapter
 from .base_weights import Base, open_base
 from .pairs import AdapterFile, Pair
@@ -57,11 +59,16 @@ def update_of(adapter: AdapterFile, pair: Pair, base: Base | None) -> tuple[np.n
     return B, A, W
 
 
-def progress_over(pairs: Iterable[Any], words: str, progress: bool) -> Iterator[Any]:
-    """The same, with a bar on a terminal."""
+def progress_over(pairs: Iterable[Any], words: str, progress: bool, base: Base | None = None) -> Iterator[Any]:
+    """The same, with a bar on a terminal. Thin matrices are too small for two threads, which would wait for each other:
+    without a base BLAS has one in the meantime.
+    """
     from tqdm import tqdm  # here: only when there is a bar to show
 
-    return iter(tqdm(pairs, words, unit="matrix", disable=None if progress else True, leave=False, dynamic_ncols=True))
+    with blas_of_one_thread() if base is None else contextlib.nullcontext():
+        yield from tqdm(
+            pairs, words, unit="matrix", disable=None if progress else True, leave=False, dynamic_ncols=True
+        )
 
 
 def key_of(name: str) -> str:

@@ -29,7 +29,7 @@ INTRUDERS = 10  # of how many directions of W + Delta W it is asked whether W ha
 def measure(adapter: AdapterFile, base: Base | None = None, progress: bool = False) -> list[dict[str, Any]]:
     """A record of every matrix, its "singular_values" within. Raises ValueError where every Delta W is zero."""
     rows = []
-    for pair in progress_over(list(adapter.matrices.values()), "measured", progress):
+    for pair in progress_over(list(adapter.matrices.values()), "measured", progress, base):
         B, A, W = update_of(adapter, pair, base)
         s = low_rank.singular_values(B, A)
         row = {"name": pair.name, "shape": list(pair.shape), "rank": pair.rank, **low_rank.describe(s)}
@@ -121,7 +121,7 @@ def compare(first: Place, second: Place, base: Place | None = None, progress: bo
         adapter.require_matrices("compare")
     rows, product, energy = [], 0.0, np.zeros(2)
     pairs = in_common(one, other)
-    for a, b in progress_over(pairs, "compared", progress):
+    for a, b in progress_over(pairs, "compared", progress, weights):
         (B1, A1, _), (B2, A2, _) = update_of(one, a, weights), update_of(other, b, weights)
         sizes = low_rank.norm(B1, A1), low_rank.norm(B2, A2)
         right, _ = low_rank.similarity(A1, A2, "right")
@@ -188,7 +188,7 @@ def resize(
         raise ValueError(f"resize: rank = {rank}, and no matrix of {adapter.path} has more than {most}: nothing to cut")
     check_output(output, [adapter])
     pairs, rows = {}, []
-    for name, pair in progress_over(list(adapter.matrices.items()), "resized", progress):
+    for name, pair in progress_over(list(adapter.matrices.items()), "resized", progress, weights):
         B, A, _ = update_of(adapter, pair, weights)
         cut = pair_of(pair, *low_rank.truncate(B, A, rank, energy)[:2], pair.scale)
         pairs[name] = pair if cut.rank >= pair.rank and not adapter.needs and pair.start is None else cut
@@ -248,7 +248,7 @@ def combine(
     matrices = together(adapters)
     template, notes = like_which(adapters)
     pairs, rows, size = {}, [], 0.0
-    for name, parts in progress_over(list(matrices.items()), "combined", progress):
+    for name, parts in progress_over(list(matrices.items()), "combined", progress, checkpoint):
         terms, first = [], next(part for part in parts if part is not None)
         for adapter, pair, weight in zip(adapters, parts, weights.values(), strict=True):
             if pair is not None:
