@@ -1,19 +1,23 @@
 """The weights that an adapter was trained on, from a checkpoint's files: one at a time, by the names of modules."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..nn.architectures import from_hugging_face
+from ..adapters.quantization import Packed
+from ..nn.architectures import from_hugging_face, parameters
 from ..nn.module import in_precision
 from ..nn.storage import BASE
+from . import fetch
+from .gguf_file import open_gguf
 from .names import Place, module_names
 from .npz_files import open_archive
 from .pairs import AdapterFile, Pair
+from .sources import Source
 from .tensor_files import Stored, open_tensors
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -47,7 +51,7 @@ class Base:
         ):
             if f"{name}.weight" in self.tensors:
                 return Place(name, None, turned)
-        if first in ("blocks", "wte", "head") and self.config:
+        if first in ("blocks", "wte", "head") and self.config.get("model_type") is not None:
             return module_names(from_hugging_face(self.config)).get(module)
         return None
 
@@ -92,14 +96,17 @@ def oriented(shape: tuple[int, ...], pair: Pair, turned: bool) -> tuple[int, int
 
 
 def open_base(path: str | Path) -> Base:
-    """A Hugging Face folder (model.safetensors, or its shards and their index), or a model file of minilora's.
+    """A Hugging Face folder (model.safetensors, or its shards and their index), a .gguf file, one that `minilora fetch`
+    knows by its name, or a model file of minilora's.
 
     Raises FileNotFoundError or ValueError in one line for what is missing, pickled or damaged.
     """
-    path = BASE if str(path) == "base" else Path(path)
+    path = BASE if str(path) == "base" else fetch.cached(str(path)) if path in fetch.MODELS else Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {str(path)!r}; expected a Hugging Face folder")
     if path.is_file():
+        if path.suffix == ".gguf":
+            return from_source(open_gguf(path))
         if path.suffix == ".safetensors":
             return Base(path, open_tensors(path)[0], read_json(path.with_name(CONFIG)))
         tensors, header = open_archive(path)
@@ -110,6 +117,32 @@ def open_base(path: str | Path) -> Base:
     for shard in shards(path):
         tensors.update(open_tensors(shard)[0])
     return Base(path, tensors, read_json(path / CONFIG))
+
+
+def from_source(source: Source) -> Base:
+    """A file's weights by our names for them, and by those that a Hugging Face folder of the same model has."""
+    shapes, tensors = parameters(source.architecture), {}
+    joined: dict[str, list[Stored]] = {}  # their module -> ours that are in it, one over the other
+    for name, read in source.values.items():
+        tensors[name] = Stored(shapes[name], np.dtype("float32"), _floats(read))
+    for ours, place in module_names(source.architecture).items():
+        if f"{ours}.weight" in tensors:
+            joined.setdefault(place.module, []).append(tensors[f"{ours}.weight"])
+    for module, parts in joined.items():
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        rows = lambda parts=parts: np.concatenate([part.read() for part in parts])
+        tensors.setdefault(f"{module}.weight", Stored(shape, np.dtype("float32"), rows))
+    return Base(Path(source.called), tensors, {"model_type": "as ours"})  # (d_out, d_in) throughout
+
+
+def _floats(read: Callable[[], Any]) -> Callable[[], np.ndarray]:
+    """What reads a tensor as floats, of few bits or not."""
+
+    def floats() -> np.ndarray:
+        value = read()
+        return value.dequantize(np.float32) if isinstance(value, Packed) else value
+
+    return floats
 
 
 def shards(folder: Path) -> list[Path]:

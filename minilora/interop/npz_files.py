@@ -42,7 +42,8 @@ def read(path: Path) -> AdapterFile:
         told, alpha, scale = settings(lora, module, rank)
         require_rank(path, module, rank, told)
         start = (part["lora_A0"], part["lora_B0"]) if "lora_A0" in part and "lora_B0" in part else None
-        matrices[module] = Pair(module, A, B, alpha, scale, path, "linear", part.get("magnitude"), start)
+        kind = "embedding" if module == "wte" else "linear"
+        matrices[module] = Pair(module, A, B, alpha, scale, path, kind, part.get("magnitude"), start)
     method = "+".join(dict.fromkeys(config.kind for config in configs))
     needs = DORA if any(pair.magnitude is not None for pair in matrices.values()) else ""
     return AdapterFile(path, "minilora", method, header, matrices, others, (), (path,), needs)

@@ -44,7 +44,12 @@ def spectra(rows: Rows, name: str) -> Figure:
             shown = s[s > 1e-6 * s[0]] if s[0] else s[:0]
             colour = colormaps["cividis"](0.92 * place / max(1, len(layers) - 1))
             left.plot(np.arange(1, len(shown) + 1), shown, color=colour, linewidth=2, marker="o", markersize=4)
-        left.set(yscale="log", xlabel="direction i", ylabel="singular value of ΔW")
+        left.set(xlabel="direction i", ylabel="singular value of ΔW")
+        values = np.concatenate([line.get_ydata() for line in left.lines])  # type: ignore[misc]
+        if values.max() > 10 * values.min():
+            left.set_yscale("log")  # a log axis of less than a decade would be without a number
+        else:
+            left.set_ylim(0, None)
         left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         heading(left, "layers, dark to light" if len(layers) > 1 else "all matrices")
