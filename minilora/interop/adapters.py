@@ -31,11 +31,20 @@ def load_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     file is damaged, is no adapter, or does not fit the model; the model has not changed then. An .npz knows the base
     that it was trained on; PEFT's files do not, and names and shapes are all that can be checked.
     """
-    folder = file_path(path, "load_adapter")
-    if folder.name == "adapter_config.json" or folder.suffix in (".safetensors", ".bin", ".pt"):
-        folder = folder.parent
-    if not folder.is_dir():
+    given = file_path(path, "load_adapter")
+    if given.suffix == ".npz" or not given.exists():
         return files.load_adapter(model, path, name)
+    if given.is_file():
+        from .adapter_files import PICKLED, content
+
+        if content(given) == "pickle" or given.suffix in (".bin", ".pt", ".pth"):
+            raise ValueError(f"load_adapter: {given} is pickled, {PICKLED}")
+        if given.suffix not in (".safetensors", ".json"):
+            return files.load_adapter(model, path, name)
+        if not (given.parent / "adapter_config.json").is_file():
+            raise ValueError(
+                f"load_adapter: {given} is no part of a PEFT folder: there is no adapter_config.json beside it"
+            )
     from .peft import load
 
-    return load(model, folder, name)
+    return load(model, given if given.is_dir() else given.parent, name)

@@ -163,6 +163,39 @@ def test_what_is_pickled_is_refused_with_the_command_that_converts_it(tmp_path):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     for path in (folder, folder / "adapter_model.bin"):
         check_refused(path, r"is pickled, .*safetensors\.torch\.save_file\(torch\.load")
+    (tmp_path / "alone.bin").write_bytes(b"\x80\x02}q\x00.")
+    check_refused(tmp_path / "alone.bin", "alone.bin is pickled")
+
+
+def test_a_file_of_the_folder_is_as_good_as_the_folder(tmp_path):
+    folder = fused(tmp_path / "a")
+    expected = logits(ml.load_adapter(base("float32"), folder))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        np.testing.assert_array_equal(logits(ml.load_adapter(base("float32"), folder / name)), expected)
+    alone = (folder / "adapter_model.safetensors").rename(tmp_path / "alone.safetensors")
+    check_refused(alone, r"no adapter_config\.json beside it", base("float32"))
+
+
+def test_a_sum_of_adapters_is_one(tmp_path):
+    model = base()
+    for i, rank in enumerate((1, 2)):
+        shake(ml.add_lora(model, ml.LoRAConfig(rank, target_modules=("q_proj", "o_proj")), name=str(i)), rng=i)
+    ml.combine_adapters(model, {"0": 0.5, "1": -1.0})
+    ml.load_adapter(other := base(), ml.save_adapter(model, tmp_path / "a", format="peft"))
+    np.testing.assert_allclose(logits(other), logits(model), rtol=1e-11, atol=1e-12)
+    ml.save_adapter(model, tmp_path / "b", "1", format="peft")
+    ml.set_adapter(model, "1")
+    np.testing.assert_allclose(logits(ml.load_adapter(base(), tmp_path / "b")), logits(model), rtol=1e-11, atol=1e-12)
+
+
+def test_on_few_bits(tmp_path):
+    model = ml.quantize_model(base("float32"), "nf4", block=8)
+    ml.load_adapter(model, fused(tmp_path))
+    assert model.blocks[0].attn.k_proj.lora_A.shape == (2, C)
+    assert (logits(model) != logits(ml.quantize_model(base("float32"), "nf4", block=8))).any()
+    with pytest.raises(ValueError, match=r"DoRA.* needs floating-point weights"):
+        magnitude = {f"{C_ATTN}.lora_magnitude_vector": np.ones(3 * C, "float32")}
+        ml.load_adapter(model, fused(tmp_path / "dora", magnitude, use_dora=True), "dora")
 
 
 def test_a_tie_is_kept_or_the_file_refused(tmp_path):
