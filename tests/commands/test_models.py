@@ -1,6 +1,9 @@
 """The model and adapter files that commands are given."""
 
+import re
+
 import numpy as np
+import pytest
 from lines import finetune, the_error
 
 from minilora.commands.main import main
@@ -113,3 +116,19 @@ def test_a_run_on_a_folder_goes_on_from_its_checkpoint(folder, capsys):
         *(load_arrays(name, "adapter")[0].items() for name in ("whole.npz", "again.npz")), strict=True
     ):
         np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.model
+def test_the_fetched_model_writes_and_is_adapted(smollm2, here, capsys):
+    write = ["--prompt", "The capital of France is", "--tokens", "4", "--temperature", "0"]
+    assert said(capsys, "generate", "--model", "smollm2-135m", *write).startswith("The capital of France is Paris")
+    run = ["finetune", "--model", "smollm2-135m", "--corpus", "text.txt", "--rank", "2", "--targets", "q_proj,v_proj"]
+    run += ["--steps", "4", "--window", "32", "--checkpoint", "run.npz", "--output", "a.npz"]
+    trained = said(capsys, *run)
+    before, after = re.search(
+        r"validation loss   (\S+) before, (\S+) after 4 steps, in nats per token", trained
+    ).groups()
+    assert float(after) < float(before)
+    assert (here / "run.npz").stat().st_size < smollm2.stat().st_size / 20  # what was trained, not the model
+    adapted = said(capsys, "generate", "--model", "smollm2-135m", "--adapter", "a.npz", "--dtype", "float32", *write)
+    assert adapted.startswith("The capital of France is")

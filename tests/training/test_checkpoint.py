@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.nn.architectures import find
 from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
@@ -440,3 +441,50 @@ def test_a_process_that_is_told_to_end_leaves_a_checkpoint(signals, text_path, t
     assert run.step == int(steps) >= 3
     run.settings.steps = run.step + 2
     assert ml.train(run, path, progress=False).step == int(steps) + 2
+
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 96, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def llama(seed=0):
+    return ml.Transformer(find(LLAMA), rng=seed)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "last-blocks"])
+def test_a_model_with_files_of_its_own_is_given_to_its_checkpoint(tmp_path, corpus, method):
+    """Which holds what is trained alone, and goes on bit for bit."""
+    model, path = llama(), tmp_path / "run.npz"
+    if method != "full":
+        ml.add_adapter(model, LORA if method == "lora" else ml.LastBlocksConfig(blocks=1))
+    whole = run_of(model, corpus, steps=4)
+    whole.settings.steps = 2
+    save_checkpoint(ml.train(whole, progress=False), path)
+    going = load_checkpoint(path, base=llama())
+    for run in (whole, going):
+        run.settings.steps = 4
+        ml.train(run, progress=False)
+    assert bits(whole)[0] == bits(going)[0] and bits(whole)[1:5] == bits(going)[1:5]
+    held = [name for name in load_arrays(path, "checkpoint")[0] if name.startswith("model.")]
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert not {name.removeprefix("model.") for name in held} & {*frozen}
+
+
+def test_a_checkpoint_and_another_base(tmp_path, corpus):
+    path = tmp_path / "run.npz"
+    run = run_of(ml.add_adapter(llama(), LORA), corpus, steps=1)
+    save_checkpoint(ml.train(run, progress=False), path)
+    for base in (None, ml.GPT(ml.GPTConfig(96, 8, 1, 1, 4)), "llama"):
+        with pytest.raises(
+            ValueError, match=r"run.npz: it holds what was trained, and not the model it was trained on"
+        ):
+            load_checkpoint(path, base=base)
+    other = llama(1)
+    for base in (other, ml.add_adapter(llama(), LORA)):
+        with pytest.raises(
+            ValueError, match=r"run.npz: the base is another model, or is held in another precision, than"
+        ):
+            load_checkpoint(path, base=base)
+    assert not getattr(other, "adapters", None)
