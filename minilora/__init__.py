@@ -32,6 +32,7 @@ from .autograd.tensor import Tensor, grad, no_grad
 from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.classifier import add_classifier
+from .nn.encoder import Encoder as _Encoder  # noqa: F401  (which Transformer makes of an encoder's architecture)
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer

@@ -21,11 +21,13 @@ from .gpt import GPTConfig
 from .storage import blaming, load_arrays
 
 CHOICES = {
-    "head": ("tied", "untied", "none"), "norm": ("layer", "rms"), "rope_scaling": ("", "linear", "llama3"),
+    "head": ("tied", "untied", "none", "masked", "labels"), "norm": ("layer", "rms"),
+    "rope_scaling": ("", "linear", "llama3"),
     "activation": ("gelu_tanh", "gelu", "silu", "relu"),
 }  # fmt: skip
 MAY_BE_NONE = (
     "positions", "token_types", "relative_positions", "conv_kernel", "rope_original", "window", "pad_id",
+    "labels",
 )  # fmt: skip
 DEEPEST = 2_000  # layers: every parameter is listed by name, and the deepest published transformers have 1,000
 
@@ -38,7 +40,9 @@ class Architecture:
     groups of heads: Ainslie et al. 2023), F = mlp_width, V = vocab_size. context: the longest sequence. positions: rows
     of a learned position table (0 where positions are rotated or relative). gated: the MLP is W_down (act(W_gate x) *
     W_up x), three matrices instead of two (Shazeer 2020). qkv_bias, o_bias, mlp_bias, norm_bias: which biases there
-    are. head: "tied" to the token embedding, "untied", or "none" for an encoder that ends in hidden states. The rest
+    are. head: "tied" to the token embedding, "untied", or "none" for an encoder that ends in hidden states,
+    "masked" for one that says which token stands where, with the table as its last matrix, or "labels" for one that
+    gives each text one of so many `labels`, from its pooler, or without one from a C x C layer of the head. The rest
     that counts are parts of encoders: token_types (rows of a segment table), embedding_norm, pooler (a C x C layer on
     the first token), relative_positions (rows of DeBERTa's table, with a norm), conv_kernel (the width of DeBERTa's
     convolution, with a norm). bits: what its weights usually come in. family: the `model_type` that Hugging Face gives
@@ -76,6 +80,7 @@ class Architecture:
     pooler: bool = False
     relative_positions: int = 0
     conv_kernel: int = 0
+    labels: int = 0
     bits: int = 16
     family: str = "gpt2"
     norm: str = "layer"
@@ -115,6 +120,8 @@ class Architecture:
         object.__setattr__(self, "full_layers", tuple(self.full_layers))  # a list where it comes from JSON
         for layer in self.full_layers:
             whole(self.name, "full_layers", layer, 0)
+        if (self.head == "labels") != (self.labels > 0):
+            raise ValueError(f"{self.name}: labels = {self.labels} with head = {self.head!r}: expected both or neither")
         if self.layers > DEEPEST:
             raise ValueError(f"{self.name}: layers = {self.layers}, expected at most {DEEPEST:,}")
         if self.head_dim is None and self.width % self.heads:
@@ -191,6 +198,17 @@ def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes |= {"pooler.weight": (c, c), "pooler.bias": (c,)}
     if a.head == "untied":
         shapes["head.weight"] = (a.vocab_size, c)
+    if a.head == "masked":
+        shapes |= {
+            "head.dense.weight": (c, c),
+            "head.dense.bias": (c,),
+            **norm("head.norm"),
+            "head.bias": (a.vocab_size,),
+        }
+    if a.head == "labels":
+        last = "classifier" if a.pooler else "classifier.out_proj"
+        dense = {} if a.pooler else {"classifier.dense.weight": (c, c), "classifier.dense.bias": (c,)}
+        shapes |= {**dense, f"{last}.weight": (a.labels, c), f"{last}.bias": (a.labels,)}
     return shapes
 
 

@@ -14,6 +14,7 @@ Shapes: B batch, T time, S keys (what is cached, then T), C width, H heads, K he
 head, F width of the MLP, V vocabulary.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -167,6 +168,15 @@ class Transformer(LanguageModel):
     Generator for the initial weights, drawn as GPT's. Parameters are float32, named as `architectures.parameters` has
     them; `model.astype("float64")` for gradient checks. Raises ValueError for an architecture that is counted only.
     """
+
+    encoder: Any = None  # the class that BERT and its relatives are made as: `encoder.py` enters it
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        given = arguments[0] if arguments else options.get("architecture")
+        if cls is Transformer and given is not None:
+            with contextlib.suppress(ValueError, TypeError, OSError):  # which __init__ says
+                cls = cls if find(given).norm_first else cls.encoder
+        return super().__new__(cls)
 
     @checked
     def __init__(self, architecture: Any, rng: Any = 0):

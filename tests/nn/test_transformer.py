@@ -94,7 +94,6 @@ def test_every_gradient_three_ways(name, method):
 @pytest.mark.parametrize(
     "architecture, words",
     [
-        (MODELS["bert-base"], "Transformer: bert-base is an encoder of the family 'bert', counted and not run"),
         (MODELS["deberta-v2-xxlarge"], "of the family 'deberta-v2', counted and not run"),
         (small("llama-2-7b", head_dim=3), "3 of the 3 features of a head are turned, expected an even number"),
         ("lama-2-7b", "Transformer: unknown model 'lama-2-7b' .did you mean 'llama-2-7b'"),

@@ -1,0 +1,150 @@
+"""Encoders: what they are made of, what padding and segments change, adapters on them, and what is refused."""
+
+import copy
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.nn.architectures import find, parameters
+from minilora.nn.encoder import Encoder
+
+SMALL = dict(vocab_size=23, width=8, layers=2, heads=2, mlp_width=12, context=10)
+NAMES = ("bert-base", "roberta-base", "distilbert-base")
+
+
+def encoder(name="bert-base", head="none", **other):
+    a = find(name)
+    rows = SMALL["context"] + (a.pad_id + 1 if a.family == "roberta" else 0)
+    labels = 3 if head == "labels" else 0
+    pooler = a.pooler and not (head == "masked" or (head == "labels" and a.family == "roberta"))
+    a = dataclasses.replace(a, **SMALL, positions=rows, head=head, labels=labels, pooler=pooler)
+    return ml.Transformer(dataclasses.replace(a, **other)).astype("float64")
+
+
+def spread(model):
+    """Every parameter away from where it starts."""
+    rng = np.random.default_rng(5)
+    for p in model.parameters():
+        p.data = p.data + rng.normal(0, 0.3, p.shape)
+    return model
+
+
+TOKENS = np.array([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
+
+
+@pytest.mark.parametrize("head", ["none", "masked", "labels"])
+@pytest.mark.parametrize("name", NAMES)
+def test_its_parameters_are_those_that_are_counted(name, head):
+    model = encoder(name, head)
+    assert isinstance(model, Encoder) and isinstance(model, ml.Transformer)
+    assert {name: p.shape for name, p in model.named_parameters()} == parameters(model.architecture)
+    shape = {"none": (2, 5, 8), "masked": (2, 5, 23), "labels": (2, 3)}[head]
+    assert model(TOKENS).shape == shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_nothing(name):
+    model, a = spread(encoder(name)), find(name)
+    alone = model(TOKENS).data
+    tokens = np.full((2, 9), a.pad_id)
+    left = a.family == "roberta"  # whose positions are of real tokens alone
+    places = slice(4, None) if left else slice(0, 5)
+    tokens[:, places] = TOKENS
+    mask = np.zeros((2, 9), int)
+    mask[:, places] = 1
+    np.testing.assert_allclose(model(tokens, mask=mask).data[:, places], alone, rtol=1e-10)
+    assert np.abs(model(tokens).data[:, places] - alone).max() > 1e-3  # seen, padding would change it
+
+
+def test_each_token_sees_those_after_it_and_segments_count():
+    model = spread(encoder())
+    before, other = model(TOKENS).data, TOKENS.copy()
+    other[:, -1] = 1
+    assert np.abs(model(other).data[:, 0] - before[:, 0]).max() > 1e-3
+    segments = np.array([[0, 0, 1, 1, 1]] * 2)
+    assert np.abs(model(TOKENS, token_types=segments).data - before).max() > 1e-3
+    np.testing.assert_array_equal(model(TOKENS, token_types=segments * 0).data, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("head", ["masked", "labels"])
+def test_gradients_by_the_complex_step_and_a_step_that_helps(name, head):
+    model = spread(encoder(name, head))
+    targets = np.array([1, 2]) if head == "labels" else np.where(TOKENS % 2, TOKENS, -100)
+    mask = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+
+    def loss(table):
+        model.wte.weight = table
+        return model.loss(TOKENS, targets, mask=mask)
+
+    report = ml.gradcheck(loss, [model.wte.weight.data], "directional")
+    assert report.passed, str(report)
+
+
+def test_lora_on_an_encoder():
+    model = spread(encoder("roberta-base", "labels"))
+    before = model(TOKENS).data
+    ml.add_lora(model, ml.LoRAConfig(rank=2, target_modules=("q_proj", "v_proj"), modules_to_save=("classifier",)))
+    np.testing.assert_array_equal(model(TOKENS).data, before)
+    trained = [p for p in model.parameters(trainable=True)]
+    assert len(trained) == 2 * 2 * 2 + 4
+    optimizer = ml.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = model.loss(TOKENS, np.array([0, 2]))
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        for p in trained:
+            p.grad = None
+    assert losses[-1] < losses[0] / 2
+    adapted = model(TOKENS).data
+    ml.merge_lora(model)
+    np.testing.assert_allclose(model(TOKENS).data, adapted, rtol=1e-9)
+
+
+def test_labels_read_off_any_token():
+    """A head that `add_classifier` gives: as on a decoder, the targets say where it reads."""
+    model = ml.add_classifier(spread(encoder()), ["yes", "no"])
+    assert model.scores(TOKENS).shape == (2, 5, 2)
+    np.testing.assert_allclose(model.loss(TOKENS, np.where(TOKENS == 3, 1, -100)).item(), np.log(2))
+
+
+def test_it_is_copied_and_pickled():
+    model = spread(encoder())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is Encoder
+        np.testing.assert_array_equal(other(TOKENS).data, model(TOKENS).data)
+
+
+WRONG = [
+    (
+        lambda: encoder()(TOKENS, token_types=TOKENS),
+        ValueError,
+        "Encoder: token_types run from 3 to 12, expected 0 to 1",
+    ),
+    (
+        lambda: encoder()(TOKENS, token_types=TOKENS[0]),
+        ValueError,
+        r"token_types have shape \(5,\), the tokens \(2, 5\)",
+    ),
+    (lambda: encoder("distilbert-base")(TOKENS, token_types=TOKENS * 0), ValueError, "has no segments"),
+    (lambda: encoder()(TOKENS, mask=TOKENS), ValueError, r"Encoder: mask is .*, expected \(2, 5\)"),
+    (lambda: encoder()(np.zeros((1, 11), int)), ValueError, "11 tokens exceed the context = 10"),
+    (lambda: encoder()(TOKENS[0]), ValueError, r"expected \(B, T\)"),
+    (lambda: encoder()(TOKENS * 1.0), TypeError, "expected integers"),
+    (lambda: encoder().loss(TOKENS, TOKENS), ValueError, "has no head, and hidden states have no loss"),
+    (lambda: encoder().generate(TOKENS, 2), ValueError, "generate: bert-base is an encoder"),
+    (lambda: encoder("distilbert-base").pooled(encoder()(TOKENS)), ValueError, "has no pooler"),
+    (lambda: encoder(head="none", labels=2), ValueError, "labels = 2 with head = 'none'"),
+    (lambda: ml.Transformer("deberta-v2-xxlarge"), ValueError, "counted and not run"),
+]
+
+
+@pytest.mark.parametrize("call, kind, message", WRONG)
+def test_what_is_refused(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
