@@ -3,6 +3,7 @@
 A tuple holds names or shell patterns, each of which names a module in full or by its last parts: "q_proj" is every
 q_proj, "blocks.0.*" and "*.mlp.*" are whole names, "*" is everything. A single string is the same, unless it holds one
 of \\ ^ $ + | ( ) { } or starts with ".*": then it is a regular expression that must match a whole name, as in PEFT.
+"all-linear" is "*", and both mean every linear layer but an output head.
 """
 
 import fnmatch
@@ -21,6 +22,8 @@ Patterns = str | Sequence[str]
 
 def patterns(value: Any, what: str) -> Patterns:
     """A regular expression as it is, and anything else as a tuple. Raises ValueError for what is neither."""
+    if isinstance(value, str) and value.lower() == "all-linear":  # PEFT's word for it
+        return ("*",)
     if isinstance(value, str) and REGULAR.search(value):
         try:
             re.compile(value)

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..adapters.targets import OUTPUTS
 from ..nn.architectures import Architecture, find
+from ..nn.language_model import LanguageModel
 from ..nn.layers import Embedding, Linear
 from .names import Place, family_of, module_names
 
@@ -17,8 +18,11 @@ Arrays = dict[str, np.ndarray]
 
 def architecture_of(model: Any) -> Architecture:
     """What a model is made of. Raises ValueError for one that is no transformer whose files are known."""
-    a = getattr(model, "architecture", None)
-    return a if isinstance(a, Architecture) else find(model)
+    if not isinstance(model, LanguageModel):
+        raise ValueError(
+            f"a {type(model).__name__} has no names in PEFT's files; the modules of GPT and Transformer do"
+        )
+    return find(model)
 
 
 class Theirs:

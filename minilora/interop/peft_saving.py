@@ -66,43 +66,15 @@ def _common(model: Any) -> dict[str, Any]:
 def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
     """LoRA and DoRA: a pair for each of their modules, and what is trained beside."""
     first: Any = adapter.configs[0]
-    theirs = Theirs(model, bare=architecture_of(model).head == "none")
-    layers = {path: m for path, m in adapter.distinct().items() if isinstance(m, LowRank)}
     for what in ("rank_stabilized", "dropout", "bias"):
         if len(values := {getattr(config, what) for config in adapter.configs}) > 1:
             raise ValueError(f"save_adapter: PEFT has one {what} for all layers, and these have {sorted(values)}")
-    base = lambda name: to_numpy(base_parameters(model)[name].data)
-    tensors: Arrays = {}
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for module, parts in theirs.places.items():
-        if any(path in layers for path, _ in parts):
-            if module == HEAD and theirs.tied and not first.ensure_weight_tying:
-                continue  # the update is for looking up alone
-            A, B, s = _joined([layers.get(path) for path, _ in parts], [place.rows for _, place in parts])
-            ranks[module] = len(A)
-            alphas[module] = _alpha(s, len(A), [layers[path] for path, _ in parts if path in layers], first)
-            if module == HEAD and theirs.tied:  # (B A)^T = A^T B^T
-                tensors |= {f"{module}.lora_A.weight": B.T, f"{module}.lora_B.weight": A.T}
-            elif theirs.kinds[module] == "table":
-                tensors |= {f"{module}.lora_embedding_A": A, f"{module}.lora_embedding_B": B}
-            else:
-                tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
-            if first.kind == "dora":
-                lengths = [_magnitude(model, layers.get(path), path) for path, _ in parts]
-                tensors[f"{module}.lora_magnitude_vector"] = np.concatenate(lengths)
-    copied = {
-        f"{path}.{name}": to_numpy(getattr(m, name).data) for path, m in adapter.distinct().items() for name in m.copied
-    }
-    in_full = {name.rpartition(".")[0] for name in copied if name.endswith(".weight")}
-    saved: dict[str, None] = {}
-    for name, value in theirs.theirs(copied, base):
-        module, _, last = name.rpartition(".")
-        if any(path in in_full for path, _ in theirs.places[module]):
-            saved[module] = None
-        tensors[f"{module}.base_layer.{last}" if module in ranks else name] = value
-    if both := sorted(saved.keys() & ranks.keys()):
-        raise ValueError(f"save_adapter: {both[0]} is in part adapted and in part trained in full; PEFT has no form")
+    theirs = Theirs(model, bare=architecture_of(model).head == "none")
+    known = {path for parts in theirs.places.values() for path, _ in parts}
+    if odd := sorted(adapter.distinct().keys() - known):
+        raise ValueError(f"save_adapter: PEFT's files have no name for {odd[0]}; format='minilora' keeps it")
+    pairs, ranks, alphas = _pairs(model, theirs, adapter, first)
+    beside, saved = _beside(model, theirs, adapter, ranks)
     r, alpha = (max(list(found.values()), key=list(found.values()).count) for found in (ranks, alphas))
     return {
         "peft_type": "LORA",
@@ -117,27 +89,71 @@ def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
         "use_dora": first.kind == "dora",
         "fan_in_fan_out": any(place.transposed for parts in theirs.places.values() for _, place in parts),
         "init_lora_weights": "gaussian" if first.init == "gaussian" else True,
-        "modules_to_save": list(saved) or None,
+        "modules_to_save": saved or None,
         "ensure_weight_tying": theirs.tied and HEAD in {*ranks, *saved} and "embed_tokens" in " ".join(theirs.places),
-    }, {PREFIX + name: value for name, value in tensors.items()}
+    }, {PREFIX + name: value for name, value in (pairs | beside).items()}
+
+
+def _pairs(
+    model: Any, theirs: Theirs, adapter: Adapter, config: Any
+) -> tuple[Arrays, dict[str, int], dict[str, float]]:
+    """A and B, and DoRA's lengths, of each of their modules that has an adapted part; and its rank and its alpha."""
+    layers = {path: m for path, m in adapter.distinct().items() if isinstance(m, LowRank)}
+    tensors: Arrays = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for module, parts in theirs.places.items():
+        if not any(path in layers for path, _ in parts):
+            continue
+        if module == HEAD and theirs.tied and not config.ensure_weight_tying:
+            continue  # the update is for looking up alone
+        A, B, s = _joined([layers.get(path) for path, _ in parts], [place.rows for _, place in parts])
+        ranks[module] = len(A)
+        alphas[module] = _alpha(s, len(A), [layers[path] for path, _ in parts if path in layers], config)
+        if module == HEAD and theirs.tied:  # (B A)^T = A^T B^T
+            tensors |= {f"{module}.lora_A.weight": B.T, f"{module}.lora_B.weight": A.T}
+        elif theirs.kinds[module] == "table":
+            tensors |= {f"{module}.lora_embedding_A": A, f"{module}.lora_embedding_B": B}
+        else:
+            tensors |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+        if config.kind == "dora":
+            lengths = [_magnitude(model, layers.get(path), path) for path, _ in parts]
+            tensors[f"{module}.lora_magnitude_vector"] = np.concatenate(lengths)
+    return tensors, ranks, alphas
+
+
+def _beside(model: Any, theirs: Theirs, adapter: Adapter, ranks: Any) -> tuple[Arrays, list[str]]:
+    """What is trained beside A and B, biases and whole modules, and the names of these modules."""
+    modules = adapter.distinct().items()
+    copied = {f"{path}.{name}": to_numpy(getattr(m, name).data) for path, m in modules for name in m.copied}
+    in_full = {name.rpartition(".")[0] for name in copied if name.endswith(".weight")}
+    tensors: Arrays = {}
+    saved: dict[str, None] = {}
+    for name, value in theirs.theirs(copied, lambda name: to_numpy(base_parameters(model)[name].data)):
+        module, _, last = name.rpartition(".")
+        if any(path in in_full for path, _ in theirs.places[module]):
+            saved[module] = None
+        tensors[f"{module}.base_layer.{last}" if module in ranks else name] = value
+    if both := sorted(saved.keys() & ranks.keys()):
+        raise ValueError(f"save_adapter: {both[0]} is in part adapted and in part trained in full; PEFT has no form")
+    return tensors, list(saved)
 
 
 def _joined(layers: list[Any], rows: list[slice | None]) -> tuple[np.ndarray, np.ndarray, float]:
     """A (r, d_in), B (d_out, r) and s of one matrix of theirs; a part of it that is not adapted has rows of zeros."""
-    there = [layer for layer in layers if layer is not None]
-    pairs = [tuple(to_numpy(p.data) for p in layer.factors()) for layer in there]
-    s = there[0].config.scale
+    there = [(layer, place) for layer, place in zip(layers, rows, strict=True) if layer is not None]
+    pairs = [tuple(to_numpy(p.data) for p in layer.factors()) for layer, _ in there]
+    s = there[0][0].config.scale
     if len(layers) == 1:
         return *pairs[0], s
-    height = max(end.stop for end in rows if end is not None)
-    shared = all(np.array_equal(A, pairs[0][0]) for A, _ in pairs) and all(x.config.scale == s for x in there)
+    alike = all(layer.config.scale == s for layer, _ in there)
+    shared = alike and all(np.array_equal(A, pairs[0][0]) for A, _ in pairs)
     A = pairs[0][0] if shared else np.concatenate([A for A, _ in pairs])
-    B = np.zeros((height, len(A)), pairs[0][1].dtype)
+    B = np.zeros((max(end.stop for end in rows if end is not None), len(A)), pairs[0][1].dtype)
     start = 0
-    for (_, part), layer, place in zip(pairs, there, [p for x, p in zip(layers, rows, strict=True) if x], strict=True):
-        width = part.shape[1]
-        B[place, start : start + width] = part if layer.config.scale == s else part * (layer.config.scale / s)
-        start += 0 if shared else width
+    for (_, part), (layer, place) in zip(pairs, there, strict=True):
+        B[place, start : start + part.shape[1]] = part if alike else part * (layer.config.scale / s)
+        start += 0 if shared else part.shape[1]
     return A, B, s
 
 

@@ -37,6 +37,11 @@ def test_names_patterns_and_regular_expressions(wanted, count):
     assert len(match_targets(patterns(wanted, "x"), NAMES)) == count
 
 
+def test_all_linear_is_every_linear_layer():
+    assert patterns("all-linear", "x") == patterns("All-Linear", "x") == ("*",)
+    assert set(lora_layers(adapted(target_modules="all-linear"))) == set(lora_layers(adapted(target_modules="*")))
+
+
 def test_a_regular_expression_must_match_a_whole_name():
     for wanted in (r"(q|v)_proj", r"blocks\.0", r"attn\.q_proj"):
         with pytest.raises(ValueError, match=r"target_modules: .* matches nothing; there are q_proj, v_proj"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from adapter_making import draw, peft_folder
 from adapters.test_adapter import EXAMPLES, assert_same, base, logits, shake, snapshot
+from adapters.test_bypass import Shared
 
 import minilora as ml
 from minilora.adapters.state import adapter_parameters
@@ -223,6 +224,8 @@ def test_what_peft_has_no_form_for_is_not_written(tmp_path):
         with pytest.raises(ValueError, match=why):
             ml.save_adapter(ml.add_adapter(base(), config), tmp_path / "x", format="peft")
     assert not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match="a Shared has no names in PEFT's files"):
+        ml.save_adapter(ml.add_lora(Shared(), ml.LoRAConfig(2, target_modules="a")), tmp_path / "x", format="peft")
     model, file = ml.add_lora(base(), ml.LoRAConfig(2)), tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(ValueError, match="is a file; PEFT's form of an adapter is a folder"):
