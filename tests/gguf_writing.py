@@ -24,7 +24,8 @@ def write_gguf(path, config, state, kind="F32", facts=None, blocks=None, drop=()
     family = config.model_type
     arch = ARCHITECTURES[family]
     known = gguf.get_tensor_name_map(_arch(gguf, arch), config.num_hidden_layers)
-    writer = gguf.GGUFWriter(str(path), arch)
+    facts = dict(facts or {})
+    writer = gguf.GGUFWriter(str(path), facts.pop("general.architecture", arch))
     said = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -48,7 +49,7 @@ def write_gguf(path, config, state, kind="F32", facts=None, blocks=None, drop=()
         }
         said |= {"rope.dimension_count": dim} if arch in ("llama", "phi3") else {}
         said |= {"attention.sliding_window": config.sliding_window} if arch == "gemma3" else {}
-    for key, value in ({f"{arch}.{key}": value for key, value in said.items()} | (facts or {})).items():
+    for key, value in ({f"{arch}.{key}": value for key, value in said.items()} | facts).items():
         if value is not None:
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
             (writer.add_array if isinstance(value, list) else add[type(value)])(key, value)
@@ -63,7 +64,7 @@ def write_gguf(path, config, state, kind="F32", facts=None, blocks=None, drop=()
             array = array + np.float32(1)
         if family == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             array = array.T
-        theirs = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        theirs = name if name == "rope_freqs.weight" else known.get_name(name, try_suffixes=(".weight", ".bias"))
         if theirs in drop:
             continue
         as_kind = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]

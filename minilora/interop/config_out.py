@@ -4,28 +4,57 @@ It is what `nn/config_json.py` reads, and read again before it is written: what 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..nn.architectures import Architecture, from_hugging_face
+from ..nn.checks import shown
 from ..nn.config_json import ACTIVATIONS
 
-CLASSES = {  # model_type -> the class in transformers
-    "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-    "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+CLASSES = {  # transformers' class -> (model_type, head of an encoder)
+    "GPT2LMHeadModel": ("gpt2", ""), "LlamaForCausalLM": ("llama", ""), "MistralForCausalLM": ("mistral", ""),
+    "Phi3ForCausalLM": ("phi3", ""), "Qwen2ForCausalLM": ("qwen2", ""), "Qwen3ForCausalLM": ("qwen3", ""),
+    "GemmaForCausalLM": ("gemma", ""), "Gemma3ForCausalLM": ("gemma3_text", ""),
+    "BertModel": ("bert", "none"), "BertForMaskedLM": ("bert", "masked"),
+    "BertForSequenceClassification": ("bert", "labels"), "BertForPreTraining": ("bert", "masked"),
+    "RobertaModel": ("roberta", "none"), "RobertaForMaskedLM": ("roberta", "masked"),
+    "RobertaForSequenceClassification": ("roberta", "labels"),
+    "DistilBertModel": ("distilbert", "none"), "DistilBertForMaskedLM": ("distilbert", "masked"),
+    "DistilBertForSequenceClassification": ("distilbert", "labels"),
 }  # fmt: skip
 _NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # of several names the first
 
 
+def with_head(a: Architecture, config: Mapping[str, Any]) -> Architecture:
+    """An encoder's architecture with the head that its config.json names; a decoder's as it is.
+
+    Raises ValueError for a head that is not known.
+    """
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else ""
+    if a.causal or not name:
+        return a
+    family, head = CLASSES.get(str(name), ("", ""))
+    if family != a.family:
+        known = ", ".join(name for name, (family, _) in CLASSES.items() if family == a.family)
+        raise ValueError(f"{a.name}: architectures = {shown(named)} is not known for {a.family}, expected {known}")
+    labels = config.get("num_labels", len(config.get("id2label") or ()) or 2) if head == "labels" else 0
+    pooler = a.pooler and (head == "none" or (head == "labels" and a.family == "bert"))
+    return dataclasses.replace(a, head=head, labels=labels, pooler=pooler)
+
+
 def config_for(a: Architecture) -> dict[str, Any]:
     """The fields of a config.json. Raises ValueError where they would not say this architecture."""
-    if a.family not in CLASSES:
-        raise ValueError(f"save_pretrained: {a.name} is of the family {a.family!r}, expected {', '.join(CLASSES)}")
-    common = {"architectures": [CLASSES[a.family]], "model_type": a.family, "vocab_size": a.vocab_size}
-    common |= {"tie_word_embeddings": a.head == "tied", "pad_token_id": a.pad_id}
-    config = {**common, **(_gpt2 if a.family == "gpt2" else _llama)(a)}
-    understood = from_hugging_face(config, a.name)
+    head = "" if a.causal else a.head
+    name = next((name for name, said in CLASSES.items() if said == (a.family, head)), None)
+    if name is None:
+        known = ", ".join(dict.fromkeys(family for family, _ in CLASSES.values()))
+        raise ValueError(f"save_pretrained: {a.name} is of the family {a.family!r}, expected {known}")
+    config = {"architectures": [name], "model_type": a.family, "vocab_size": a.vocab_size, "pad_token_id": a.pad_id}
+    config |= {"tie_word_embeddings": a.head != "untied"}
+    write = {"gpt2": _gpt2, "bert": _bert, "roberta": _bert, "distilbert": _distilbert}.get(a.family, _llama)
+    config |= write(a)
+    understood = with_head(from_hugging_face(config, a.name), config)
     for field in dataclasses.fields(a):
         ours, theirs = (_plain(each, field.name) for each in (a, understood))
         if ours != theirs and field.name != "bits":
@@ -56,6 +85,38 @@ def _gpt2(a: Architecture) -> dict[str, Any]:
         "activation_function": _NAMES[a.activation],
         "layer_norm_epsilon": a.norm_eps,
         "scale_attn_weights": a.query_scale != 1,
+    }
+
+
+def _labels(a: Architecture) -> dict[str, Any]:
+    """The numbers of labels, with names that say no more."""
+    names = {str(i): f"LABEL_{i}" for i in range(a.labels)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
+
+
+def _bert(a: Architecture) -> dict[str, Any]:
+    return {
+        "hidden_size": a.width,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "intermediate_size": a.mlp_width,
+        "max_position_embeddings": a.positions,
+        "type_vocab_size": a.token_types,
+        "layer_norm_eps": a.norm_eps,
+        "hidden_act": _NAMES[a.activation],
+        **_labels(a),
+    }
+
+
+def _distilbert(a: Architecture) -> dict[str, Any]:
+    return {
+        "dim": a.width,
+        "n_layers": a.layers,
+        "n_heads": a.heads,
+        "hidden_dim": a.mlp_width,
+        "max_position_embeddings": a.positions,
+        "activation": _NAMES[a.activation],
+        **_labels(a),
     }
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from ..adapters.quantization import Half
 from ..autograd.backend import to_numpy
 from ..nn.architectures import Architecture, from_hugging_face
-from .names import family_of, module_names
+from .config_out import with_head
+from .names import TIED, family_of, module_names
 from .sources import Share, Source, Value, as_value, compare, shares
 from .tensor_files import Stored, float_type, open_tensors
 
@@ -20,7 +21,10 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 BUFFERS = re.compile(  # what older versions wrote beside the parameters, and every model makes anew
     r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.\w*inv_freq|embeddings\.(position|token_type)_ids|embed_scale)$"
 )
-SIGHT = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")  # what a gemma3 sees with
+ASIDE = {  # parts that files of a family, or with a head, may have and the model does not read
+    "gemma3_text": re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\."),  # what a gemma3 sees with
+    "masked": re.compile(r"(^|\.)(pooler|seq_relationship)\."),  # which of two sentences is first: of pre-training
+}
 
 
 def open_folder(folder: Path) -> Source:
@@ -29,15 +33,16 @@ def open_folder(folder: Path) -> Source:
         adapter = (folder / "adapter_config.json").is_file()
         fix = "it holds an adapter: ml.load_adapter(model, folder)" if adapter else "a model's folder has one"
         raise FileNotFoundError(f"{folder} has no {CONFIG}; {fix}")
-    architecture = from_hugging_face(folder / CONFIG, folder.resolve().name)
+    bare = from_hugging_face(folder / CONFIG, folder.resolve().name)
+    architecture = with_head(bare, json.loads((folder / CONFIG).read_text("utf-8")))
     found = _tensors(folder)
     ours, theirs = shares(architecture, module_names(architecture))
-    sight = SIGHT if architecture.family == "gemma3_text" else None
-    found = {n: t for n, t in found.items() if not BUFFERS.search(n) and not (sight and sight.search(n))}
+    aside = [BUFFERS, *(what for key, what in ASIDE.items() if key in (architecture.family, architecture.head))]
+    found = {name: tensor for name, tensor in found.items() if not any(what.search(name) for what in aside)}
     named = {_known_as(name, architecture, theirs): tensor for name, tensor in found.items()}
     if len(named) < len(found):
         raise ValueError(f"{folder}: it has one tensor under two names")
-    _drop_tied_head(folder, architecture, ours, named)
+    _drop_second(folder, ours, named)
     compare(str(folder), theirs, {name: tensor.shape for name, tensor in named.items()})
     for name, tensor in named.items():
         if tensor.dtype.name not in FLOATS:
@@ -99,17 +104,20 @@ def _known_as(name: str, architecture: Architecture, expected: Any) -> str:
     return prefix + name if name not in expected and prefix + name in expected else name
 
 
-def _drop_tied_head(folder: Path, a: Architecture, ours: dict[str, Share], named: dict[str, Stored]) -> None:
-    """Leave out a head that is in the file although it is the embedding table. Raises ValueError where they differ."""
-    head, table = named.get("lm_head.weight"), named.get(ours["wte.weight"].tensor)
-    if a.head == "tied" and head is not None and table is not None:
-        same = head.shape == table.shape and head.dtype == table.dtype
-        if not same or (head.read().view(np.uint8) != table.read().view(np.uint8)).any():
-            raise ValueError(
-                f"{folder}: lm_head.weight differs from {ours['wte.weight'].tensor}, and {CONFIG} says they are one: "
-                "tie_word_embeddings should be false"
-            )
-        del named["lm_head.weight"]
+def _drop_second(folder: Path, ours: dict[str, Share], named: dict[str, Stored]) -> None:
+    """Leave out what is in the file a second time, such as a tied head. Raises ValueError where the two differ."""
+    expected = {share.tensor for share in ours.values()}
+    for name in TIED.keys() & named.keys() - expected:
+        first = named.get(ours[TIED[name]].tensor) if TIED[name] in ours else None
+        if first is not None:
+            second = named[name]
+            same = second.shape == first.shape and second.dtype == first.dtype
+            if not same or (second.read().view(np.uint8) != first.read().view(np.uint8)).any():
+                raise ValueError(
+                    f"{folder}: {name} differs from {ours[TIED[name]].tensor}, and {CONFIG} says they are one: "
+                    "tie_word_embeddings should be false"
+                )
+            del named[name]
 
 
 def as_stored(model: Any, architecture: Architecture) -> dict[str, Stored]:

@@ -34,10 +34,19 @@ mlp.down_proj  mlp.c_proj   mlp.down_proj             output.dense              
 ln_2_post      -            -                         -                                 -                  post_ffw_norm
 ln_f           ln_f         norm                      -                                 -                    output_norm
 pooler         -            -                         pooler.dense                      -                              -
-head           lm_head      lm_head                   -                                 -                         output
+head           lm_head      lm_head                   cls.predictions                   vocab_projector           output
+head.dense     -            -                         cls.predictions.transform.dense   vocab_transform                -
+head.norm      -            -                         cls.predictions.transform.LayerNorm  vocab_layer_norm            -
+classifier     -            -                         classifier                        -                              -
+classifier.dense  -         -                         classifier.dense                  pre_classifier                 -
+classifier.out_proj  -      -                         classifier.out_proj               classifier                     -
 """
-_IN_BLOCKS = ("ln_1", "ln_2", "attn.", "mlp.")
-_BARE = ("head",)  # what stands beside the bare model in a file, not within it
+_BESIDE = ("head", "classifier")  # what stands beside the bare model in a file, not within it
+TIED = {  # what a file may hold a second time: its name there -> the parameter of ours that it is
+    "lm_head.weight": "wte.weight", "lm_head.decoder.weight": "wte.weight", "lm_head.decoder.bias": "head.bias",
+    "cls.predictions.decoder.weight": "wte.weight", "cls.predictions.decoder.bias": "head.bias",
+    "vocab_projector.weight": "wte.weight",
+}  # fmt: skip
 
 
 class _Family(NamedTuple):
@@ -67,7 +76,12 @@ FAMILIES: dict[str, _Family] = {  # model_type -> where its names are
         }
     ),
     "bert": _Family("bert", "bert.", "encoder.layer."),
-    "roberta": _Family("bert", "roberta.", "encoder.layer."),
+    "roberta": _Family(
+        "bert",
+        "roberta.",
+        "encoder.layer.",
+        apart={"head": "lm_head", "head.dense": "lm_head.dense", "head.norm": "lm_head.layer_norm"},
+    ),
     "distilbert": _Family("distilbert", "distilbert.", "transformer.layer."),
 }
 
@@ -112,7 +126,7 @@ def module_names(architecture: Architecture) -> dict[str, Place]:
     """{our module's path: its place in a Hugging Face file}, of every module that has parameters."""
     family = family_of(architecture)
     names = COLUMNS[family.column] | (family.apart or {})
-    outside = {name: "" if name in _BARE else family.prefix for name in names}
+    outside = {name: "" if name.startswith(_BESIDE) else family.prefix for name in names}
     return _places(architecture, names, outside, family.prefix + family.blocks, family.column == "gpt2")
 
 

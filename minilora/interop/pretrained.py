@@ -33,9 +33,10 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
     as "smollm2-135m" that was fetched, or "organisation/name" on the hub where `huggingface_hub` is installed.
     dtype: how matrices and the table of tokens are held: "float32" or "float64", to be trained; "float16" or
     "bfloat16", made float32 on the way through each product; "file", as they are stored, GGUF's blocks of few bits
-    too. What is held in fewer bits is frozen: put LoRA on it. Norms and biases are floats. `model.tokenizer` is the
-    tokenizer, where the files have one. Raises FileNotFoundError for what is not there, ImportError for a library that
-    is not installed, and ValueError for what does not fit: names, shapes, numbers that are none; nothing is built then.
+    too. What is held in fewer bits is frozen: put LoRA on it. With blocks of few bits `model.recompute_blocks` is on,
+    which saves memory and takes time. Norms and biases are floats. `model.tokenizer` is the tokenizer, where the files
+    have one. Raises FileNotFoundError for what is not there, ImportError for a library that is not installed, and
+    ValueError for what does not fit: names, shapes, numbers that are none; nothing is built then.
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_pretrained: {unknown('dtype', str(dtype), [*DTYPES])}")

@@ -100,9 +100,10 @@ def built(source: Source, dtype: str) -> Transformer:
             model.set_module(path, QuantizedEmbedding(value))
         else:
             model.set_module(path, QuantizedLinear.of(value, module.bias))
-    if any(True for _ in model.named_buffers()):  # no gradient reaches what is held in few bits
-        for p in model.parameters():
-            p.requires_grad = False
+    kinds = [type(m.quantized) for _, m in model.named_modules() if isinstance(m, QuantizedEmbedding | QuantizedLinear)]
+    for p in model.parameters() if kinds else ():
+        p.requires_grad = False
+    model.recompute_blocks = any(kind is not Half for kind in kinds)  # who holds few bits is short of memory
     return model
 
 

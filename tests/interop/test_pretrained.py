@@ -110,7 +110,7 @@ def test_lora_trains_on_16_bits_and_folders_of_them_stay_so(folder, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [family for family, head in CLASSES.values() if not head])
 def test_a_config_is_read_as_the_architecture_it_was_written_for(family):
     given = LLAMA | {"model_type": family}
     given |= {"gemma3_text": {"head_dim": 4, "sliding_window": 3}, "mistral": {"sliding_window": 7}}.get(family, {})
@@ -120,7 +120,7 @@ def test_a_config_is_read_as_the_architecture_it_was_written_for(family):
         given["pad_token_id"] = 0
     a = from_hugging_face(given, "small")
     written = config_for(a)
-    assert written["architectures"] == [CLASSES[family]] and written["model_type"] == family
+    assert CLASSES[written["architectures"][0]] == (family, "") and written["model_type"] == family
     again = from_hugging_face(json.loads(json.dumps(written)), "small")
     assert config_for(again) == written and again.matrices == a.matrices
 
@@ -129,8 +129,8 @@ def test_what_a_config_cannot_say_is_refused(tmp_path):
     model = ml.GPT(ml.GPTConfig(13, 16, 1, 2, 8, bias=False))
     with pytest.raises(ValueError, match=r"save_pretrained: GPT has qkv_bias = False, which the config.json of a gpt2"):
         save_pretrained(model, tmp_path / "x")
-    with pytest.raises(ValueError, match=r"is of the family 'bert', expected gpt2, llama"):
-        config_for(Architecture("x", 13, 8, 1, 2, 16, 16, family="bert"))
+    with pytest.raises(ValueError, match=r"is of the family 't5', expected gpt2, llama"):
+        config_for(Architecture("x", 13, 8, 1, 2, 16, 16, family="t5"))
     assert not (tmp_path / "x").exists()
 
 

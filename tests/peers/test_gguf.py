@@ -1,15 +1,10 @@
 """gguf_file.py beside transformers: its models, written as llama.cpp writes them, opened here and by its own reader."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from gguf_writing import write_gguf
 
 from minilora.interop.pretrained import load_pretrained
-
-sys.path.append(str(Path(__file__).parent.parent))
-from gguf_writing import write_gguf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[peers]'")

@@ -84,7 +84,40 @@ def test_a_folder_of_transformers_opens_with_its_logits_and_is_written_as_it_was
 
 
 def test_every_family_that_is_written_is_tried():
-    assert {family for family, _ in CONFIGS.values()} == {*CLASSES}
+    tried = {(family, "") for family, _ in CONFIGS.values()} | {(family, head) for family in ENCODERS for head in HEADS}
+    assert tried == {*CLASSES.values()}
+
+
+ENCODERS = {
+    "bert": COMMON, "roberta": COMMON | dict(type_vocab_size=1, pad_token_id=1),
+    "distilbert": dict(vocab_size=67, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64),
+}  # fmt: skip
+HEADS = {"none": "AutoModel", "masked": "AutoModelForMaskedLM", "labels": "AutoModelForSequenceClassification"}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("head", HEADS)
+def test_encoders_open_and_are_written_with_each_head(family, head, tmp_path):
+    config = transformers.CONFIG_MAPPING[family](**ENCODERS[family], num_labels=3)
+    torch.manual_seed(0)
+    theirs = getattr(transformers, HEADS[head]).from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    out = lambda model: next(iter(model(torch.tensor(TOKENS)).values())).detach().numpy()
+    ours = load_pretrained(tmp_path / "theirs")
+    np.testing.assert_allclose(ours(TOKENS).data, out(theirs), rtol=1e-4, atol=1e-5)
+    save_pretrained(ours, tmp_path / "ours")
+    again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for (name, p), (their_name, q) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
+        assert name == their_name and torch.equal(p, q)
+    assert again.config.num_labels == (3 if head == "labels" else 2)
+
+
+def test_a_bert_as_it_came_from_its_pre_training_opens(tmp_path):
+    theirs = transformers.BertForPreTraining(transformers.BertConfig(**COMMON)).eval()
+    theirs.save_pretrained(tmp_path)
+    expected = theirs(torch.tensor(TOKENS)).prediction_logits.detach().numpy()
+    np.testing.assert_allclose(load_pretrained(tmp_path)(TOKENS).data, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "phi3", "llama"])

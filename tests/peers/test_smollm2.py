@@ -1,0 +1,68 @@
+"""The fetched model, SmolLM2-135M-Instruct in 4 bits, beside transformers reading the same file."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minilora.interop.pretrained import load_pretrained
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[peers]'")
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+TOKENS = np.random.default_rng(0).integers(3, 49152, (1, 256))
+STEP = """
+import re, sys, numpy as np, minilora as ml
+model = ml.load_pretrained(sys.argv[1], sys.argv[2])
+ml.add_lora(model, ml.LoRAConfig(rank=8), rng=0)
+optimizer = ml.AdamW(model.named_parameters(), lr=1e-4)
+tokens = np.random.default_rng(0).integers(3, 49152, (1, 257))
+losses = [ml.train_step(model, optimizer, tokens[:, :-1], tokens[:, 1:]) for _ in range(3)]
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+print(peak, losses[-1])
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2):
+    """transformers' model of the same file, and the seconds that it took to open."""
+    start = time.perf_counter()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval(), time.perf_counter() - start
+
+
+def test_logits_are_those_of_transformers_reading_the_same_file(smollm2, theirs):
+    with torch.no_grad():
+        expected = theirs[0](torch.tensor(TOKENS)).logits.numpy()
+    ours = load_pretrained(smollm2)
+    logits = ours(TOKENS).data
+    assert np.abs(logits - expected).max() <= 1e-4
+    for name, p in theirs[0].state_dict().items():  # and the weights are the same, bit for bit
+        if name == "model.layers.7.self_attn.k_proj.weight":
+            np.testing.assert_array_equal(ours.blocks[7].attn.k_proj.weight.data, p.numpy())
+    held = load_pretrained(smollm2, "file")
+    assert np.abs(held(TOKENS).data - logits).max() <= 1e-4
+    assert {m.quantized.kind for _, m in held.named_modules() if hasattr(m, "quantized")} == {"Q4_1", "Q8_0"}
+    np.testing.assert_allclose(held.loss(TOKENS, TOKENS).item(), ours.loss(TOKENS, TOKENS).item(), rtol=1e-5)
+
+
+def test_it_opens_in_a_fifth_of_the_time(smollm2, theirs):
+    start = time.perf_counter()
+    load_pretrained(smollm2)
+    seconds = time.perf_counter() - start
+    assert seconds <= 0.2 * theirs[1], (seconds, theirs[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says the peak")
+def test_a_step_on_the_4_bits_takes_half_of_the_memory(smollm2):
+    told = {}
+    for dtype in ("float32", "file"):
+        done = subprocess.run([sys.executable, "-c", STEP, smollm2, dtype], capture_output=True, text=True, check=True)
+        told[dtype] = [float(word) for word in done.stdout.split()]
+    (floats, loss), (bits, same) = told["float32"], told["file"]
+    assert abs(loss - same) < 1e-3 and bits <= 0.5 * floats, told
