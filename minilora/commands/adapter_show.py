@@ -41,7 +41,9 @@ def show(args: argparse.Namespace) -> int:
 
     adapter, base = updates.opened(args.path, args.base, "show")
     rows = workbench.measure(adapter, base, progress=True)
-    if args.figure and rows:
+    if args.figure and not rows:
+        raise ValueError(f"--figure: {adapter.path} is a {adapter.method} adapter, which has no spectra to draw")
+    if args.figure:
         from ..pictures import adapters as pictures
 
         pictures.save_one(pictures.spectra(rows, title_of(adapter)), args.figure)
@@ -49,14 +51,14 @@ def show(args: argparse.Namespace) -> int:
         print(json.dumps(workbench.record(adapter, rows)))
     else:
         print(table(adapter, rows))
-        if args.figure and rows:
+        if args.figure:
             print(f"picture           {args.figure}")
     return 0
 
 
 def title_of(adapter: Any) -> str:
-    """What a picture calls an adapter: its file's or folder's name."""
-    return adapter.path.resolve().name
+    """What a picture calls an adapter: the name of its file or folder."""
+    return adapter.path.resolve().stem
 
 
 def table(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> str:

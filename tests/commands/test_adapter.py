@@ -1,10 +1,10 @@
 """`minilora adapter`: what it prints, and that every mistake is one line and leaves nothing behind."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,19 +90,22 @@ def test_pictures_are_drawn(here, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="a process's largest memory is read as Linux tells it"
+)
 def test_a_large_adapter_is_looked_into_a_matrix_at_a_time(here):
-    """24 of Llama 2's 80 layers of 70 billion parameters, r = 16, 250 MB: the process never holds them."""
+    """8 of Llama 2's 80 layers of 70 billion parameters, r = 16, 83 MB: the process never holds them."""
     shapes = {"q": (8192, 8192), "k": (1024, 8192), "v": (1024, 8192), "o": (8192, 8192), "gate": (28672, 8192),
               "up": (28672, 8192), "down": (8192, 28672)}  # fmt: skip
     one = {kind: draw(m, n, 16) for kind, (m, n) in shapes.items()}
-    peft_folder(here / "a", {f"layers.{i}.{kind}": pair for i in range(24) for kind, pair in one.items()}, r=16)
-    code = "from minilora.commands.main import main; main(['adapter', 'show', 'a', '--json'])"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0
-    size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    assert size < 200 * 2**20
+    peft_folder(here / "a", {f"layers.{i}.{kind}": pair for i in range(8) for kind, pair in one.items()}, r=16)
+    code = (
+        "import re; from minilora.commands.main import main; code = main(['adapter', 'show', 'a', '--json']);"
+        r"print(code, re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code, most = out.splitlines()[-1].split()
+    assert code == "0" and int(most) < 130 * 1024  # KiB
 
 
 def test_compare_says_it_in_words(here, capsys):
@@ -158,6 +161,7 @@ def test_combine_says_what_it_added(here, capsys):
         ("show zero", "zero: every Delta W is zero, as B is before training"),
         ("show a --base none", "there is no checkpoint 'none'"),
         ("show a --figure no/", "is a folder, expected a file"),
+        ("show prompt --figure b.png", "--figure: prompt is a prompt_tuning adapter, which has no spectra to draw"),
         ("compare a", "the following arguments are required: B"),
         ("compare a zero", "zero: every Delta W is zero"),
         (

@@ -245,6 +245,19 @@ def test_kernels_keep_their_shapes(tmp_path):
     np.testing.assert_allclose(dense(tmp_path / "b.safetensors")["lora_unet_c"], cut(dense(path)["lora_unet_c"], 1)[0])
 
 
+def test_three_factors_become_two(tmp_path):
+    """LyCORIS's lora_mid goes into A, and the file holds what any reader of lora_down and lora_up multiplies."""
+    rng = np.random.default_rng(0)
+    up, mid, down = (rng.normal(size=shape) for shape in ((5, 3, 1, 1), (3, 3, 2, 2), (3, 4, 1, 1)))
+    path = kohya_file(tmp_path / "a.safetensors", {"x": (up, down)}, 3.0, {"x.lora_mid.weight": mid})
+    workbench.resize(path, tmp_path / "b.safetensors", rank=2)
+    written = load_file(tmp_path / "b.safetensors")
+    assert {name: value.shape for name, value in written.items()} == {
+        "x.lora_down.weight": (2, 4, 2, 2), "x.lora_up.weight": (5, 2, 1, 1), "x.alpha": (),
+    }  # fmt: skip
+    np.testing.assert_allclose(dense(tmp_path / "b.safetensors")["x"], cut(dense(path)["x"], 2)[0], atol=1e-12)
+
+
 def test_one_matrix_under_two_forms_of_its_name(tmp_path):
     """Image tools write "lora_unet_a_b" for "a.b": the same adapter, in two files."""
     matrices = {"a.layers.0.q": draw(), "a.layers.1.q": draw(seed=1)}
