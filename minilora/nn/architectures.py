@@ -117,11 +117,19 @@ class Architecture:
             elif field.name in CHOICES and (not isinstance(value, str) or value not in CHOICES[field.name]):
                 words = ", ".join(map(repr, CHOICES[field.name]))
                 raise ValueError(f"{self.name}: {field.name} = {reprlib.repr(value)}, expected one of {words}")
+        if not isinstance(self.full_layers, list | tuple):
+            raise ValueError(f"{self.name}: full_layers = {reprlib.repr(self.full_layers)}, expected layers' numbers")
         object.__setattr__(self, "full_layers", tuple(self.full_layers))  # a list where it comes from JSON
         for layer in self.full_layers:
             whole(self.name, "full_layers", layer, 0)
         if (self.head == "labels") != (self.labels > 0):
             raise ValueError(f"{self.name}: labels = {self.labels} with head = {self.head!r}: expected both or neither")
+        if not 0 < self.rope_fraction <= 1 or not self.rope_factor:
+            came = f"rope_fraction = {self.rope_fraction} and rope_factor = {self.rope_factor}"
+            raise ValueError(f"{self.name}: {came}, expected above 0, and a fraction of at most 1")
+        if self.rope_scaling == "llama3" and not (self.rope_low < self.rope_high and self.rope_original):
+            came = f"rope_low = {self.rope_low}, rope_high = {self.rope_high}, rope_original = {self.rope_original}"
+            raise ValueError(f"{self.name}: {came}, expected low < high, and the context before it was scaled")
         if self.layers > DEEPEST:
             raise ValueError(f"{self.name}: layers = {self.layers}, expected at most {DEEPEST:,}")
         if self.head_dim is None and self.width % self.heads:

@@ -89,7 +89,7 @@ class Attention(Module):
         q, k = place.turn(q, self.local), place.turn(k, self.local)
         if cache is not None:
             k, v = cache.append(block, k, v)  # (B, K, S, D)
-        y = ops.attention(q, k, v, None, self.causal, place.mask, self.window, self.scale)  # (B, H, T, D)
+        y = ops.attention(q, k, v, None, self.causal, *place.seen(self.window), self.scale)  # (B, H, T, D)
         return self.o_proj(ops.join_heads(y), rng)  # (B, T, C)
 
 
@@ -143,6 +143,14 @@ class Place:
         if mask is not None:
             self.positions = (mask.cumsum(axis=1) - 1).clip(0)[:, past:]  # (B, T)
         self.angles: dict[bool, tuple[Array, Array]] = {}  # of layers with a base of their own, and of the others
+
+    def seen(self, window: int | None) -> tuple[Array | None, int | None]:
+        """The mask and the window of a layer; where there is padding, one mask, with a window of real tokens alone."""
+        if self.mask is None or window is None:
+            return self.mask, window
+        own = self.mask.cumsum(axis=1) - 1  # the keys' positions: (B, S)
+        near = self.positions[:, :, None] - own[:, None, :] < window  # (B, T, S)
+        return (near & self.mask[:, None, :])[:, None], None  # (B, 1, T, S)
 
     def turn(self, x: Tensor, local: bool) -> Tensor:
         """Queries or keys turned by their positions' angles; as they are where positions are learned."""
@@ -220,10 +228,10 @@ class Transformer(LanguageModel):
         return self.logits(self.last(tokens, None, cache, mask)[:, -1]).data
 
     def _reader(self, cache: Cache) -> Any:
-        """A Decoder where layers are plain or merged."""
-        if not decodes(self, (Transformer, Block, Attention, MLP, LayerNorm, RMSNorm, Linear, Embedding)):
+        """A Decoder where layers are plain or merged, and no padding stands between virtual tokens and a window."""
+        a, kinds = self.architecture, (Transformer, Block, Attention, MLP, LayerNorm, RMSNorm, Linear, Embedding)
+        if not decodes(self, kinds) or (a.window and self.front is not None and cache.mask is not None):
             return super()._reader(cache)
-        a = self.architecture
         turned = {False: frequencies(a, a.rope_base, a.rope_scaling)} if a.rope_base else {}
         return Decoder(self, cache, turned | ({True: frequencies(a, a.rope_local_base)} if a.rope_local_base else {}))
 

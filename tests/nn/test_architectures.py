@@ -310,7 +310,12 @@ BAD_PARTS = {
     "kv_heads": (0, -1, 1.0, True), "head_dim": (0, 2.5), "positions": (-1, None, 1.0), "token_types": (-2, "2"),
     "relative_positions": (-1, None), "conv_kernel": (-3, 3.0), "bits": (0, "32"), "gated": (1, None),
     "qkv_bias": (0, "yes"), "o_bias": (None,), "mlp_bias": (1,), "norm_bias": (0.0,), "final_norm": (1,),
-    "embedding_norm": ("",), "pooler": (1,), "head": ("loose", None, True),
+    "embedding_norm": ("",), "pooler": (1,), "head": ("loose", None, True), "norm": ("batch", None),
+    "norm_eps": (-1, "x"), "norm_offset": (1,), "activation": ("tanh", None, 3), "rope_base": (-1.0, None),
+    "rope_fraction": ("1", 0.0, 1.5), "rope_scaling": ("yarn", None), "rope_factor": (float("inf"), float("nan")),
+    "rope_original": (-1, 8.5), "window": (-1, None, 2.0), "full_layers": ((-1,), (1.5,), ("1",), None),
+    "qk_norm": (1,), "query_scale": (None,), "scaled_embedding": (0,), "post_norms": (None,), "norm_first": (1,),
+    "causal": ("no",), "pad_id": (-1, 1.5), "rope_local_base": (-2.0,),
 }  # fmt: skip
 
 
@@ -319,6 +324,16 @@ def test_an_architectures_parts_are_of_their_kind(field):
     for value in BAD_PARTS[field]:
         with pytest.raises(ValueError, match=f"x: {field} = "):
             Architecture("x", 9, 8, 1, 2, 7, 5, **{field: value})
+
+
+def test_parts_that_do_not_fit_each_other():
+    with pytest.raises(ValueError, match=r"x: rope_fraction = 1.0 and rope_factor = 0.0, expected above 0"):
+        Architecture("x", 9, 8, 1, 2, 7, 5, rope_factor=0.0)
+    for wrong in (dict(rope_low=4.0), dict(rope_original=0)):
+        with pytest.raises(ValueError, match=r"x: rope_low = .*expected low < high, and the context before"):
+            Architecture("x", 9, 8, 1, 2, 7, 5, rope_scaling="llama3", **{"rope_original": 8, **wrong})
+    listed = Architecture("x", 9, 8, 3, 2, 7, 5, window=2, full_layers=[1])  # as JSON has it
+    assert hash(listed) and [listed.slides(i) for i in range(3)] == [True, False, True]
 
 
 def test_no_more_layers_than_can_be_listed():

@@ -79,6 +79,19 @@ def test_generation_with_a_cache_without_and_beyond_the_context(name):
         model(np.zeros((1, 13), int))
 
 
+@pytest.mark.parametrize("config", [ml.PromptConfig(2), ml.PrefixConfig(2)], ids=["prompt", "prefix"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral-7b", "gemma-3-1b"])
+def test_virtual_tokens_padding_and_a_window_at_once(name, config):
+    """A text padded on the left is as alone: a window is of tokens that count, the virtual ones in front among them."""
+    model, mask = ml.add_adapter(drawn(name, window=6 * bool(MODELS[name].window)), config, rng=1), np.ones((2, 9), int)
+    mask[1, :5] = 0
+    alone = model(TOKENS[1:, 5:]).data[0]
+    np.testing.assert_allclose(model(TOKENS, mask=mask).data[1, 5:], alone, rtol=0, atol=1e-12)
+    text = model.generate(TOKENS, 6, temperature=0, mask=mask)[1, 5:]
+    np.testing.assert_array_equal(text, model.generate(TOKENS[1, 5:], 6, temperature=0))
+    np.testing.assert_array_equal(text, model.generate(TOKENS, 6, temperature=0, mask=mask, use_cache=False)[1, 5:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["central", "complex-step", "directional"])
 @pytest.mark.parametrize("name", FAMILIES)
