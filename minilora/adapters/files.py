@@ -19,6 +19,7 @@ from ..nn.storage import blaming, file_path, load_arrays, save_arrays
 from .adapter import METHODS, Adapter
 from .attach import attach, build, set_adapter
 from .qlora import quantization
+from .quantization import LEVELS
 from .state import active_adapter, base_parameters, brought, carried, changeable, check_model, refuse_merged
 
 
@@ -160,7 +161,11 @@ def _in_few_bits(theirs: list[str], ours: list[str]) -> str:
     if theirs == ours:
         return ""
     was, holds = (" and ".join(names) or "floats" for names in (theirs, ours))
-    do = f"quantize_model(model, {theirs[0]!r}) first" if theirs else "put it on the model that is not quantised"
+    do = "put it on the model that is not quantised"
+    if theirs:
+        dtype = theirs[0] if theirs[0] in ("float16", "bfloat16") else "file"
+        opened = f"open that with load_pretrained(place, dtype={dtype!r})"
+        do = f"quantize_model(model, {theirs[0]!r}) first" if theirs[0] in LEVELS else opened
     return f": it was trained on {was}, this model holds {holds}; {do}"
 
 

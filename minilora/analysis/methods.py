@@ -97,8 +97,9 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     if str(model).endswith(".npz") and (held := _held(model, architecture)) is not None:
         _agree(model, held, method, Options(**options))
         return held
-    if held_labels := len(getattr(model, "labels", ())):
-        options = {"labels": held_labels, **options}
+    labels = getattr(model, "labels", ())  # a model's are words; an Architecture's are a number, among its parameters
+    if isinstance(labels, tuple) and labels:
+        options = {"labels": len(labels), **options}
     chosen = Options(**options)
     base = _with_head(architecture, chosen.labels)
     added, trained = METHODS[method](architecture, base, chosen)

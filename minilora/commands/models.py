@@ -7,6 +7,8 @@ from typing import Any
 
 import minilora as ml
 
+from ..adapters.files import kinds
+from ..adapters.quantization import LEVELS
 from ..interop import fetch
 from ..nn.characters import VOCABULARY
 from ..nn.language_model import LanguageModel
@@ -80,9 +82,18 @@ def load_adapted(name: str, kind: str | None, adapter: str, dtype: str | None = 
     except ValueError as error:
         with contextlib.suppress(ValueError, OSError):
             trained_on = load_arrays(path, "adapter")[1].get("quantized")
-            if trained_on is not None and trained_on != ([kind] if kind else []):
-                error.add_note(f"here: --quantize {trained_on[0]}" if trained_on else "here: leave out --quantize")
+            if trained_on is not None and trained_on != kinds(model):
+                error.add_note(
+                    f"here: {option_for(trained_on[0])}" if trained_on else "here: leave out --quantize, --dtype"
+                )
         raise
+
+
+def option_for(kind: str) -> str:
+    """The option that holds a base in this kind of few bits."""
+    if kind in LEVELS:
+        return f"--quantize {kind}"
+    return f"--dtype {kind if kind in ('float16', 'bfloat16') else 'file'}"
 
 
 def base_name(notes: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def refuse_overwriting(outputs: Iterable[tuple[str, Path]], inputs: Iterable[tup
     told: list[tuple[str, Path | str]] = [(what, path) for what, path in inputs if path]
     for what, path in outputs:
         for other, there in told:
-            if same(path, there) and (not os.path.exists(path) or os.path.isfile(path)):
+            if same(path, there) and (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path)):
                 raise ValueError(f"{what} {str(path)!r} would overwrite {other} {str(there)!r}; choose another file")
         told.append((what, path))
 

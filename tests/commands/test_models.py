@@ -61,6 +61,37 @@ def test_how_its_weights_are_held(folder, capsys):
     assert "--dtype bfloat16 --method full: weights held in 16 bits or fewer stay frozen" in error
 
 
+def test_an_adapter_says_how_its_base_was_held(folder, capsys):
+    quick = ["finetune", "--model", "llama", "--corpus", "text.txt", "--steps", "1", "--rank", "2", "--window", "16"]
+    for how in (["--dtype", "bfloat16"], ["--quantize", "int8"]):
+        trained = said(capsys, *quick, *how, "--output", "a.npz")
+        assert f"minilora generate --model llama {' '.join(how)} --adapter a.npz" in trained
+        error = the_error(capsys, "generate", "--model", "llama", "--adapter", "a.npz")
+        assert error.rstrip().endswith(f"here: {' '.join(how)}") and how[1] in error
+
+
+def test_the_models_own_folder_is_not_written_into(folder, capsys):
+    (folder.parent / "a.npz").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    error = the_error(capsys, "merge", "--model", "llama", "--adapter", "a.npz", "--output", "llama/")
+    assert "--output 'llama' would overwrite the model 'llama'" in error
+    full = [
+        "finetune",
+        "--model",
+        "llama",
+        "--corpus",
+        "text.txt",
+        "--method",
+        "full",
+        "--steps",
+        "1",
+        "--window",
+        "16",
+    ]
+    assert "would overwrite the model 'llama'" in the_error(capsys, *full, "--output", "llama")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_chat_is_answered(folder, capsys):
     answer = said(capsys, "generate", "--model", "llama", "--chat", "--prompt", "Hello", "--tokens", "5", "--seed", "3")
     assert "Hello" not in answer and "<|im_start|>" not in answer
