@@ -50,11 +50,17 @@ def tidy(value: float) -> float | int:
 def write_adapter(adapter: AdapterFile, path: str | Path) -> Path:
     """Write an adapter in its form: a folder of PEFT's, a single file or an .npz. Whole, or not there at all.
 
-    Raises ValueError where the place is one of the files that the adapter is read from, or of another kind.
+    Raises ValueError where the place is one of the files that the adapter is read from, or of another kind, and where
+    what is beside the pairs is not finite.
     """
     path = Path(path)
     refuse_inputs(path, adapter.inputs)
     check_place(path, adapter.form)
+    for name, stored in adapter.others.items():
+        try:
+            in_precision(array := stored.read(), array.dtype)
+        except ValueError as error:
+            raise ValueError(f"{adapter.path}: {name}: {error}") from None
     return {"peft": write_peft, "kohya": write_kohya, "minilora": write_npz}[adapter.form](adapter, path)
 
 

@@ -101,7 +101,13 @@ def open_base(path: str | Path) -> Base:
 
     Raises FileNotFoundError or ValueError in one line for what is missing, pickled or damaged.
     """
-    path = BASE if str(path) == "base" else fetch.cached(str(path)) if path in fetch.MODELS else Path(path)
+    path = (
+        BASE
+        if str(path) == "base" and not Path(path).exists()
+        else fetch.cached(str(path))
+        if path in fetch.MODELS
+        else Path(path)
+    )
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {str(path)!r}; expected a Hugging Face folder")
     if path.is_file():

@@ -75,7 +75,7 @@ def comparison(found: Mapping[str, Any]) -> Figure:
             figure, left, grid(rows, layers, kinds, "cosine"), layers, kinds, "cosine", cmap="PuOr_r", vmin=-1, vmax=1
         )
         for key, colour, mark in (("similarity_A", BLUE, "o"), ("similarity_B", VERMILLION, "s")):
-            mean = np.nanmean(grid(rows, layers, kinds, key), axis=1)  # (layers,)
+            mean = np.ma.masked_invalid(grid(rows, layers, kinds, key)).mean(axis=1)  # (layers,)
             right.plot(range(len(layers)), mean, color=colour, marker=mark, markersize=8)
         right.set(ylim=(0, 1.3), yticks=[0, 0.5, 1], xlabel="layer")
         right.set_xticks(*ticks(layers))

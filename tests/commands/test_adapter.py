@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from adapter_making import draw, kohya_file, peft_folder, two
 from lines import the_error
+from safetensors.numpy import save_file
 
 from minilora.commands.main import main
 
@@ -62,6 +63,23 @@ def test_show_says_what_the_rank_is_worth(here, capsys):
     kohya_file(here / "b.safetensors", {"x.layers.0.q": (np.eye(3), np.eye(3))}, 3.0)
     assert main(["adapter", "show", "b.safetensors"]) == 0
     assert "Rank 3 is used: rank 2 would hold less than 99 %" in capsys.readouterr().out
+
+
+def test_show_beside_a_base_and_without_the_one_it_needs(here, capsys):
+    """A table more, in 80 columns, and a number for each matrix; DoRA alone says what its numbers are of."""
+    (here / "base").mkdir()
+    lengths = {f"{name}.lora_magnitude_vector": np.ones(6, "float32") for name in two()}
+    peft_folder(here / "a", two(), lengths, use_dora=True)
+    save_file({f"{name}.weight": np.eye(6, 5) for name in two()}, here / "base" / "model.safetensors")
+    assert main(["adapter", "show", "a"]) == 0
+    assert "note              DoRA turns and stretches the rows of W" in capsys.readouterr().out
+    assert main(["adapter", "show", "a", "--base", "base"]) == 0
+    out = capsys.readouterr().out
+    assert "DoRA turns" not in out and "beside the base" in out and max(map(len, out.splitlines())) <= 80
+    assert main(["adapter", "show", "a", "--base", "base", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["matrices"][0]
+    assert list(row) == [*KEYS, "weight_norm", "relative_norm", "amplification", "intruders"]
+    assert row["weight_norm"] == pytest.approx(5**0.5)
 
 
 def test_show_says_what_can_be_said_of_other_methods(here, capsys):

@@ -327,7 +327,10 @@ def test_what_cannot_be_resized_is_one_line_and_nothing_is_written(tmp_path):
     zero = peft_folder(tmp_path / "zero", {name: (0 * B, A) for name, (B, A) in two().items()})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     new = tmp_path / "new"
+    odd = peft_folder(tmp_path / "odd", two(), {"score.weight": np.full((2, 2), np.inf, "float32")})
+    before |= {path: path.read_bytes() for path in odd.iterdir()}
     for call, words in [
+        (lambda: workbench.resize(odd, new, 1), r"odd: score.weight: entry \(0, 0\) is inf"),
         (lambda: workbench.resize(folder, new), "resize: rank = None and energy = None; give one of the two"),
         (lambda: workbench.resize(folder, new, 1, 0.5), "give one of the two"),
         (lambda: workbench.resize(folder, new, 3), "no matrix of .* has more than 2: nothing to cut"),
