@@ -81,3 +81,11 @@ def test_a_task_makes_its_own_questions_and_needs_room_for_them(base, long, caps
 )
 def test_mistakes_are_one_line(argv, words, here, capsys):
     assert words in the_error(capsys, "evaluate", *argv)
+
+
+@pytest.mark.model
+def test_the_fetched_model_knows_little_of_it_before(smollm2, here, capsys):
+    assert main(["evaluate", "--model", str(smollm2), "--questions", "8", "--examples", "1"]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"right +([\d.]+) % of 8 ", said)[1]) <= 25
+    assert "\nwrong\n" in said
