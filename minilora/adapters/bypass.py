@@ -23,8 +23,8 @@ def bypassed(model: Any, paths: list[str]) -> list[str]:
     for path, module in places:
         kind: Any = type(module)
         for child, attribute in reads(kind):
-            untied = child == "wte" and vars(module).get("head") is not None  # read where there is no head alone
-            if id(vars(module).get(child)) in layers and not untied:
+            tied = child != "wte" or getattr(module, "ties_table", vars(module).get("head") is None)
+            if id(vars(module).get(child)) in layers and tied:
                 reader = f"{kind.__name__} at {path}" if path else f"this {kind.__name__}"
                 words.append(f"{layers[id(vars(module)[child])]}.{attribute} is read directly by {reader}")
         if id(module) not in layers:

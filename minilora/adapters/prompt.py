@@ -54,6 +54,8 @@ class VirtualTokensConfig:
         name = type(self).__name__
         if not isinstance(model, LanguageModel):
             raise ValueError(f"{name}: virtual tokens stand before the text of a GPT; this is a {type(model).__name__}")
+        if not getattr(getattr(model, "architecture", None), "causal", True):
+            raise ValueError(f"{name}: virtual tokens stand before the text of a decoder; this is an encoder")
         if self.tokens >= model.places:
             context = f"a {model.limit} = {model.places}"
             raise ValueError(f"{name}: {self.tokens} virtual tokens leave no room for a text in {context}")

@@ -102,6 +102,11 @@ class Encoder(Transformer):
         """The norm that hidden states come from: the last block's second one."""
         return self.blocks[-1].ln_2
 
+    @property
+    def ties_table(self) -> bool:
+        """Whether the head reads the embedding table, too."""
+        return self.architecture.head == "masked"
+
     def __call__(
         self, tokens: Any, rng: Any = None, cache: Any = None, mask: Any = None, token_types: Any = None
     ) -> Tensor:
@@ -113,7 +118,7 @@ class Encoder(Transformer):
         """
         x = self.last(tokens, rng, cache, mask, token_types)  # (B, T, C)
         if self.head is not None:
-            return self.head(x, self.wte, rng)
+            return self.logits(x, rng)
         return self.of_text(x, rng) if self.architecture.head == "labels" else x
 
     def last(
@@ -165,6 +170,12 @@ class Encoder(Transformer):
             x = block(x, rng, None, i, place)
         return x
 
+    def logits(self, x: Tensor, rng: Any = None) -> Tensor:
+        """What the masked-language head makes of hidden states.   (B, T, C) -> (B, T, V)"""
+        if self.head is None:
+            raise ValueError(f"Encoder: {self.architecture.name} has no masked-language head")
+        return self.head(x, self.wte, rng)
+
     def pooled(self, x: Tensor, rng: Any = None) -> Tensor:
         """tanh(W x_0 + b) of the first token's hidden state.   (B, T, C) -> (B, C)"""
         if self.pooler is None:
@@ -190,7 +201,7 @@ class Encoder(Transformer):
         if mask is not None:
             counts = as_mask("Encoder.loss", mask, targets.shape)
             targets = array_module(targets).where(counts, targets.astype(np.int64), IGNORED)
-        return ops.cross_entropy(self.classifier(x, rng) if self.labels else self.head(x, self.wte, rng), targets)
+        return ops.cross_entropy(self.classifier(x, rng) if self.labels else self.logits(x, rng), targets)
 
     def generate(self, *arguments: Any, **options: Any) -> np.ndarray:
         """Refused: an encoder has seen what comes next."""

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -104,6 +105,32 @@ def test_lora_on_an_encoder():
     adapted = model(TOKENS).data
     ml.merge_lora(model)
     np.testing.assert_allclose(model(TOKENS).data, adapted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("head", ["none", "masked", "labels"])
+def test_lora_on_the_table_of_an_encoder(head):
+    """Only a masked-language head reads the table as well: there the tie is kept, or merging is refused."""
+    for tying in (False, True):
+        model = spread(encoder("distilbert-base", head))
+        config = ml.LoRAConfig(rank=2, target_modules=("wte",), ensure_weight_tying=tying)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ml.add_lora(model, config)
+        for p in model.parameters(trainable=True):
+            p.data = p.data + 0.1
+        adapted = model(TOKENS).data
+        if head == "masked" and not tying:
+            with pytest.raises(ValueError, match="a tied head"):
+                ml.merge_lora(model)
+            continue
+        ml.merge_lora(model)
+        np.testing.assert_allclose(model(TOKENS).data, adapted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("config", [ml.PromptConfig(2), ml.PrefixConfig(2)])
+def test_virtual_tokens_are_for_decoders(config):
+    with pytest.raises(ValueError, match="virtual tokens stand before the text of a decoder; this is an encoder"):
+        ml.add_adapter(encoder(), config)
 
 
 def test_labels_read_off_any_token():
