@@ -25,7 +25,7 @@ from .lora import LoRAConfig, LoRALinear, added
 from .merge import fold
 from .quantization import Packed, Quantized, quantize
 from .state import carried, check_model, in_use, place, whole
-from .targets import match_targets, patterns
+from .targets import OUTPUTS, match_targets, patterns
 
 LARGEST = 2**22  # floats that are made of a weight at a time
 NO_TRAINING = "a quantised weight is for reading: its codes cannot be trained; put LoRA on it, add_lora(model, config)"
@@ -209,7 +209,8 @@ def quantize_model(
     """Hold the weights of linear layers in few bits from now on, and freeze the model; returns it.
 
     kind, block, double: as for `quantize`. target_modules: patterns as in `LoRAConfig`; layers that are quantised
-    already stay as they are. Embeddings, norms and biases stay in floating point. Raises ValueError, and changes
+    already stay as they are. Embeddings, norms, biases and, unless it is named, the output head stay in floating point:
+    an error there is the answer's own (transformers leaves them, too). Raises ValueError, and changes
     nothing, for a model with an adapter, where no layer is left to quantise, and for weights that are not finite.
     """
     check_model(model, "quantize_model")
@@ -223,7 +224,8 @@ def quantize_model(
     wanted = patterns(target_modules, "quantize_model: target_modules")
     if not linears:
         raise ValueError(f"quantize_model: there is no linear layer inside this {type(model).__name__}")
-    targets = match_targets(wanted, [*linears], "quantize_model: target_modules")
+    heads = [path for path in linears if path.split(".")[0] in OUTPUTS]
+    targets = match_targets(wanted, [*linears], "quantize_model: target_modules", heads)
     targets = [path for path in targets if not isinstance(linears[path], QuantizedLinear)]
     if not targets:
         raise ValueError(f"quantize_model: no layer is left that is not quantised, of {', '.join(wanted)}")

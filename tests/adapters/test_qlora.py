@@ -2,6 +2,7 @@
 
 import copy
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from minilora.adapters.qlora import (
     QLoRALinear,
     QuantizedEmbedding,
     QuantizedLinear,
+    product,
     quantization,
     quantize_model,
     requantize,
@@ -25,6 +27,7 @@ from minilora.adapters.quantization import half, quantize
 from minilora.adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
 from minilora.adapters.state import adapter_parameters
 from minilora.analysis.methods import plan
+from minilora.nn.architectures import find
 from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
@@ -642,3 +645,36 @@ def test_a_table_in_16_bits_gives_its_rows():
     assert table.count() == 28 and str(table) == "QuantizedEmbedding(bfloat16; frozen weight (7, 4))"
     with pytest.raises(ValueError, match="tokens run from 0 to 7, expected 0 to 6"):
         table(np.array([0, 7]))
+
+
+def test_an_output_head_is_quantised_where_it_is_named():
+    small = dict(vocab_size=11, width=8, layers=1, heads=2, mlp_width=12, context=8)
+    model = quantize_model(ml.Transformer(replace(find("llama-2-7b"), **small)), "int8", 4)
+    assert len(quantization(model)) == 7 and type(model.head) is Linear and not model.head.weight.requires_grad
+    exact = model(TOKENS).data
+    ml.add_lora(model, LORA, rng=0)
+    ml.train_step(model, ml.AdamW(model.named_parameters(), lr=0.1), TOKENS, TARGETS)
+    ml.remove_lora(model)
+    np.testing.assert_array_equal(model(TOKENS).data, exact)
+    quantize_model(model, "int8", 4, target_modules=("head",))
+    assert quantization(model).keys() >= {"head"} and len(quantization(model)) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block, apart", [(8, True), (4, True), (12, False)])
+def test_rows_and_parts_of_a_quantised_weight_are_those_of_the_whole(kind, block, apart, monkeypatch):
+    rng = np.random.default_rng(0)
+    held = quantize(rng.normal(size=(9, 8)), kind, block, double=True)
+    whole = held.dequantize()
+    assert held.apart == apart
+    for index in (slice(2, 5), np.array([[8, 0], [3, 3]]), [1]):
+        np.testing.assert_array_equal(held.rows(index), whole[index])
+    monkeypatch.setattr("minilora.adapters.quantization.STRETCH", 16)
+    np.testing.assert_array_equal(np.concatenate([floats for _, floats in held.stretches()]), whole)
+    monkeypatch.setattr("minilora.adapters.qlora.LARGEST", 16)
+    x, bias, g = ml.Tensor(rng.normal(size=(2, 8)), True), ml.Tensor(rng.normal(size=9), True), rng.normal(size=(2, 9))
+    y = product(x, held, bias)
+    np.testing.assert_allclose(y.data, x.data @ whole.T + bias.data, rtol=1e-6)
+    dx, db = ml.grad((y * g).sum(), [x, bias])
+    np.testing.assert_allclose(dx, g @ whole, rtol=1e-6)
+    np.testing.assert_allclose(db, g.sum(axis=0))
