@@ -7,6 +7,7 @@ Three forms, told apart by what is in them and never by their names:
     minilora's .npz  X.lora_A and X.lora_B beside a header
 """
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Callable
@@ -66,7 +67,8 @@ def content(path: Path) -> str:
     if re.match(rb"\x80[\x02-\x05]", first) or path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         return "pickle"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        return "pickle" if any(name.endswith((".pkl", "/version")) for name in names) else "npz"
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # what is damaged, its reader says
+            if any(name.endswith((".pkl", "/version")) for name in archive.namelist()):
+                return "pickle"
+        return "npz"
     return {".safetensors": "safetensors", ".npz": "npz"}.get(path.suffix, "unknown")

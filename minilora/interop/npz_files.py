@@ -1,9 +1,10 @@
 """minilora's own files of adapters, read one matrix at a time."""
 
+import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def settings(configs: list[Any], module: str, rank: int) -> tuple[int, float, fl
 
 def open_archive(path: Path) -> tuple[dict[str, Stored], Mapping[str, Any]]:
     """({name: Stored}, header) of an .npz, whose arrays are read when they are asked for."""
-    try:
+    with _whole(path):
         with zipfile.ZipFile(path) as file:
             archive.check_members(file, path.stat().st_size)
             found = {i.filename.removesuffix(".npy"): _stored(path, file, i) for i in file.infolist()}
@@ -75,11 +76,19 @@ def open_archive(path: Path) -> tuple[dict[str, Stored], Mapping[str, Any]]:
         header = archive.json.loads(str(found.pop(HEADER).read()))
         if not isinstance(header, dict):
             raise ValueError("its header is no table of names and values")
-    except (OSError, MemoryError):
+    return found, header
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is a damaged file's ValueError, but where it is not there or not ours to read."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
     except Exception as error:  # NumPy, zipfile, zlib and JSON raise many kinds where a file is damaged
-        raise ValueError(f"{path} is no complete minilora file: {said(error)}") from None
-    return found, header
+        words = said(error).removeprefix(f"{path} is no complete minilora file: ")
+        raise ValueError(f"{path} is no complete minilora file: {words}") from None
 
 
 def _stored(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
@@ -88,7 +97,7 @@ def _stored(path: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
         shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(member)
 
     def read() -> np.ndarray:
-        with zipfile.ZipFile(path) as again:
+        with _whole(path), zipfile.ZipFile(path) as again:
             return archive.read_member(again, info)
 
     return Stored(shape, dtype, read)
