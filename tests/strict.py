@@ -146,8 +146,8 @@ linalg.svd(a, full_matrices=True, compute_uv=True)
 UFUNCS = (  # each takes its inputs and out=, dtype=, casting=; `where=` is NumPy's alone
     "abs", "absolute", "add", "ceil", "conj", "cos", "cosh", "divide", "equal", "exp", "expm1", "floor", "frexp",
     "greater", "isfinite", "isinf", "isnan", "ldexp", "less", "log", "log1p", "logaddexp", "logical_and",
-    "logical_not", "logical_or", "maximum", "minimum", "multiply", "negative", "power", "sign", "sin", "sinh",
-    "sqrt", "square", "subtract", "tanh",
+    "logical_not", "logical_or", "maximum", "minimum", "multiply", "negative", "power", "rint", "sign", "sin",
+    "sinh", "sqrt", "square", "subtract", "tanh",
 )  # fmt: skip
 WITH_AT = ("add", "maximum", "minimum", "subtract")  # these have `.at`
 CONSTANTS = ("inf", "nan", "pi", "e", "float16", "float32", "float64", "complex64", "complex128", "int8", "uint8",

@@ -49,6 +49,7 @@ def rotate(x, cos, sin):
             f"rotate: x {x.shape}, cos {cos.shape} and sin {sin.shape} do not fit: (..., T, D), (T, D / 2), (T, D / 2)"
         )
     rows = floating(x)
+    cos, sin = (array_module(x).asarray(a) for a in (cos, sin))  # tables go where x is
     cos, sin = (by_value(a) if a.dtype == rows.real.dtype else a.astype(rows.real.dtype) for a in (cos, sin))
     return narrow(_turned(rows, cos, sin), x), (lambda g: _turned(wide(g), cos, -sin),)
 
@@ -91,7 +92,7 @@ def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=Non
         dtype = q.real.dtype
         keep = by_value(keep) if keep.dtype == dtype else keep.astype(dtype)
     if mask is not None:
-        mask = _truth(mask, q, s)
+        mask = _truth(array_module(q).asarray(mask), q, s)
     if group > 1:  # heads that look at the same keys side by side: (..., K, H / K, T, D)
         q, keep, mask = (x if x is None else _by_group(x, k.shape[-3], group) for x in (q, keep, mask))
     rest = {"mask": mask, "group": group, "scale": 1 / math.sqrt(shape[-1] or 1) if scale is None else float(scale)}
@@ -274,6 +275,8 @@ def _unseen(xp, t, group, dtype):
 
 def _stacked(parts, like):
     """Blocks of rows below one another, in the memory order of `like`: heads are then joined without a copy."""
+    if array_module(like) is not np:
+        return array_module(like).concatenate(parts, axis=-2)
     rows, width = sum(part.shape[-2] for part in parts), parts[0].shape[-1]
     whole = np.empty_like(like, parts[0].dtype, shape=(*parts[0].shape[:-2], rows, width))
     return np.concatenate(parts, axis=-2, out=whole)

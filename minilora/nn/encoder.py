@@ -167,7 +167,7 @@ class Encoder(Transformer):
         """Embeddings through all blocks.   x: (B, T, C) -> (B, T, C)"""
         place = Place(self.architecture, mask, 0, x.shape[1], x.data)
         for i, block in enumerate(self.blocks):
-            x = block(x, rng, None, i, place)
+            x = self.through(block, x, rng, None, i, place)
         return x
 
     def logits(self, x: Tensor, rng: Any = None) -> Tensor:
