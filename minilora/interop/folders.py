@@ -30,9 +30,11 @@ ASIDE = {  # parts that files of a family, or with a head, may have and the mode
 def open_folder(folder: Path) -> Source:
     """The model in a Hugging Face folder. Raises FileNotFoundError or ValueError that say what is missing or wrong."""
     if not (folder / CONFIG).is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        fix = "it holds an adapter: ml.load_adapter(model, folder)" if adapter else "a model's folder has one"
-        raise FileNotFoundError(f"{folder} has no {CONFIG}; {fix}")
+        adapter, other = (folder / "adapter_config.json").is_file(), sorted(folder.glob("*.gguf"))
+        fix = f"open {other[0]}" if other else "a model's folder has one"
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}; {'it holds an adapter: ml.load_adapter(model, folder)' if adapter else fix}"
+        )
     bare = from_hugging_face(folder / CONFIG, folder.resolve().name)
     architecture = with_head(bare, json.loads((folder / CONFIG).read_text("utf-8")))
     found = _tensors(folder)
@@ -67,7 +69,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
         return open_tensors(folder / WEIGHTS)[0]
     if not (folder / INDEX).is_file():
         if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*")):
-            raise ValueError(_never_opened(pickled[0]))
+            raise ValueError(never_opened(pickled[0]))
         other = sorted(folder.glob("*.gguf"))
         fix = f"open {other[0]}" if other else f"a model's folder has {WEIGHTS}, or {INDEX} and its shards"
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; {fix}")
@@ -87,7 +89,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
     return {name: tensor for shard in shards for name, tensor in held[shard].items() if places.get(name) == shard}
 
 
-def _never_opened(path: Path) -> str:
+def never_opened(path: Path) -> str:
     """Why a pickled file is refused, and what makes another one of it."""
     code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{path.parent}')"
     return (

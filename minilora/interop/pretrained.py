@@ -17,7 +17,7 @@ from ..nn.transformer import Transformer
 from . import fetch
 from .config_out import config_for
 from .extras import extra
-from .folders import WEIGHTS, as_stored, open_folder
+from .folders import WEIGHTS, as_stored, never_opened, open_folder
 from .gguf_file import open_gguf
 from .sources import Source, built
 from .tensor_files import write_tensors
@@ -43,6 +43,10 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
     path = _found(place)
     if path.suffix == ".npz":
         raise ValueError(f"load_pretrained: {path} is a file of minilora's own: ml.load_model({str(path)!r})")
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise ValueError(never_opened(path))
+    if path.suffix in (".safetensors", ".json") and path.is_file():
+        raise ValueError(f"load_pretrained: {path} is a part of a model: open its folder, {path.parent}")
     source = open_folder(path) if path.is_dir() else open_gguf(path)
     model = built(source, dtype)
     model.tokenizer = _tokenizer(source)

@@ -212,6 +212,7 @@ def test_a_header_that_lies_is_refused(content, message, tmp_path):
         load_pretrained(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_flipped_byte_does_more_than_raise_one_line(seed, path):
     whole, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)

@@ -301,6 +301,18 @@ def test_places_that_are_none(tmp_path, monkeypatch):
     assert "smollm2-135m" in fetch.MODELS
 
 
+def test_a_part_of_a_model_is_not_the_model(folder, tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(ValueError, match=rf"{name} is a part of a model: open its folder, .*small"):
+            load_pretrained(folder / name)
+    pickled(folder)
+    with pytest.raises(ValueError, match=r"pytorch_model.bin is pickled"):
+        load_pretrained(folder / "pytorch_model.bin")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json; open .*m.gguf"):
+        load_pretrained(tmp_path)
+
+
 def test_a_name_on_the_hub_needs_its_library_or_the_network(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match=r'no folder \'org/name\' here; .* pip install "minilora\[hub\]"'):
