@@ -5,8 +5,8 @@
 
 All sides compute the same thing, on the same shapes, data and threads, and take turns in one run
 (`studies/turns.py`): only their ratios mean anything. Each part has a file: who takes a training step `peers`, the
-peers `pytorch` and `arrays`; then `scalars`, `generation`, `processes`, `demo`, `profile`; what was asked of each
-number `rows`; table and figure `report` and `figure`.
+peers `pytorch` and `arrays`; then `scalars`, `generation`, `real`, `processes`, `demo`, `profile`; what was asked of
+each number `rows`; table and figure `report` and `figure`.
 """
 
 import gc
@@ -31,10 +31,12 @@ from .generation import generation_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
 from .processes import demo_rows, import_rows, memory_rows
 from .profile import profile
+from .real import real_rows
 from .rows import OWN_FULL, PRODUCTS, TRAINING, Row, row
 from .scalars import scalar_rows
 
-PARTS = ("import", "scalars", "generation", "memory", "lora", "full")
+USUAL = ("import", "scalars", "generation", "memory", "lora", "full")
+PARTS = (*USUAL, "model")  # the last takes minutes and two GiB
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
 PRODUCT, GPU_PRODUCT = 2048, 8192  # rows and columns of the large product
@@ -67,7 +69,7 @@ def step_rows(workload: Workload, peers: Sequence[str], turns: int, backend: str
 
 def bench(
     sizes: Sequence[str] = ("tiny", "small", "medium"),
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = USUAL,
     peers: Sequence[str] = tuple(PEERS),
     turns: int = 15,
     backend: str = "numpy",
@@ -117,6 +119,8 @@ def other_jobs(
         jobs.append(("import", partial(import_rows, turns)))
     if "memory" in parts and "torch" in peers:
         jobs += [(f"memory at {size}", partial(memory_rows, size, min(5, turns), batch)) for size in sizes]
+    if "model" in parts and "torch" in peers:
+        jobs.append(("a real model", partial(real_rows, turns)))
     if "scalars" in parts and "autograd" in peers:
         jobs.append(("scalars", partial(scalar_rows, turns)))
     if "generation" in parts and "torch" in peers:

@@ -98,14 +98,14 @@ def peak_of_step(size: str, side: str, batch: int | None = None) -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc's: give back what it kept, or it would be used again without being counted
         trim(0)
-    before = _status("VmRSS")
+    before = status("VmRSS")
     CLEAR.write_text("5")  # forget the peak so far: proc(5)
     for _ in range(3):
         step(tokens, targets)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """A number of bytes out of /proc/self/status."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])

@@ -7,11 +7,12 @@ from typing import Any
 LORA, FULL = "LoRA step", "full fine-tuning step"
 TRAINING = {"lora": LORA, "full": FULL}
 MEMORY = "peak memory of a LoRA step"
+REAL_STEP, REAL_MEMORY = "LoRA step on a real model", "peak memory of a process with a real model"
 GENERATION = "generation with cache, tokens a second of one sequence"
 SCALARS = "overhead of a primitive on a scalar, forward and backward"
 IMPORT = "import minilora, beyond NumPy"
 DEMO = "minilora demo, whole process"
-EAGER, HIPS = "PyTorch eager", "HIPS autograd"
+EAGER, HIPS, PEFT_EAGER = "PyTorch eager", "HIPS autograd", "transformers and PEFT"
 PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
 EVERY = ("tiny", "small", "medium", "gpt2")
 
@@ -23,6 +24,8 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(FULL, size, EAGER): 1.1 for size in EVERY},
     **{(MEMORY, size, EAGER): 1.0 for size in EVERY},
     **{(GENERATION, size, EAGER): 1.0 for size in ("tiny", "small")},
+    (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,
+    (REAL_MEMORY, "smollm2-135m", PEFT_EAGER): 0.8,
     (SCALARS, ALL_CHAINS, HIPS): 0.5,
     (IMPORT, "", ITSELF): 0.1,
     (DEMO, "", EAGER): 1.1,

@@ -15,7 +15,8 @@ from .outputs import output_file, refuse_overwriting
     option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", type=names_in,
            metavar="NAMES"),
     option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
-           "training steps", type=names_in, metavar="NAMES"),
+           "training steps; model is one in the shape of SmolLM2, beside transformers and PEFT, in minutes and 2 GiB",
+           type=names_in, metavar="NAMES"),
     option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
            type=lambda text: names_in(text) if text else (), metavar="NAMES"),
     option("--repeats", 15, "turns", type=whole(1), metavar="N"),

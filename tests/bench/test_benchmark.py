@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from minilora import demo
 from minilora.autograd import ops
-from minilora.bench import benchmark, figure, peers, processes, profile, report, rows, scalars
+from minilora.bench import benchmark, figure, peers, processes, profile, real, report, rows, scalars
 from minilora.bench import demo as bench_demo
 from minilora.commands.main import COMMANDS, main
 from minilora.pictures import style
@@ -52,9 +52,9 @@ def test_a_bar_is_for_the_ratio_or_for_seconds_where_nothing_is_beside():
 
 
 def test_every_bar_is_of_something_that_is_measured():
-    sizes = {*peers.SIZES, "", rows.ALL_CHAINS}
+    sizes = {*peers.SIZES, real.NAME, "", rows.ALL_CHAINS}
     titles = {title for title, _ in peers.PEERS.values()}
-    sides = {*titles, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF}
+    sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF}
     for _, size, against in [*rows.BARS, *rows.GPU_BARS]:
         assert size in sizes and against in sides
     assert set(rows.EVERY) == set(peers.SIZES)
@@ -324,5 +324,5 @@ def test_a_figure_without_training_steps_is_refused_before_anything_is_measured(
 
 def test_the_commands_choices_are_all_there_is():
     defaults = {flag: how["default"] for flag, how in COMMANDS["bench"].options}
-    assert set(defaults["--parts"].split(",")) == set(benchmark.PARTS)
+    assert set(defaults["--parts"].split(",")) == set(benchmark.USUAL)
     assert set(defaults["--peers"].split(",")) == set(peers.PEERS)

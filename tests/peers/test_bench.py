@@ -1,11 +1,14 @@
 """The benchmark's peers compute what we compute: the same losses, texts, derivatives and trainings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.bench import benchmark, demo, generation, peers, processes, scalars
+from minilora.bench import benchmark, demo, generation, peers, processes, real, scalars
 from minilora.bench.pytorch import TorchGPT, compiled
+from minilora.nn.architectures import find
 from minilora.nn.characters import VOCABULARY
 from minilora.studies import turns
 from minilora.training.corpus import Corpus
@@ -119,3 +122,15 @@ def test_the_demos_training_in_pytorch_ends_where_ours_does(lora):
     run = ml.train(ml.Run(model, corpus, settings), progress=False)
     assert theirs == pytest.approx(run.validation["loss"][-1], abs=6e-6)  # ours is told with five digits
     assert theirs != pytest.approx(run.validation["loss"][0], abs=1e-3)
+
+
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_a_real_models_step_is_that_of_transformers_and_peft(head, monkeypatch):
+    pytest.importorskip("peft", reason="needs the extra 'peers'")
+    a = replace(find("smollm2-135m"), vocab_size=96, width=16, layers=2, heads=4, kv_heads=2, mlp_width=24, head=head)
+    [row] = real.real_rows(2, a)
+    assert (row.unit, row.turns, row.bar) == ("s", 2, 1.0) and row.ours > 0 and row.theirs > 0
+    other = real.our_step(replace(a, norm_eps=0.1))
+    monkeypatch.setattr(real, "our_step", lambda a: other)
+    with pytest.raises(ArithmeticError, match=r"losses of smollm2-135m .*: no fair comparison"):
+        real.real_rows(1, a)
