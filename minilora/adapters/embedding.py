@@ -81,7 +81,10 @@ def tie(model: Any, path: str, both: bool) -> str:
     if said and said <= {"weight", "logits"}:
         why = f"{readers} reads its weight and never calls it, so an update would do nothing"
         raise ValueError(f"add_lora: {path}: {why}")
-    if not (shared := bypassed(model, [path])):
+    shared = bypassed(model, [path])
+    if path == "wte" and getattr(getattr(model, "architecture", None), "head", "") == "masked":
+        shared, said = ["wte is the last matrix of the masked head"], {*said, "logits"}
+    if not shared:
         return ""
     if not both:
         return f"{shared[0]}: a tied head. The update is for looking up alone, and merged it would reach both"

@@ -15,7 +15,9 @@ from ..nn.checks import shown
 
 REGULAR = re.compile(r"[\\^$+|(){}]|^\.\*")  # what a regular expression has and a shell pattern has not
 
-OUTPUTS = ("head", "classifier", "score")  # what output layers are called, which "*" does not mean
+OUTPUTS = (  # what output layers are called, which "*" does not mean
+    "head", "classifier", "classifier.dense", "classifier.out_proj", "score",
+)  # fmt: skip
 
 Patterns = str | Sequence[str]
 

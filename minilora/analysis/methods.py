@@ -78,7 +78,7 @@ class Plan:
         It can where all that is added stands beside a weight of the base, as q_proj.lora_A beside q_proj.weight does,
         and that weight is not the head's, too, which is left as it is.
         """
-        tied = self.architecture.head == "tied" and "wte.lora_A" in self.added
+        tied = self.architecture.head in ("tied", "masked") and "wte.lora_A" in self.added
         return not tied and all(f"{name.rpartition('.')[0]}.weight" in self.base for name in self.added)
 
 
@@ -151,11 +151,13 @@ def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:
 
 def targets(architecture: Architecture, wanted: Patterns) -> Shapes:
     """{"blocks.0.attn.q_proj": (d_out, d_in), ...} for target patterns as in `LoRAConfig`; of a table, (C, V)."""
-    a = architecture
+    a, c = architecture, architecture.width
     layers = {f"blocks.{i}.{m}": shape for i in range(a.layers) for m, shape in a.matrices.items()}
-    if a.pooler:
-        layers["pooler"] = (a.width, a.width)
-    by_name = {"wte": (a.width, a.vocab_size)} | ({"head": (a.vocab_size, a.width)} if a.head == "untied" else {})
+    layers |= {name: (c, c) for name, there in (("pooler", a.pooler), ("head.dense", a.head == "masked")) if there}
+    rows = {"wte": a.vocab_size, "wpe": a.positions, "token_types": a.token_types}
+    by_name = {name: (c, count) for name, count in rows.items() if count}
+    outputs = ("head.weight", "classifier.weight", "classifier.dense.weight", "classifier.out_proj.weight")
+    by_name |= {name.removesuffix(".weight"): s for name, s in parameters(a).items() if name in outputs}  # type: ignore
     layers |= by_name
     return {name: layers[name] for name in match_targets(wanted, list(layers), by_name=by_name)}
 

@@ -134,9 +134,9 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
         arrays |= ours
     if "score" in theirs.places and "classifier" in saved:
         arrays["classifier.bias"] = np.zeros(len(arrays["classifier.weight"]))  # the head of decoders there has none
-    if theirs.tied and "wte" in saved and f"{HEAD}.weight" not in file.others:
+    if "wte" in saved and (theirs.masked or (theirs.tied and f"{HEAD}.weight" not in file.others)):
         raise ValueError(
-            f"modules_to_save: the embedding table was trained apart from {HEAD}, and this model ties the two"
+            "modules_to_save: the embedding table was trained apart from the head, and this model ties the two"
         )
     held = {name.rpartition(".")[0] for name in file.others}
     meant_whole = [name for name in theirs.places if any(name.endswith(part) for part in wanted)]

@@ -33,7 +33,7 @@ class Theirs:
     def __init__(self, model: Any, bare: bool = False):
         self.model, self.architecture = model, architecture_of(model)
         self.prefix = family_of(self.architecture).prefix
-        self.tied = self.architecture.head == "tied"
+        self.tied, self.masked = (self.architecture.head == kind for kind in ("tied", "masked"))
         self.places: dict[str, list[tuple[str, Place]]] = {}
         self.kinds: dict[str, str] = {}
         named = dict(module_names(self.architecture))
@@ -44,7 +44,7 @@ class Theirs:
             self.places.setdefault(name, []).append((path, place))
             module = model.get_module(path)
             if isinstance(module, Embedding | Linear):
-                kind = "output" if path.rpartition(".")[2] in OUTPUTS else "linear"
+                kind = "output" if path in OUTPUTS else "linear"
                 self.kinds[name] = "table" if isinstance(module, Embedding) else kind
         if self.tied:  # the head is a module there, whose weight is the table's
             self.places[HEAD], self.kinds[HEAD] = [("wte", Place(HEAD))], "output"
@@ -53,7 +53,7 @@ class Theirs:
         """Our modules that one of theirs is. Raises ValueError for one that the model does not have."""
         if module in self.places:
             return self.places[module]
-        if module in OUTPUTS:
+        if module in OUTPUTS or module == "pre_classifier":
             raise ValueError(
                 f"it holds {module}, a head for labels: ml.add_classifier(model, labels) gives the model one"
             )

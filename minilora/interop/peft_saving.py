@@ -58,7 +58,7 @@ def _common(model: Any) -> dict[str, Any]:
     return {
         "base_model_name_or_path": None,  # which PEFT is given with the model; ours came from a file, a name or nowhere
         "inference_mode": True,
-        "task_type": "SEQ_CLS" if getattr(model, "labels", ()) else "CAUSAL_LM" if a.causal else None,
+        "task_type": "CAUSAL_LM" if a.causal and not model.labels else None,
         "revision": None,
     }
 
@@ -73,8 +73,15 @@ def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
     known = {path for parts in theirs.places.values() for path, _ in parts}
     if odd := sorted(adapter.distinct().keys() - known):
         raise ValueError(f"save_adapter: PEFT's files have no name for {odd[0]}; format='minilora' keeps it")
+    table = adapter.modules.get("wte")
+    if theirs.masked and table is not None and (first.ensure_weight_tying or table.copied):
+        raise ValueError("save_adapter: wte is trained for the masked head, too, and PEFT would train it alone")
     pairs, ranks, alphas = _pairs(model, theirs, adapter, first)
     beside, saved = _beside(model, theirs, adapter, ranks)
+    head = [name for name, parts in theirs.places.items() if parts[0][0].startswith("classifier")]
+    whole = head and set(head) <= {*saved}  # PEFT trains and expects all of it where it is told of labels
+    if whole:
+        saved = list(dict.fromkeys("classifier" if name.startswith("classifier.") else name for name in saved))
     r, alpha = (max(list(found.values()), key=list(found.values()).count) for found in (ranks, alphas))
     return {
         "peft_type": "LORA",
@@ -90,6 +97,7 @@ def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
         "fan_in_fan_out": any(place.transposed for parts in theirs.places.values() for _, place in parts),
         "init_lora_weights": "gaussian" if first.init == "gaussian" else True,
         "modules_to_save": saved or None,
+        **({"task_type": "SEQ_CLS"} if whole else {}),
         "ensure_weight_tying": theirs.tied and HEAD in {*ranks, *saved} and "embed_tokens" in " ".join(theirs.places),
     }, {PREFIX + name: value for name, value in (pairs | beside).items()}
 
@@ -124,12 +132,16 @@ def _pairs(
 
 def _beside(model: Any, theirs: Theirs, adapter: Adapter, ranks: Any) -> tuple[Arrays, list[str]]:
     """What is trained beside A and B, biases and whole modules, and the names of these modules."""
-    modules = adapter.distinct().items()
+    modules, own = adapter.distinct().items(), base_parameters(model)
     copied = {f"{path}.{name}": to_numpy(getattr(m, name).data) for path, m in modules for name in m.copied}
     in_full = {name.rpartition(".")[0] for name in copied if name.endswith(".weight")}
+    names = tuple(name for name, parts in theirs.places.items() if any(path in in_full for path, _ in parts))
+    meant = [path for name, parts in theirs.places.items() if names and name.endswith(names) for path, _ in parts]
+    in_full |= {*meant}  # pre_classifier ends with classifier: PEFT wants both then
+    copied = {n: to_numpy(p.data) for n, p in own.items() if n.rpartition(".")[0] in meant} | copied
     tensors: Arrays = {}
     saved: dict[str, None] = {}
-    for name, value in theirs.theirs(copied, lambda name: to_numpy(base_parameters(model)[name].data)):
+    for name, value in theirs.theirs(copied, lambda name: to_numpy(own[name].data)):
         module, _, last = name.rpartition(".")
         if any(path in in_full for path, _ in theirs.places[module]):
             saved[module] = None

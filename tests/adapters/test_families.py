@@ -13,6 +13,7 @@ from minilora.adapters.adapter import METHODS
 from minilora.adapters.state import adapter_parameters
 from minilora.analysis import methods
 from minilora.analysis.counting import count
+from minilora.nn.architectures import from_hugging_face
 
 TOKENS, TARGETS = (np.random.default_rng(i).integers(13, size=(3, 6)) for i in range(2))
 BIASED = ("gpt2", "qwen2-0.5b")
@@ -176,3 +177,73 @@ def test_a_head_for_labels_is_counted_and_comes_along(name, tmp_path):
     for path in (tmp_path / "a.npz", written["peft"]):
         other = ml.load_adapter(ml.add_classifier(drawn(name), ("a", "b", "c")), path)
         np.testing.assert_allclose(other.scores(TOKENS).data, outputs, rtol=0, atol=1e-12)
+
+
+SMALL = {
+    "bert": dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=9),
+    "roberta": dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=9),
+    "distilbert": dict(dim=8, n_layers=2, n_heads=2, hidden_dim=9),
+}
+
+
+def encoder(family, head):
+    a = from_hugging_face({"model_type": family, **SMALL[family], "vocab_size": 13, "max_position_embeddings": 20})
+    pooler = family == "bert" and head == "labels"
+    model = ml.Transformer(dataclasses.replace(a, head=head, labels=3 * (head == "labels"), pooler=pooler))
+    rng = np.random.default_rng(1)
+    for p in model.astype("float64").parameters():
+        p.data[...] = rng.normal(0, 0.3, p.shape)
+        p.changed()
+    return model
+
+
+ON_ENCODERS = {kind: config for kind, config in METHODS_HERE.items() if config.kind not in ("prompt", "prefix")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("head", ["masked", "labels"])
+@pytest.mark.parametrize("kind", ON_ENCODERS)
+def test_a_method_on_an_encoder(family, head, kind, tmp_path):
+    config = ON_ENCODERS[kind]
+    if kind == "rslora everywhere":
+        config = dataclasses.replace(config, modules_to_save=("ln_2",))
+    model = encoder(family, head)
+    plain, targets = logits(model), TARGETS if head == "masked" else TARGETS[:, 0] % 3
+    ml.add_adapter(model, config)
+    np.testing.assert_array_equal(logits(model), plain)
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(methods.Options) if hasattr(config, f.name)}
+    planned = methods.plan(model.architecture, config.kind, **options)
+    held = {path: p.shape for path, p in adapter_parameters(model).items() if not path.endswith(("_A0", "_B0"))}
+    assert held == planned.trainable
+    trained = [p for p in adapter_parameters(shake(model)).values() if p.requires_grad]
+    assert ml.gradcheck(lambda *_: model.loss(TOKENS, targets), trained, "directional").passed
+    outputs = logits(model)
+    ml.load_adapter(other := encoder(family, head), ml.save_adapter(model, tmp_path / "adapter.npz"))
+    np.testing.assert_allclose(logits(other), outputs, rtol=0, atol=1e-13)
+    if kind == "table and head" and head == "masked":
+        with pytest.raises(ValueError, match="wte is trained for the masked head, too"):
+            ml.save_adapter(model, tmp_path / "peft", format="peft")
+    elif config.kind in ("lora", "dora"):
+        pytest.importorskip("safetensors", reason="needs safetensors: pip install 'minilora[models]'")
+        ml.load_adapter(other := encoder(family, head), ml.save_adapter(model, tmp_path / "peft", format="peft"))
+        np.testing.assert_allclose(logits(other), outputs, rtol=0, atol=1e-11)
+    if planned.mergeable or kind == "table and head":
+        ml.merge_adapter(model)
+        np.testing.assert_allclose(logits(model), outputs, rtol=1e-9, atol=1e-10)
+        ml.unmerge_adapter(model)
+        np.testing.assert_array_equal(logits(model), outputs)
+    ml.remove_adapter(model)
+    np.testing.assert_array_equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_what_an_encoder_has_no_room_for(family):
+    model = encoder(family, "masked")
+    for config in (ml.PromptConfig(2), ml.PrefixConfig(2)):
+        with pytest.raises(ValueError, match="the text of a decoder; this is an encoder"):
+            ml.add_adapter(model, config)
+    with pytest.warns(UserWarning, match="wte is the last matrix of the masked head"):
+        ml.add_lora(model, ml.LoRAConfig(2, target_modules="wte"))
+    with pytest.raises(ValueError, match="merge_adapter: wte: wte is the last matrix of the masked head"):
+        ml.merge_lora(model)

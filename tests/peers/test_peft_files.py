@@ -1,5 +1,6 @@
 """PEFT's folders both ways, on tiny random models of every family: PEFT writes and we read, we write and PEFT reads."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -271,6 +272,93 @@ def test_a_head_for_labels(family, tmp_path, relative_error):
         ml.load_adapter(ours(make()), tmp_path / "theirs")
 
 
+ENCODERS = {
+    "bert": (
+        dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24),
+        ["query", "value"],
+    ),
+    "roberta": (
+        dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24),
+        ["query", "output.dense"],
+    ),
+    "distilbert": (dict(dim=16, n_layers=2, n_heads=4, hidden_dim=24), ["q_lin", "v_lin", "ffn.lin1"]),
+}
+AS_WHAT = {"masked": "AutoModelForMaskedLM", "labels": "AutoModelForSequenceClassification", "none": "AutoModel"}
+
+
+def encoder_of(family, head, **sizes):
+    """transformers' encoder with every parameter drawn, and ours with the same."""
+    config = transformers.AutoConfig.for_model(
+        family, **{**ENCODERS[family][0], "vocab_size": 31, "max_position_embeddings": 32, "num_labels": 3, **sizes}
+    )
+    torch.manual_seed(0)
+    peer = getattr(transformers, AS_WHAT[head]).from_config(config).double().eval()
+    with torch.no_grad():
+        for p in peer.parameters():
+            p.copy_((p.ndim == 1) + 0.2 * torch.randn(p.shape))
+    a = from_hugging_face(config.to_dict())
+    pooler = any("pooler" in name for name, _ in peer.named_parameters())
+    labels = config.num_labels * (head == "labels")
+    a = dataclasses.replace(a, head=head, labels=labels, pooler=pooler)
+    model = ml.Transformer(a).astype("float64")
+    theirs, state = Theirs(model, bare=head == "none"), {}
+    for name, value in peer.state_dict().items():
+        if "decoder" not in name and not name.endswith(("projector.weight", "position_ids")):
+            state |= theirs.ours(name, value.numpy())
+    model.load_state_dict(state)
+    return peer, model
+
+
+def outputs_of(model):
+    if not isinstance(model, torch.nn.Module):
+        return model(TOKENS).data
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS))[0].numpy()
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("head", AS_WHAT)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_encoders(family, head, dora, tmp_path, relative_error):
+    peer, model = encoder_of(family, head)
+    task = {"labels": dict(task_type="SEQ_CLS")}.get(head, {})
+    if family == "distilbert" and head == "labels":
+        task["modules_to_save"] = ["pre_classifier", "classifier", "classifier", "score"]  # a name twice, one not there
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=ENCODERS[family][1], use_dora=dora, **task)
+    peer = peft.get_peft_model(peer, config)
+    with torch.no_grad():
+        for p in peer.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape).to(p.dtype))
+    peer.double().eval().save_pretrained(tmp_path / "theirs")
+    expected, plain = outputs_of(peer), outputs_of(model)
+    ml.load_adapter(model, tmp_path / "theirs")
+    assert relative_error(outputs_of(model), expected) <= 1e-10
+    assert relative_error(plain, expected) > 1e-3
+    ml.save_adapter(model, tmp_path / "ours", format="peft")
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    again = peft.PeftModel.from_pretrained(encoder_of(family, head)[0], tmp_path / "ours").double().eval()
+    assert relative_error(outputs_of(again), expected) == 0
+    ml.merge_adapter(model)
+    assert relative_error(outputs_of(model), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("saved", [(), ("classifier",), ("classifier.out_proj",)])
+def test_a_head_of_an_encoder_that_is_trained_or_not(family, saved, tmp_path, relative_error):
+    """Where PEFT is told of labels it expects a head in the file: it is told so where all of the head is there."""
+    peer, model = encoder_of(family, "labels")
+    if saved == ("classifier.out_proj",) and family == "bert":
+        saved = ()
+    shaken = ml.add_lora(model, ml.LoRAConfig(2, modules_to_save=saved))
+    for p in adapter_parameters(shaken).values():
+        p.data += np.random.default_rng(2).normal(0, 0.2, p.shape)
+    folder = ml.save_adapter(model, tmp_path, format="peft")
+    peer = peft.PeftModel.from_pretrained(peer, folder).double().eval()
+    assert relative_error(outputs_of(peer), outputs_of(model)) <= 1e-10
+
+
 @pytest.fixture
 def made_by_others():
     """The folder of adapters that others trained."""
@@ -298,3 +386,19 @@ def test_an_adapter_of_gpt2_that_others_trained(made_by_others, tmp_path, relati
     again = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     assert relative_error(logits(model), logits(again)) <= 1e-5
     assert relative_error(plain, logits(again)) > 1e-3
+
+
+@pytest.mark.slow
+def test_an_adapter_of_distilbert_that_others_trained(made_by_others, tmp_path, relative_error):
+    """On DistilBERT's own shapes, but for a small vocabulary: six emotions, and one name twice in modules_to_save."""
+    sizes = dict(dim=768, n_layers=6, n_heads=12, hidden_dim=3072, num_labels=6)
+    peer, model = encoder_of("distilbert", "labels", **sizes)
+    folder = made_by_others / "emotion-distilbert"
+    ml.load_adapter(model.astype("float32"), folder)
+    ml.save_adapter(model, tmp_path, format="peft")
+    one, two = (load_file(place / "adapter_model.safetensors") for place in (folder, tmp_path))
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+    expected = outputs_of(peft.PeftModel.from_pretrained(peer.float(), folder).eval())
+    assert relative_error(outputs_of(model), expected) <= 1e-5
+    again = encoder_of("distilbert", "labels", **sizes)[0].float()
+    assert relative_error(outputs_of(peft.PeftModel.from_pretrained(again, tmp_path).eval()), expected) == 0
