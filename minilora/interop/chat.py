@@ -39,7 +39,9 @@ def _compiled(template: str) -> Any:
     jinja2 = extra("jinja2", "a chat template")
     sandbox, extensions = extra("jinja2.sandbox", "a chat template"), extra("jinja2.ext", "a chat template")
 
-    class Generation(extensions.Extension):  # type: ignore[name-defined]  # {% generation %} marks what the model said: here it is text as any other
+    class Generation(extensions.Extension):  # type: ignore[name-defined]
+        """{% generation %}, which marks what the model said, and {% endgeneration %}: here it is text as any other."""
+
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:

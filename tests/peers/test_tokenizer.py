@@ -42,7 +42,7 @@ def theirs(metadata, folder: Path):
     return transformers.AutoTokenizer.from_pretrained(str(folder), gguf_file=path.name)
 
 
-def check(ours, their, text: str) -> None:
+def check_same(ours, their, text: str) -> None:
     """The same tokens, and the same text back."""
     expected = their.encode(text)
     assert ours.encode(text, special=True).tolist() == expected
@@ -65,7 +65,7 @@ def test_byte_pairs(tmp_path, pre):
             pre == "qwen2"
         ):  # whose own tokenizer composes characters first, which transformers leaves out for a GGUF file
             text = unicodedata.normalize("NFC", text)
-        check(ours, their, text)
+        check_same(ours, their, text)
 
     same()
 
@@ -79,7 +79,7 @@ def test_sentence_pieces(tmp_path, architecture):
     def same(text):
         if architecture == "llama":  # a space at the start gets one before it, as in Llama's own tokenizer.json
             text = text.replace("<|im_end|>", "").lstrip(" ▁")
-        check(ours, their, text)
+        check_same(ours, their, text)
 
     same()
 
@@ -89,7 +89,7 @@ def test_a_folder(tmp_path, config):
     config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": tiny.CHAT, **config}
     tiny.write_folder(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", **config})
     ours, their = from_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    check(ours, their, tiny.TEXT + "<|im_end|>")
+    check_same(ours, their, tiny.TEXT + "<|im_end|>")
     for prompt in (True, False):
         expected = their.apply_chat_template(tiny.MESSAGES, tokenize=False, add_generation_prompt=prompt)
         assert ours.chat_text(tiny.MESSAGES, prompt) == expected
@@ -104,7 +104,7 @@ def test_what_we_write_transformers_reads(tmp_path):
     for name, text in ours.files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     their = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    check(ours, their, tiny.TEXT + "  12")
+    check_same(ours, their, tiny.TEXT + "  12")
     assert {their.eos_token_id} == ours.eos
     assert their.apply_chat_template(tiny.MESSAGES, tokenize=False) == ours.chat_text(tiny.MESSAGES, False)
 
@@ -119,7 +119,7 @@ def test_the_tokenizer_of_gpt2():
     @settings(max_examples=200)
     @given(TEXTS)
     def same(text):
-        check(ours, their, text)
+        check_same(ours, their, text)
 
     same()
     assert ours.encode("Hello world").tolist() == [15496, 995]  # as in the paper's own encoder
@@ -136,10 +136,10 @@ def test_the_tokenizer_of_smollm2(smollm2):
     @settings(max_examples=300)
     @given(TEXTS)
     def same(text):
-        check(ours, their, "".join(c for c in text if not c.isnumeric()))
+        check_same(ours, their, "".join(c for c in text if not c.isnumeric()))
 
     same()
     for text in ("1234 and 12.5", tiny.TEXT.replace("  ", " ")):
-        check(ours, their, text)
+        check_same(ours, their, text)
     expected = their.apply_chat_template(tiny.MESSAGES, add_generation_prompt=True)["input_ids"]
     assert ours.chat(tiny.MESSAGES).tolist() == expected
