@@ -41,7 +41,8 @@ def train_step(
 ) -> float:
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
-    tokens, targets: (B, T) integers; a target of -100 does not count. mask: (B, T), 1 where a token counts and 0 where
+    tokens, targets: (B, T) integers; a target of -100 does not count; of an encoder that labels texts the targets are
+    (B,). mask: (B, T), 1 where a token counts and 0 where
     it is padding, for a model that takes one. The batch is split over the cores and the gradients are added in a fixed
     order, so the same call gives the same bits; pieces: how many it is split into, if not one for each core.
     accumulate: in how many parts the batch is computed, one after the other, in the memory of one. rng: a Generator for
@@ -147,10 +148,13 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -
     if rng is None and model.drops_out():
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
     tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
-    if tokens.shape != targets.shape or tokens.ndim != 2 or not tokens.size:
-        raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected (B, T) for both")
+    of_texts = getattr(getattr(model, "architecture", None), "head", "") == "labels"  # an encoder's: one for each text
+    wanted, words = (tokens.shape[:1], "(B, T) and (B,)") if of_texts else (tokens.shape, "(B, T) for both")
+    if targets.shape != wanted or tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected {words}")
     if mask is not None:
         mask, xp = as_mask("train_step", model, mask, tokens.shape), array_module(targets)
+    if mask is not None and not of_texts:
         targets = xp.where(xp.asarray(mask), targets.astype("int64") if targets.dtype.kind == "u" else targets, IGNORED)
     if not counting(targets):
         raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")

@@ -107,6 +107,24 @@ def test_lora_on_an_encoder():
     np.testing.assert_allclose(model(TOKENS).data, adapted, rtol=1e-9)
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    "head, targets", [("masked", np.where(TOKENS % 2, TOKENS, -100)), ("labels", np.array([0, 2]))]
+)
+def test_a_training_step_is_the_gradient_of_the_whole_batch(head, targets, again):
+    """In pieces, with padding, blocks computed again or not."""
+    model = spread(encoder("bert-base", head))
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    expected = ml.grad(model.loss(TOKENS, targets, mask=mask), model.parameters())
+    model.recompute_blocks = again
+    before = [p.data.copy() for p in model.parameters()]
+    there = model.loss(TOKENS, targets, mask=mask).item()
+    loss = ml.train_step(model, ml.SGD(model.parameters(), lr=1.0), TOKENS, targets, mask=mask)
+    assert loss == pytest.approx(there, rel=1e-12)
+    for p, was, g in zip(model.parameters(), before, expected, strict=True):
+        np.testing.assert_allclose(was - p.data, g, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("head", ["none", "masked", "labels"])
 def test_lora_on_the_table_of_an_encoder(head):
     """Only a masked-language head reads the table as well: there the tie is kept, or merging is refused."""
