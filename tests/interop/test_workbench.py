@@ -401,3 +401,30 @@ def test_an_attempt_that_fails_leaves_the_old_folder_as_it_was(tmp_path, monkeyp
         workbench.resize(folder, output, rank=1)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_what_sums_should_say_or_may_not_be(tmp_path):
+    """PEFT's files name their bases, ours carry their fingerprint; biases of B have no place in a sum."""
+    one = peft_folder(tmp_path / "one", two(), base_model_name_or_path="gpt2")
+    other = peft_folder(
+        tmp_path / "other", two(seed=3), {"score.weight": np.ones((2, 2), "f")}, base_model_name_or_path="llama"
+    )
+    found = workbench.combine({one: 1.0, other: 0.5}, tmp_path / "sum")
+    assert found["notes"] == [
+        f"what {other} holds beside its pairs is taken as it is",
+        "they name different bases: gpt2, llama",
+    ]
+    assert list(read_adapter(tmp_path / "sum").others) == ["score.weight"]
+    biased = peft_folder(tmp_path / "biased", two(), {"model.layers.0.self_attn.q_proj.lora_B.bias": np.ones(6, "f")})
+    with pytest.raises(
+        ValueError, match=r"biased has model.layers.0.self_attn.q_proj.lora_B.bias, which has no place in a sum"
+    ):
+        workbench.combine({one: 1.0, biased: 1.0}, tmp_path / "new")
+    first = in_form("minilora", tmp_path / "a", two(8, 8))
+    model = ml.add_lora(ml.GPT(CONFIG, rng=1), ml.LoRAConfig(rank=2))
+    for p in model.parameters(trainable=True):
+        p.data[...] += 1
+        p.changed()
+    second = ml.save_adapter(model, tmp_path / "b.npz")
+    with pytest.raises(ValueError, match=r"a.npz and .*b.npz were trained on different bases"):
+        workbench.combine({first: 1.0, second: 1.0}, tmp_path / "new.npz")
