@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ def opened(path: str | Path, base: str | Path | None, caller: str) -> tuple[Adap
         if adapter.needs and caller != "show":
             raise ValueError(f"{adapter.path}: {adapter.needs}; give the checkpoint it was trained on: --base FOLDER")
         return adapter, None
+    start = adapter.config.get("init_lora_weights")
+    if (
+        adapter.needs
+        and adapter.form == "peft"
+        and isinstance(start, str)
+        and (start != "pissa" or adapter.method == "dora")
+    ):
+        fix = "PEFT does where it trained: save_pretrained(path_initial_model_for_weight_conversion=...)"
+        raise ValueError(f"{adapter.path}: {adapter.needs}; what {start} took out of W cannot be had again here; {fix}")
     found = open_base(base)
     found.check(adapter)
     return adapter, found
@@ -71,15 +80,27 @@ def progress_over(pairs: Iterable[Any], words: str, progress: bool, base: Base |
         )
 
 
-def key_of(name: str) -> str:
-    """A module's name without what only a form of file adds: image tools write "lora_unet_a_b" for "a.b"."""
-    return KOHYA.sub("", name.replace(".", "_"))
+def keyed(adapters: Sequence[AdapterFile]) -> list[dict[str, Pair]]:
+    """{key: pair} of each adapter, in which a matrix has one key, whatever the form of its file.
+
+    Files of one form have one name for it. Image tools write "lora_unet_a_b" for "a.b": between forms the key is "a_b".
+    Raises ValueError where that is the key of two matrices, as of the two text encoders of one model.
+    """
+    if len({adapter.form for adapter in adapters}) == 1:
+        return [adapter.matrices for adapter in adapters]
+    found = []
+    for adapter in adapters:
+        keys = {name: KOHYA.sub("", name.replace(".", "_")) for name in adapter.matrices}
+        if len({*keys.values()}) < len(keys):
+            raise ValueError(f"{adapter.path}: two of its matrices would have one name in another form of file")
+        found.append({keys[name]: pair for name, pair in adapter.matrices.items()})
+    return found
 
 
 def in_common(one: AdapterFile, other: AdapterFile) -> list[tuple[Pair, Pair]]:
     """The matrices that two adapters both change. Raises ValueError where there are none, or their shapes differ."""
-    theirs = {key_of(name): pair for name, pair in other.matrices.items()}
-    pairs = [(pair, theirs[key_of(name)]) for name, pair in one.matrices.items() if key_of(name) in theirs]
+    ours, theirs = keyed([one, other])
+    pairs = [(pair, theirs[key]) for key, pair in ours.items() if key in theirs]
     if not pairs:
         first, second = (next(iter(adapter.matrices)) for adapter in (one, other))
         raise ValueError(f"{one.path} and {other.path} have no matrix in common: one adapts {first}, one {second}")

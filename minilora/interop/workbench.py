@@ -14,11 +14,11 @@ import numpy as np
 
 from ..analysis import low_rank
 from ..analysis import rank as ranks
-from ..autograd.signatures import checked
+from ..autograd.signatures import checked, is_whole
 from .adapter_writing import check_place, pair_of, refuse_inputs, targets_by_name, write_adapter
 from .base_weights import Base
 from .pairs import AdapterFile, Pair
-from .updates import in_common, key_of, layer_and_kind, opened, progress_over, update_of
+from .updates import in_common, keyed, layer_and_kind, opened, progress_over, update_of
 
 Place = str | Path
 INTRUDERS = 10  # of how many directions of W + Delta W it is asked whether W had them
@@ -136,8 +136,8 @@ def compare(first: Place, second: Place, base: Place | None = None, progress: bo
         product, energy = product + low_rank.inner((B1, A1), (B2, A2)), energy + np.square(sizes)
     if not energy.all():
         raise ValueError(f"{(one, other)[int(np.argmin(energy))].path}: every Delta W is zero, as B is before training")
-    both = {key_of(a.name) for a, _ in pairs}
-    alone = [[name for name in adapter.matrices if key_of(name) not in both] for adapter in (one, other)]
+    both = [{pair.name for pair in side} for side in zip(*pairs, strict=True)]
+    alone = [[name for name in a.matrices if name not in own] for a, own in zip((one, other), both, strict=True)]
     return {
         "cosine": float(np.clip(product / np.sqrt(energy.prod()), -1, 1)),
         "norm_ratio": float(np.sqrt(energy[1] / energy[0])),
@@ -239,6 +239,8 @@ def combine(
     """
     if not weights or not all(np.isfinite(list(weights.values()))):
         raise ValueError(f"combine: weights = {dict(weights)}, expected one adapter or more with finite numbers")
+    if rank is not None and (not is_whole(rank) or rank < 1):
+        raise ValueError(f"combine: rank = {rank}, expected a positive integer")
     adapters, checkpoint = [], None
     for path in weights:
         adapter, checkpoint = opened(path, base, "combine")
@@ -277,14 +279,13 @@ def together(adapters: Sequence[AdapterFile]) -> dict[str, list[Pair | None]]:
 
     Raises ValueError where an adapter has no matrix in common with any other, or shapes differ.
     """
-    keyed = [{key_of(name): pair for name, pair in adapter.matrices.items()} for adapter in adapters]
-    for place, own in enumerate(keyed):
-        others = set().union(*(other.keys() for i, other in enumerate(keyed) if i != place))
-        if len(keyed) > 1 and own.keys().isdisjoint(others):
+    each = keyed(adapters)
+    for place, own in enumerate(each):
+        others = set().union(*(other.keys() for i, other in enumerate(each) if i != place))
+        if len(each) > 1 and own.keys().isdisjoint(others):
             in_common(adapters[place], adapters[place - 1])  # which says so
-    names = {key: name for adapter in reversed(adapters) for name in adapter.matrices for key in (key_of(name),)}
-    order = dict.fromkeys(key_of(name) for adapter in adapters for name in adapter.matrices)
-    found = {names[key]: [own.get(key) for own in keyed] for key in order}
+    keys = dict.fromkeys(key for own in each for key in own)
+    found = {next(own[key] for own in each if key in own).name: [own.get(key) for own in each] for key in keys}
     for name, parts in found.items():
         if len(shapes := {part.shape for part in parts if part is not None}) > 1:
             raise ValueError(

@@ -274,6 +274,34 @@ def test_one_matrix_under_two_forms_of_its_name(tmp_path):
         np.testing.assert_allclose(delta, dense(folder)[name] / 2, atol=1e-6)
 
 
+def test_two_text_encoders_are_two(tmp_path):
+    """Image models have te1 and te2 with the same names inside: told apart, and between forms refused."""
+    names = [f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1" for i in (1, 2)]
+    one = kohya_file(tmp_path / "one.safetensors", {name: draw(seed=i) for i, name in enumerate(names)})
+    swapped = kohya_file(tmp_path / "two.safetensors", {name: draw(seed=i) for i, name in enumerate(names[::-1])})
+    found = workbench.compare(one, swapped)
+    assert [row["name"] for row in found["matrices"]] == names and abs(found["cosine"]) < 0.9
+    workbench.combine({one: 1.0, swapped: 1.0}, tmp_path / "sum.safetensors")
+    for name, delta in dense(tmp_path / "sum.safetensors").items():
+        np.testing.assert_allclose(delta, dense(one)[name] + dense(swapped)[name], atol=1e-5)
+    folder = peft_folder(tmp_path / "a", {"text_model.encoder.layers.0.mlp.fc1": draw()})
+    with pytest.raises(ValueError, match=r"one.safetensors: two of its matrices would have one name in another form"):
+        workbench.compare(folder, one)
+
+
+@pytest.mark.parametrize("start", ["olora", "corda", "pissa_niter_4", "loftq"])
+def test_starts_that_cannot_be_had_again_are_refused_with_a_base(tmp_path, start):
+    """What they took out of W is drawn, or was computed from data: Delta W would be another one."""
+    folder, base = peft_folder(tmp_path / "a", two(), init_lora_weights=start), tmp_path / "base"
+    base.mkdir()
+    save_file({f"{name}.weight": np.eye(6, 5) for name in two()}, base / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"what {start} took out of W cannot be had again here; PEFT does where"):
+        workbench.show(folder, base)
+    assert workbench.show(folder)["rank"] == 2
+    with pytest.raises(ValueError, match=f"it started from {start}"):
+        workbench.resize(folder, tmp_path / "b", rank=1)
+
+
 def test_comparisons_are_those_of_the_dense_matrices(tmp_path):
     one, other = peft_folder(tmp_path / "one", two()), peft_folder(tmp_path / "other", two(r=3, seed=4), r=3)
     found, first, second = workbench.compare(one, other), dense(one), dense(other)
@@ -347,6 +375,8 @@ def test_what_cannot_be_resized_is_one_line_and_nothing_is_written(tmp_path):
         (lambda: workbench.combine({}, new), "combine: weights = {}, expected one adapter or more"),
         (lambda: workbench.combine({folder: float("nan")}, new), "expected one adapter or more with finite numbers"),
         (lambda: workbench.combine({folder: 1.0, zero: 1.0}, zero), "is an input"),
+        (lambda: workbench.combine({folder: 1.0}, new, rank=0), "combine: rank = 0, expected a positive integer"),
+        (lambda: workbench.combine({folder: 1.0}, new, rank=1.5), "combine: rank = 1.5, expected a positive integer"),
         (lambda: workbench.combine({folder: 0.0}, new), "every Delta W is zero"),
         (lambda: workbench.combine({zero: 1.0}, new), "every Delta W is zero"),
         (lambda: workbench.combine({folder: 1.0, str(folder): -1.0}, new), "combine: the sum of .* is zero"),
