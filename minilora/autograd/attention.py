@@ -134,9 +134,7 @@ def _checked(q, k, v, causal, window):
         return 1, window
     heads, shared = q.shape[-3], k.shape[-3]
     if heads % shared:
-        raise ValueError(
-            f"attention: {heads} heads of q and {shared} of k and v: the first is no multiple of the second"
-        )
+        raise ValueError(f"attention: q {q.shape} and k {k.shape}: {heads} heads are no multiple of {shared}")
     return heads // shared, window
 
 

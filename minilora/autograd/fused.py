@@ -173,7 +173,7 @@ def cross_entropy(logits, targets):
     targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"cross_entropy: logits {shape} and targets {targets.shape} do not fit: (..., V), (...)")
-    row, column, out = rows_that_count("cross_entropy", xp, targets, shape[-1])
+    row, column, out = rows_that_count("cross_entropy", xp, targets, shape[-1], f"logits {shape}")
     n = len(row)
     z = logits.reshape(-1, shape[-1])  # (N, V)
     z = z - z.real.max(axis=1, keepdims=True)
@@ -193,7 +193,7 @@ def cross_entropy(logits, targets):
     return (xp.log(total[row, 0]) - picked).sum() / n, (vjp, None)
 
 
-def rows_that_count(name, xp, targets, vocab_size):
+def rows_that_count(name, xp, targets, vocab_size, of):
     """Which rows have a target, what it is, and where the others are, None where there are none of these."""
     row, out = xp.arange(targets.size), None
     wanted = targets.flatten()  # a copy: the caller may write over the targets
@@ -202,7 +202,6 @@ def rows_that_count(name, xp, targets, vocab_size):
         wanted = wanted[wanted != IGNORED]
     check_tokens(name, wanted, vocab_size, "targets")
     if not len(row):
-        of = f"targets {targets.shape}"
         raise ValueError(f"{name}: {of}: no rows have no mean; {targets.size} targets are {IGNORED}")
     return row, xp.asarray(wanted), out
 

@@ -66,7 +66,7 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, *precisions):
         raise ValueError(f"{name}: x {shape} and targets {targets.shape} do not fit: (..., C), (...)")
     if not isinstance(vocab_size, int | np.integer) or isinstance(vocab_size, bool):
         raise TypeError(f"{name}: vocab_size = {vocab_size!r}, expected a whole number")
-    row, target, _ = rows_that_count(name, xp, targets, vocab_size)
+    row, target, _ = rows_that_count(name, xp, targets, vocab_size, f"x {shape}")
     rows = floating(x).reshape(-1, shape[-1])[row]  # (n, C), of those that count
     n, kind = len(row), np.result_type(rows.dtype, *precisions)
     step = max(1, LOGITS // n)
