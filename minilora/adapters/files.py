@@ -1,7 +1,7 @@
 """An adapter in a file: what it trained, how it was made, and the fingerprint of the base model it belongs to."""
 
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,20 @@ def fingerprint(model: Any, without: Container[str] = ()) -> str:
     state = carried(model)
     merged = state.current.distinct().values() if state is not None and state.current is not None else ()
     aside = {id(m.base_parameter(name)): value for m in merged for name, value in (m.unmerged or {}).items()}
-    digest = hashlib.sha256()
-    for name, p in sorted((name, p) for name, p in base_parameters(model).items() if name not in without):
-        data = to_numpy(aside.get(id(p), p.data))
-        digest.update(f"{name} {data.shape}".encode())
-        digest.update(np.ascontiguousarray(data, dtype="<f4").tobytes())
+    held = sorted((name, p) for name, p in base_parameters(model).items() if name not in without)
+    found = digest((name, to_numpy(aside.get(id(p), p.data))) for name, p in held)
     for name, buffer in model.named_buffers():
-        digest.update(f"{name} {buffer.shape}".encode() + to_numpy(buffer).tobytes())
-    return digest.hexdigest()
+        found.update(f"{name} {buffer.shape}".encode() + to_numpy(buffer).tobytes())
+    return found.hexdigest()
+
+
+def digest(parameters: Iterable[tuple[str, np.ndarray]]) -> Any:
+    """What a fingerprint begins with: a hash of (name, array) in the order of the names."""
+    found = hashlib.sha256()
+    for name, data in parameters:
+        found.update(f"{name} {data.shape}".encode())
+        found.update(np.ascontiguousarray(data, dtype="<f4").data)
+    return found
 
 
 def recipe(adapter: Adapter) -> list[dict[str, Any]]:

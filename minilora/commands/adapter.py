@@ -2,12 +2,13 @@
 
 import argparse
 
+from .adapter_merge import merge
 from .adapter_resize import combine, resize
 from .adapter_show import compare, show
 from .options import command
 
 
-@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine))
+@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine, merge))
 def adapter(args: argparse.Namespace) -> int:
     """Look into adapters' files, and make others of them.
 

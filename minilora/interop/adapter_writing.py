@@ -131,10 +131,12 @@ def folder_beside(folder: Path, writers: Mapping[str, Callable[[Path], object]])
         beside.mkdir()
         for name, write in writers.items():
             write(beside / name)
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             for name in writers:
                 os.replace(beside / name, folder / name)
         else:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rmdir()  # it is empty
             os.rename(beside, folder)
     finally:
         with contextlib.suppress(OSError):

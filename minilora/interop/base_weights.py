@@ -23,6 +23,7 @@ from .tensor_files import Stored, open_tensors
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types whose linear layers are (d_in, d_out)
 CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
+OURS = ("blocks", "wte", "wpe", "ln_f", "head")  # what names of our modules begin with
 LISTED = 6  # how many faults a line lists
 
 
@@ -51,8 +52,12 @@ class Base:
         ):
             if f"{name}.weight" in self.tensors:
                 return Place(name, None, turned)
-        if first in ("blocks", "wte", "head") and self.config.get("model_type") is not None:
-            return module_names(from_hugging_face(self.config)).get(module)
+        if first in OURS and self.config.get("model_type") is not None:
+            place = module_names(from_hugging_face(self.config)).get(module)
+            there = (
+                self.place(place.module) if place is not None and place.module.partition(".")[0] not in OURS else None
+            )
+            return there and place._replace(module=there.module)  # type: ignore[union-attr]
         return None
 
     def fault(self, pair: Pair, adapter: AdapterFile) -> str | None:

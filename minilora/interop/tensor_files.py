@@ -7,7 +7,7 @@ written one at a time, so that a file larger than the memory can be read and rew
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,15 @@ CODES = {name: code for code, name in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that is somewhere: its shape and type are known, its numbers come when they are read."""
+    """An array that is somewhere: its shape and type are known, its numbers come when they are read.
+
+    stretches: where the whole is not to be in memory at once, its numbers one stretch after the other.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    stretches: Callable[[], Iterable[np.ndarray]] | None = None
 
     @classmethod
     def of(cls, array: np.ndarray) -> "Stored":
@@ -105,9 +109,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Stored], metadata: Map
     def write(file: Any) -> None:
         file.write(len(words).to_bytes(8, "little") + words)
         for name, tensor in tensors.items():
-            array = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
-            if array.size != math.prod(tensor.shape):
-                raise ValueError(f"{path}: {name} has shape {array.shape}, expected {tensor.shape}")
-            file.write(array.reshape(-1).view(np.uint8))
+            written = 0
+            for part in tensor.stretches() if tensor.stretches else (tensor.read(),):
+                array = np.ascontiguousarray(part, dtype=tensor.dtype)
+                file.write(array.reshape(-1).view(np.uint8))
+                written += array.size
+            if written != math.prod(tensor.shape):
+                came = f"{written:,} numbers" if tensor.stretches else f"shape {array.shape}"
+                raise ValueError(f"{path}: {name} has {came}, expected {tensor.shape}")
 
     return write_beside(path, write, 8 + len(words) + end)
