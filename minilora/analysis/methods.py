@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..adapters.targets import Patterns, match_targets, patterns
-from ..nn.architectures import Architecture, find, parameters, size
+from ..nn.architectures import Architecture, find, labelled, parameters, size
 from ..nn.checks import unknown, whole
 from ..nn.storage import blaming, load_arrays
 
@@ -101,6 +101,8 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     if isinstance(labels, tuple) and labels:
         options = {"labels": len(labels), **options}
     chosen = Options(**options)
+    if chosen.labels and not architecture.causal:
+        architecture = labelled(architecture, chosen.labels)
     base = _with_head(architecture, chosen.labels)
     added, trained = METHODS[method](architecture, base, chosen)
     planned = Plan(architecture, method, chosen, base, added, trained)
@@ -134,8 +136,8 @@ def _held(path: Any, architecture: Architecture) -> Plan | None:
 
 def _with_head(architecture: Architecture, labels: int) -> Shapes:
     """The base's parameters, and those of a head for labels."""
-    head: Shapes = {"classifier.weight": (labels, architecture.width), "classifier.bias": (labels,)}
-    return parameters(architecture) | (head if labels else {})
+    head: Shapes = {"classifier.weight": (labels, architecture.width)}
+    return parameters(architecture) | (head if labels and architecture.head != "labels" else {})
 
 
 def _agree(path: Any, held: Plan, method: str, asked: Options) -> None:

@@ -10,6 +10,7 @@ import minilora as ml
 from ..adapters.adapter import METHODS
 from ..adapters.state import active_adapter
 from ..demo import LEARNING_RATE
+from ..nn.architectures import find
 from ..nn.storage import BASE
 from ..training.corpus import BUILT_IN
 from ..training.examples import Examples
@@ -175,11 +176,9 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     model = load_model(args.model, args.quantize, dtype)
     with_tokenizer(model, args.model)
     if args.task == "classify":
-        if args.method not in ("full", "lora", "dora"):
-            raise ValueError(f"--task {args.task} --method {args.method}: its head is trained by lora, dora and full")
+        refuse_no_head(args, model)
         corpus = read_labels(args.corpus if "corpus" in args.given else None, model)
-        ml.add_classifier(model, corpus.labels)
-        more = {"modules_to_save": ("classifier",)}
+        more = new_head(model, corpus.labels)
     if args.method != "full":
         ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
@@ -206,6 +205,24 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     place = str(Path(args.model).absolute()) if Path(args.model).exists() else args.model
     run.notes = {"model": args.model, "place": place, "quantize": args.quantize, "dtype": dtype}
     return run
+
+
+def refuse_no_head(args: argparse.Namespace, model: Any) -> None:
+    """Raises ValueError for a method that trains no head for labels, and for a result that could not be written."""
+    came = f"--task {args.task} --method {args.method}"
+    if args.method not in ("full", "lora", "dora"):
+        raise ValueError(f"{came}: its head is trained by lora, dora and full")
+    if args.method == "full" and is_pretrained(args.model) and find(model).causal:
+        raise ValueError(f"{came}: a decoder that others trained is written without a head for labels; use lora")
+
+
+def new_head(model: Any, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Give a model a head for labels: -> what LoRA's configuration says of it, so that all that is new is saved."""
+    had = getattr(model, "pooler", None) is not None
+    ml.add_classifier(model, labels)
+    if had or getattr(model, "pooler", None) is None:
+        return {"modules_to_save": ("classifier",)}
+    return {"modules_to_save": ("classifier", "pooler"), "exclude_modules": ("pooler",)}
 
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def read_labels(name: str | None, model: Any) -> Examples:
         return ml.unicode_categories(model.tokenizer, longest)
     if not name.endswith(".jsonl"):
         raise ValueError(f"--task classify --corpus {name}: expected a .jsonl file, with a text and a label a line")
-    return ml.load_labels(name, model.tokenizer, None, longest).require(longest)
+    return ml.load_labels(name, model.tokenizer, model.labels or None, longest).require(longest)
 
 
 def read_task(args: argparse.Namespace, model: Any) -> Examples:

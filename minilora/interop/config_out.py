@@ -4,7 +4,7 @@ It is what `nn/config_json.py` reads, and read again before it is written: what 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..nn.architectures import Architecture, from_hugging_face
@@ -43,8 +43,36 @@ def with_head(a: Architecture, config: Mapping[str, Any]) -> Architecture:
     return dataclasses.replace(a, head=head, labels=labels, pooler=pooler)
 
 
-def config_for(a: Architecture) -> dict[str, Any]:
-    """The fields of a config.json. Raises ValueError where they would not say this architecture."""
+def labels_of(a: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels' names in a config.json; () where they are "LABEL_0" and so on, which says no more than a number.
+
+    Raises ValueError for names that are not those of 0, 1, ...
+    """
+    names = config.get("id2label") if a.head == "labels" else None
+    if not names:
+        return ()
+    try:
+        found = {int(number): name for number, name in names.items()}
+        in_order = tuple(found[i] for i in range(a.labels))
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise ValueError(
+            f"{a.name}: id2label = {shown(names)}, expected a name for each of 0 to {a.labels - 1}"
+        ) from None
+    if not all(isinstance(name, str) for name in in_order) or len({*in_order}) < a.labels:
+        raise ValueError(f"{a.name}: id2label = {shown(names)}, expected texts, no two alike")
+    return () if in_order == _unnamed(a.labels) else in_order
+
+
+def _unnamed(count: int) -> tuple[str, ...]:
+    """What transformers calls labels that have no names."""
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def config_for(a: Architecture, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a config.json; labels: what an encoder's are called.
+
+    Raises ValueError where they would not say this architecture.
+    """
     head = "" if a.causal else a.head
     name = next((name for name, said in CLASSES.items() if said == (a.family, head)), None)
     if name is None:
@@ -54,6 +82,10 @@ def config_for(a: Architecture) -> dict[str, Any]:
     config |= {"tie_word_embeddings": a.head != "untied"}
     write = {"gpt2": _gpt2, "bert": _bert, "roberta": _bert, "distilbert": _distilbert}.get(a.family, _llama)
     config |= write(a)
+    if a.labels:
+        names = tuple(labels) or _unnamed(a.labels)
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        config["label2id"] = {name: i for i, name in enumerate(names)}
     understood = with_head(from_hugging_face(config, a.name), config)
     for field in dataclasses.fields(a):
         ours, theirs = (_plain(each, field.name) for each in (a, understood))
@@ -88,12 +120,6 @@ def _gpt2(a: Architecture) -> dict[str, Any]:
     }
 
 
-def _labels(a: Architecture) -> dict[str, Any]:
-    """The numbers of labels, with names that say no more."""
-    names = {str(i): f"LABEL_{i}" for i in range(a.labels)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
-
-
 def _bert(a: Architecture) -> dict[str, Any]:
     return {
         "hidden_size": a.width,
@@ -104,7 +130,6 @@ def _bert(a: Architecture) -> dict[str, Any]:
         "type_vocab_size": a.token_types,
         "layer_norm_eps": a.norm_eps,
         "hidden_act": _NAMES[a.activation],
-        **_labels(a),
     }
 
 
@@ -116,7 +141,6 @@ def _distilbert(a: Architecture) -> dict[str, Any]:
         "hidden_dim": a.mlp_width,
         "max_position_embeddings": a.positions,
         "activation": _NAMES[a.activation],
-        **_labels(a),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..adapters.quantization import Half
 from ..autograd.backend import to_numpy
 from ..nn.architectures import Architecture, from_hugging_face
-from .config_out import with_head
+from .config_out import labels_of, with_head
 from .names import TIED, family_of, module_names
 from .sources import Share, Source, Value, as_value, compare, shares
 from .tensor_files import Stored, float_type, open_tensors
@@ -36,7 +36,8 @@ def open_folder(folder: Path) -> Source:
             f"{folder} has no {CONFIG}; {'it holds an adapter: ml.load_adapter(model, folder)' if adapter else fix}"
         )
     bare = from_hugging_face(folder / CONFIG, folder.resolve().name)
-    architecture = with_head(bare, json.loads((folder / CONFIG).read_text("utf-8")))
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    architecture = with_head(bare, config)
     found = _tensors(folder)
     ours, theirs = shares(architecture, module_names(architecture))
     aside = [BUFFERS, *(what for key, what in ASIDE.items() if key in (architecture.family, architecture.head))]
@@ -56,7 +57,7 @@ def open_folder(folder: Path) -> Source:
 
         return from_folder(folder) if (folder / "tokenizer.json").is_file() else None
 
-    return Source(str(folder), architecture, values, tokenizer)
+    return Source(str(folder), architecture, values, tokenizer, labels_of(architecture, config))
 
 
 def _reader(stored: Stored, share: Share) -> Callable[[], Value]:

@@ -132,8 +132,6 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
         if odd := [key for key in ours if key in arrays and not np.array_equal(arrays[key], ours[key])]:
             raise ValueError(f"{name} was trained apart from {odd[0]}, and this model ties the two")
         arrays |= ours
-    if "score" in theirs.places and "classifier" in saved:
-        arrays["classifier.bias"] = np.zeros(len(arrays["classifier.weight"]))  # the head of decoders there has none
     if "wte" in saved and (theirs.masked or (theirs.tied and f"{HEAD}.weight" not in file.others)):
         raise ValueError(
             "modules_to_save: the embedding table was trained apart from the head, and this model ties the two"

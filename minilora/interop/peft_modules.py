@@ -37,8 +37,8 @@ class Theirs:
         self.places: dict[str, list[tuple[str, Place]]] = {}
         self.kinds: dict[str, str] = {}
         named = dict(module_names(self.architecture))
-        if getattr(model, "labels", ()):
-            named["classifier"] = Place("score" if self.architecture.causal else "classifier")
+        if self.architecture.causal and model.labels:
+            named["classifier"] = Place("score")
         for path, place in named.items():
             name = place.module.removeprefix(self.prefix if bare else "")
             self.places.setdefault(name, []).append((path, place))
@@ -87,10 +87,6 @@ class Theirs:
         for module, parts in self.places.items():
             for last in ("weight", "bias"):
                 names = [f"{path}.{last}" for path, _ in parts]
-                if f"{module}.{last}" == "score.bias":  # the head of transformers' decoders has none
-                    if any(parameters[name].any() for name in names if name in parameters):
-                        fix = "format='minilora' keeps it"
-                        raise ValueError(f"save_adapter: classifier.bias: the score of a decoder there has none; {fix}")
-                elif any(name in parameters for name in names):
+                if any(name in parameters for name in names):
                     whole = np.concatenate([parameters[n] if n in parameters else base(n) for n in names])
                     yield f"{module}.{last}", whole.T if parts[0][1].transposed and whole.ndim == 2 else whole

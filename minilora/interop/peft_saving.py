@@ -56,7 +56,7 @@ def _common(model: Any) -> dict[str, Any]:
     """What every adapter_config.json has."""
     a = architecture_of(model)
     return {
-        "base_model_name_or_path": None,  # which PEFT is given with the model; ours came from a file, a name or nowhere
+        "base_model_name_or_path": model.source or None,
         "inference_mode": True,
         "task_type": "CAUSAL_LM" if a.causal and not model.labels else None,
         "revision": None,

@@ -35,8 +35,9 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
     "bfloat16", made float32 on the way through each product; "file", as they are stored, GGUF's blocks of few bits
     too. What is held in fewer bits is frozen: put LoRA on it. With blocks of few bits `model.recompute_blocks` is on,
     which saves memory and takes time. Norms and biases are floats. `model.tokenizer` is the tokenizer, where the files
-    have one. Raises FileNotFoundError for what is not there, ImportError for a library that is not installed, and
-    ValueError for what does not fit: names, shapes, numbers that are none; nothing is built then.
+    have one, `model.source` is the place, `model.labels` what a head for labels calls them. Raises FileNotFoundError
+    for what is not there, ImportError for a library that is not installed, and ValueError for what does not fit: names,
+    shapes, numbers that are none; nothing is built then.
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_pretrained: {unknown('dtype', str(dtype), [*DTYPES])}")
@@ -49,7 +50,7 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
         raise ValueError(f"load_pretrained: {path} is a part of a model: open its folder, {path.parent}")
     source = open_folder(path) if path.is_dir() else open_gguf(path)
     model = built(source, dtype)
-    model.tokenizer = _tokenizer(source)
+    model.tokenizer, model.source = _tokenizer(source), os.fspath(place)
     return model
 
 
@@ -111,7 +112,7 @@ def save_pretrained(model: Module, folder: str | os.PathLike) -> Path:
     path, architecture = Path(folder), find(model)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"save_pretrained: {path} is a file, expected a folder, or a new name")
-    config = config_for(architecture)
+    config = config_for(architecture, model.labels)
     tensors = as_stored(model, architecture)
     if wrong := model.first_not_finite():
         raise ValueError(f"save_pretrained: {wrong}")

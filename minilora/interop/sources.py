@@ -25,12 +25,16 @@ Value = np.ndarray | Packed
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be read. called: what errors call it; values: {our parameter's name: what reads it}"""
+    """A model that can be read.
+
+    called: what errors call it; values: {our parameter's name: what reads it}; labels: the names of its head's labels.
+    """
 
     called: str
     architecture: Architecture
     values: Mapping[str, Callable[[], Value]]
     tokenizer: Callable[[], Any]  # None where there is none
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def as_value(array: np.ndarray) -> Value:
 def built(source: Source, dtype: str) -> Transformer:
     """The model, its matrices and its table of tokens held as `dtype` says; all else in floats."""
     model = Transformer(source.architecture, Blank())
+    model.labels = source.labels
     for name, read in source.values.items():
         path, _, last = name.rpartition(".")
         module = model.get_module(path)

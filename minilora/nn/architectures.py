@@ -10,7 +10,7 @@ of `minilora.GPT`, so that one of its state dicts and `parameters(architecture)`
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,11 @@ class Architecture:
         if matrix.startswith("mlp"):
             return self.mlp_bias
         return self.o_bias if matrix == "attn.o_proj" else self.qkv_bias
+
+
+def labelled(a: Architecture, count: int) -> Architecture:
+    """An encoder's architecture with a head for so many labels in the place of another."""
+    return replace(a, head="labels", labels=count, pooler=a.family not in ("roberta", "distilbert"))
 
 
 def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -3,26 +3,28 @@
 A decoder's last token has seen the whole text (Radford et al. 2018, "GPT", section 3.2; with LoRA, Li et al. 2023,
 "Label Supervised LLaMA Finetuning"). A label is a target as any other, the number of its score: it stands where h is
 read, and all other targets are -100. So a batch of labels is trained on, padded and weighted as a batch of text is.
+An encoder reads its first token, which sees the whole text, too, and its head is its family's (`encoder.py`).
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..autograd.signatures import checked, shown
 from .language_model import LanguageModel
-from .layers import Linear
+
+PARTS = ("classifier", "labels", "head", "pooler", "architecture")  # what a head for labels may change
 
 
 @checked
 def add_classifier(model: Any, labels: Sequence[str]) -> Any:
     """Give a model a head for these labels, `model.classifier`; its loss is then the labels'. Returns the model.
 
-    W (labels, C) and b start at zero: all labels alike. An adapter trains and keeps the head where it is named:
-    LoRAConfig(modules_to_save=("classifier",)). Raises ValueError for fewer than two labels, for labels that are no
-    texts or twice the same, and where the model has other labels.
+    W (labels, C) starts at zero: all labels alike; b is an encoder's alone, as in transformers. An adapter trains and
+    keeps the head where it is named: LoRAConfig(modules_to_save=("classifier",)), with "pooler" where a BERT came
+    without one. An encoder's other head gives way; one for as many labels that are not named stays, and gets these
+    names. Raises ValueError for fewer than two labels, for labels that are no texts or twice the same, and where the
+    model has other labels.
     """
     if not isinstance(model, LanguageModel):
         raise TypeError(f"add_classifier: model = {shown(model)}, expected one such as ml.load_model('base')")
@@ -33,8 +35,7 @@ def add_classifier(model: Any, labels: Sequence[str]) -> Any:
         return model
     if model.labels:
         raise ValueError(f"add_classifier: the model has a head for other labels: {', '.join(model.labels)}")
-    head = Linear(model.width, len(labels), True, np.random.default_rng(0), std=0.0)
-    model.classifier = head.astype(model.ln_f.weight.dtype)
+    model.take_head(len(labels))
     model.labels = labels
     return model
 
@@ -42,12 +43,12 @@ def add_classifier(model: Any, labels: Sequence[str]) -> Any:
 @contextlib.contextmanager
 def with_classifier(model: Any, labels: Sequence[str]) -> Iterator[None]:
     """The model with a head for these labels, if there are any; where the block fails, without one that it got here."""
-    new = bool(labels) and not getattr(model, "labels", ())
+    before = {name: value for name, value in vars(model).items() if name in PARTS}
     try:
         if labels:
             add_classifier(model, labels)
         yield
     except BaseException:
-        if new:
-            model.classifier, model.labels = None, ()
+        for name, value in before.items():
+            setattr(model, name, value)
         raise

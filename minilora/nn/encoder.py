@@ -19,7 +19,7 @@ from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED, check_tokens
 from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor
-from .architectures import Architecture, find
+from .architectures import Architecture, find, labelled
 from .checks import generator
 from .language_model import LanguageModel, as_mask, as_tokens
 from .layers import STANDARD_DEVIATION, Embedding, Linear, parameter
@@ -59,10 +59,10 @@ class MaskedHead(Module):
 class LabelHead(Module):
     """W_out f(W x), f = tanh in RoBERTa and relu in DistilBERT: the scores of a text's labels, from its first token."""
 
-    def __init__(self, a: Architecture, rng: np.random.Generator):
+    def __init__(self, a: Architecture, rng: np.random.Generator, std: float = STANDARD_DEVIATION):
         self.activation = "relu" if a.family == "distilbert" else "tanh"
         self.dense = Linear(a.width, a.width, True, rng)
-        self.out_proj = Linear(a.width, a.labels, True, rng)
+        self.out_proj = Linear(a.width, a.labels, True, rng, std)
 
     def __call__(self, x: Tensor, rng: Any = None) -> Tensor:
         """x: (B, C) -> (B, L)"""
@@ -91,7 +91,7 @@ class Encoder(Transformer):
         self.token_types = Embedding(a.token_types, a.width, rng) if a.token_types else None
         self.ln_embedding = norm(a, a.width) if a.embedding_norm else None
         self.blocks = [PostNormBlock(a, i, rng) for i in range(a.layers)]
-        self.pooler = Linear(a.width, a.width, True, rng) if a.pooler else None
+        self.pooler: Any = Linear(a.width, a.width, True, rng) if a.pooler else None
         self.head: Any = MaskedHead(a, rng) if a.head == "masked" else None
         if a.head == "labels":
             self.classifier = Linear(a.width, a.labels, True, rng) if a.pooler else LabelHead(a, rng)
@@ -186,26 +186,65 @@ class Encoder(Transformer):
         """The scores of a text's labels.   hidden states (B, T, C) -> (B, L)"""
         return self.classifier(x[:, 0] if self.pooler is None else self.pooled(x, rng), rng)
 
+    def scores(self, tokens: Any, rng: Any = None, mask: Any = None) -> Tensor:
+        """The head for labels on each text.   (B, T) integers -> (B, L)"""
+        return self.of_text(self.last(tokens, rng, None, mask), rng)
+
+    def scores_of_texts(self, tokens: Any, mask: Any) -> Tensor:
+        """As `scores`.   (B, T) -> (B, L)"""
+        return self.scores(tokens, mask=mask)
+
+    def take_head(self, count: int) -> None:
+        """Have a head for so many labels: the one that is there, or a new one in the place of another, all alike.
+
+        BERT's reads the pooler, which is a new one where there was none. Raises ValueError where there is a head for
+        another number of labels, and under an adapter, which may be on what gives way.
+        """
+        a, rng, dtype = self.architecture, np.random.default_rng(0), self.ln_f.weight.dtype
+        if a.head == "labels" and a.labels == count:
+            return
+        if a.head == "labels":
+            raise ValueError(f"add_classifier: {count} labels, but {a.name} has a head for {a.labels}")
+        if getattr(self, "adapters", None):
+            raise ValueError("add_classifier: the encoder has an adapter; give it the head first, then the adapter")
+        a = labelled(a, count)
+        if not a.pooler:
+            self.pooler = None
+        elif self.pooler is None:
+            self.pooler = Linear(a.width, a.width, True, rng).astype(dtype)
+        head: Any = Linear(a.width, count, True, rng, std=0.0) if a.pooler else LabelHead(a, rng, 0.0)
+        self.classifier, self.head, self.architecture = head.astype(dtype), None, a
+
     def loss(self, tokens: Any, targets: Any, rng: Any = None, mask: Any = None, token_types: Any = None) -> Tensor:
         """The mean cross-entropy in nats: of the tokens that were masked, or of labels.   -> ()
 
-        targets: (B, T) integers, -100 where a token was not masked; for a head "labels" (B,), one for each text.
+        targets: (B, T) integers, -100 where a token was not masked; for a head "labels" (B,), one for each text, or
+        (B, T) with one that counts in each row, as `Examples` have them.
         """
         a, targets = self.architecture, as_tokens(targets, "Encoder.loss")
-        if a.head == "none" and not self.labels:
+        if a.head == "none":
             fix = 'an architecture with head="masked" or head="labels", or ml.add_classifier(model, labels)'
             raise ValueError(f"Encoder.loss: {a.name} has no head, and hidden states have no loss; take {fix}")
         x = self.last(tokens, rng, None, mask, token_types)
         if a.head == "labels":
-            return ops.cross_entropy(self.of_text(x, rng), targets)
+            return ops.cross_entropy(self.of_text(x, rng), of_each_text(targets))
         if mask is not None:
             counts = as_mask("Encoder.loss", mask, targets.shape)
             targets = array_module(targets).where(counts, targets.astype(np.int64), IGNORED)
-        return ops.cross_entropy(self.classifier(x, rng) if self.labels else self.logits(x, rng), targets)
+        return ops.cross_entropy(self.logits(x, rng), targets)
 
     def generate(self, *arguments: Any, **options: Any) -> np.ndarray:
         """Refused: an encoder has seen what comes next."""
         raise ValueError(f"generate: {self.architecture.name} is an encoder: it reads texts, and goes on with none")
+
+
+def of_each_text(targets: Array) -> Array:
+    """The label of each text, (B,), of targets (B,) or (B, T). Raises ValueError for two that count in one row."""
+    if targets.ndim == 2:
+        if ((targets != IGNORED).sum(axis=1) > 1).any():
+            raise ValueError(f"Encoder.loss: a row of targets has two labels; one counts, and the others are {IGNORED}")
+        targets = targets.max(axis=1)  # IGNORED is below all labels
+    return targets
 
 
 Transformer.encoder = Encoder

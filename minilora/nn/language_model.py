@@ -17,6 +17,7 @@ from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
 from .characters import CHARACTERS
 from .checks import generator
+from .layers import Linear
 from .module import Module
 
 
@@ -56,7 +57,8 @@ class LanguageModel(Module):
 
     vocab_size: V. width: C. places: how many positions there are. cached_heads: (K, D), the heads of keys and values
     that the cache gets in each block. tokenizer: what makes tokens of a text, where there is one. classifier, labels: a
-    head for labels, where there is one (`classifier.py`). recompute_blocks: whether training keeps of each block only
+    head for labels, where there is one (`classifier.py`). source: the folder, file or name that the model was opened
+    from, "" where it was made here. recompute_blocks: whether training keeps of each block only
     what goes into it, and computes the rest again in the backward pass: the same bits in less memory and more time.
     """
 
@@ -71,6 +73,7 @@ class LanguageModel(Module):
         self.tokenizer: Any = CHARACTERS if vocab_size == CHARACTERS.vocab_size else None
         self.classifier: Any = None
         self.labels: tuple[str, ...] = ()
+        self.source = ""
         self.recompute_blocks = False
 
     @property
@@ -123,6 +126,15 @@ class LanguageModel(Module):
     def scores(self, tokens: Any, rng: Any = None) -> Tensor:
         """The head for labels at every position.   (B, T) integers -> (B, T, labels)"""
         return self.classifier(self.last(tokens, rng), rng)
+
+    def scores_of_texts(self, tokens: Any, mask: Any) -> Tensor:
+        """The head for labels at the last token of texts that are padded on the right.   (B, T) -> (B, labels)"""
+        return self.scores(tokens)[np.arange(len(tokens)), mask.sum(axis=1) - 1]
+
+    def take_head(self, count: int) -> None:
+        """Give the model a head for so many labels, all alike; transformers' decoders have no bias there either."""
+        head = Linear(self.width, count, False, np.random.default_rng(0), std=0.0)
+        self.classifier = head.astype(self.ln_f.weight.dtype)
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
         """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()"""

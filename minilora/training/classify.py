@@ -152,14 +152,14 @@ def accuracy(model: Any, examples: Examples) -> Share:
 
 
 def _likeliest(model: Any, rows: Sequence[Example]) -> list[int]:
-    """The number of the highest score at the end of each text."""
+    """The number of the highest score of each text."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # texts of a length together: less padding
     found: dict[int, int] = {}
     for start in range(0, len(rows), AT_A_TIME):
         some = order[start : start + AT_A_TIME]
         tokens, _, mask = padded([rows[i] for i in some])
         with no_grad():
-            scores = model.scores(tokens).numpy()[np.arange(len(some)), mask.sum(axis=1) - 1]  # (B, labels)
+            scores = model.scores_of_texts(tokens, mask).numpy()  # (B, labels)
         found |= dict(zip(some, scores.argmax(axis=1).tolist(), strict=True))
     return [found[i] for i in range(len(rows))]
 

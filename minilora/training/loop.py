@@ -14,7 +14,7 @@ from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked
 from ..autograd.tensor import grad, no_grad
-from ..nn.language_model import as_tokens
+from ..nn.language_model import as_mask, as_tokens
 from .checkpoint import save_checkpoint
 from .checks import NORM, described, integer, number
 from .corpus import as_corpus
@@ -149,30 +149,20 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
     tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
     of_texts = getattr(getattr(model, "architecture", None), "head", "") == "labels"  # an encoder's: one for each text
-    wanted, words = (tokens.shape[:1], "(B, T) and (B,)") if of_texts else (tokens.shape, "(B, T) for both")
-    if targets.shape != wanted or tokens.ndim != 2 or not tokens.size:
+    words = "(B, T) for both" + ", or targets (B,)" * of_texts
+    alone = of_texts and targets.shape == tokens.shape[:1]
+    if not (alone or targets.shape == tokens.shape) or tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected {words}")
     if mask is not None:
-        mask, xp = as_mask("train_step", model, mask, tokens.shape), array_module(targets)
-    if mask is not None and not of_texts:
+        if "mask" not in inspect.signature(model.loss).parameters:
+            fix = f"a causal model needs none where the padding is on the right and its targets are {IGNORED}"
+            raise TypeError(f"train_step: {type(model).__name__}.loss takes no mask; {fix}")
+        mask, xp = as_mask("train_step", mask, tokens.shape), array_module(targets)
+    if mask is not None and not alone:
         targets = xp.where(xp.asarray(mask), targets.astype("int64") if targets.dtype.kind == "u" else targets, IGNORED)
     if not counting(targets):
         raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")
     return tokens, targets, mask
-
-
-def as_mask(caller: str, model: Any, mask: Any, shape: tuple[int, ...]) -> Array:
-    """A mask as an array of truth values (B, T), or an error that says what came."""
-    if "mask" not in inspect.signature(model.loss).parameters:
-        raise TypeError(
-            f"{caller}: {type(model).__name__}.loss takes no mask; a causal model needs none where the padding is on "
-            f"the right and its targets are {IGNORED}"
-        )
-    mask = as_tokens(mask, f"{caller}: mask")
-    if mask.shape != shape or not (mask.dtype.kind in "buif" and bool(((mask == 0) | (mask == 1)).all())):
-        came = f"{mask.shape} of {mask.dtype}"
-        raise ValueError(f"{caller}: mask is {came}, expected {shape}: 1 where a token counts, 0 where it is padding")
-    return mask.astype(bool)
 
 
 def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
@@ -233,8 +223,13 @@ def evaluate(model: Any, corpus: Any, most: int | None = None, window: int | Non
 def length_of(caller: str, model: Any, corpus: Any, window: int | None = None) -> int:
     """How many tokens of a text a step takes: a window, or what virtual tokens leave of it. An example is whole.
 
-    Raises ValueError for a window that is longer than the model's context.
+    Raises ValueError for a window that is longer than the model's context, and for a text that an encoder should go on
+    with: it sees what comes next.
     """
+    architecture: Any = getattr(model, "architecture", None)
+    if not getattr(architecture, "causal", True) and not getattr(corpus, "labels", ()):
+        what = f"{corpus.name!r} asks for the next token, and {architecture.name} is an encoder, which sees it"
+        raise ValueError(f"{caller}: {what}; give it texts with labels: ml.load_labels, --task classify")
     if window is not None and integer(f"{caller}: window", window, 1) > model.places:
         raise ValueError(f"{caller}: window = {window:,}, and the model's context is {model.places:,} tokens")
     return model.context if isinstance(corpus, Examples) else min(window or model.window, model.context)

@@ -1,14 +1,18 @@
 """`minilora finetune`: every method's file is one that the other commands take."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_tokenizers
 from lines import QUICK, SIZES, finetune, the_error
 
 import minilora as ml
+from minilora.adapters.state import active_adapter
 from minilora.commands.main import main
+from minilora.nn.architectures import find
 from minilora.nn.characters import CHARACTERS
 from minilora.training.checkpoint import load_checkpoint
 
@@ -111,6 +115,40 @@ def test_labels_from_a_file(base, capsys):
     assert "--task: got 'sing'; there are" in the_error(capsys, "finetune", "--task", "sing")
 
 
+@pytest.mark.parametrize(
+    "name, head", [("bert-base", "masked"), ("roberta-base", "none"), ("distilbert-base", "labels")]
+)
+def test_labels_on_an_encoder_that_others_trained(here, capsys, name, head):
+    """Whatever head its files have; what is new is in the adapter's file, or in the folder of full training."""
+    a, rows, tokens = find(name), here / "colours.jsonl", len(tiny_tokenizers.trained()[0])
+    a = dataclasses.replace(a, vocab_size=tokens, width=8, layers=1, heads=2, mlp_width=12)
+    a = dataclasses.replace(a, head=head, labels=2 * (head == "labels"), pooler=a.pooler and head == "none")
+    ml.save_pretrained(ml.Transformer(a), "encoder")
+    tiny_tokenizers.write_folder(here / "encoder", {"eos_token": "<|im_end|>"})
+    texts = ({"text": f"{label} {n}", "label": label} for n in range(10) for label in ("red", "green"))
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in texts))
+    options = ["--task", "classify", "--model", "encoder", "--corpus", "colours.jsonl", "--steps", "3", "--lr", "0.1"]
+    assert main(["finetune", *options, "--output", "a.npz"]) == 0
+    assert "right labels      " in capsys.readouterr().out
+    model = ml.load_adapter(ml.load_pretrained("encoder"), "a.npz")
+    assert model.labels == ("green", "red") and model.architecture.head == "labels"
+    saved = {"classifier", "pooler"} if (name, head) == ("bert-base", "masked") else {"classifier"}
+    assert {*active_adapter(model).configs[0].modules_to_save} == saved
+    assert main(["finetune", *options, "--method", "full", "--output", "b"]) == 0
+    again = ml.load_pretrained("b")
+    assert again.labels == ("green", "red") and set(ml.classify(again, ["red 1"])) <= {"green", "red"}
+    line = the_error(capsys, "finetune", "--model", "encoder", "--corpus", "colours.txt", "--steps", "1")
+    assert "no text" in line or "colours.txt" in line
+    (here / "colours.txt").write_text("red green " * 300)
+    line = the_error(capsys, "finetune", "--model", "encoder", "--corpus", "colours.txt", "--steps", "1")
+    assert "is an encoder, which sees it; give it texts with labels" in line
+
+
+def test_a_head_that_no_folder_would_hold_costs_nothing(folder, capsys):
+    line = the_error(capsys, "finetune", "--model", "llama", "--task", "classify", "--method", "full")
+    assert "a decoder that others trained is written without a head for labels; use lora" in line
+
+
 def test_blocks_computed_again(base, capsys):
     for name, more in (("a.npz", []), ("b.npz", ["--checkpoint-blocks"])):
         assert finetune(*more, "--lora-dropout", "0.1", "--output", name) == 0
@@ -151,7 +189,7 @@ def test_qlora_from_the_command_line(base, capsys):
         assert "here: --quantize nf4" in the_error(capsys, command, *chosen, "--quantize", "int8")
     finetune("--output", "floats.npz")
     line = the_error(capsys, "merge", *chosen[:2], "--adapter", "floats.npz", "--quantize", "nf4")
-    assert "trained on floats, this model holds nf4" in line and line.endswith("here: leave out --quantize")
+    assert "trained on floats, this model holds nf4" in line and line.endswith("here: leave out --quantize, --dtype")
     assert main(["merge", *chosen, "--quantize", "nf4", "--output", "merged.npz"]) == 0
     full = ["finetune", "--model", "base.npz", "--corpus", "text.txt", "--method", "full", "--quantize", "nf4"]
     assert "quantised weights cannot be trained" in the_error(capsys, *full)

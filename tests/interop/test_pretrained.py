@@ -16,7 +16,7 @@ from minilora.interop import fetch
 from minilora.interop.config_out import CLASSES, config_for
 from minilora.interop.pretrained import load_pretrained, save_pretrained
 from minilora.interop.tensor_files import Stored, open_tensors, write_tensors
-from minilora.nn.architectures import Architecture, find, from_hugging_face
+from minilora.nn.architectures import Architecture, find, from_hugging_face, labelled
 from minilora.nn.transformer import Transformer
 
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'minilora[models]'")
@@ -409,3 +409,29 @@ def test_16_bits_open_without_doubling_in_memory(tmp_path):
 
 def test_find_is_given_a_model(folder):
     assert find(load_pretrained(folder)).family == "llama"
+
+
+def test_where_a_model_is_from_is_kept_and_told_to_peft(folder, tmp_path):
+    model = ml.add_lora(ml.load_pretrained(folder), ml.LoRAConfig(2))
+    assert model.source == str(folder) and ml.GPT(ml.GPTConfig(13, 16, 1, 2, 8)).source == ""
+    ml.save_adapter(model, tmp_path / "a", format="peft")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+
+
+def test_names_of_labels_are_read_and_written_and_may_be_none(tmp_path):
+    a = labelled(replace(find("bert-base"), vocab_size=13, width=8, layers=1, heads=2, mlp_width=12), 2)
+    model = Transformer(a)
+    says = lambda: json.loads((tmp_path / "b" / "config.json").read_text())
+    assert load_pretrained(save_pretrained(model, tmp_path / "b")).labels == ()  # LABEL_0 and LABEL_1 are no names
+    assert says()["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    ml.add_classifier(model, ["no", "yes"])
+    assert load_pretrained(save_pretrained(model, tmp_path / "b")).labels == ("no", "yes")
+    assert says()["label2id"] == {"no": 0, "yes": 1}
+    for names, why in [
+        ({"0": "no", "2": "yes"}, "expected a name for each of 0 to 1"),
+        ({"0": "no", "1": "no"}, "no two alike"),
+        ({"0": "no", "1": ["yes"]}, "expected texts"),
+    ]:
+        config_says(id2label=names)(tmp_path / "b")
+        with pytest.raises(ValueError, match=rf"^load_pretrained: b: id2label = .*{why}"):
+            load_pretrained(tmp_path / "b")

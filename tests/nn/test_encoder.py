@@ -10,7 +10,9 @@ import pytest
 
 import minilora as ml
 from minilora.nn.architectures import find, parameters
+from minilora.nn.classifier import with_classifier
 from minilora.nn.encoder import Encoder
+from minilora.training.corpus import Corpus
 
 SMALL = dict(vocab_size=23, width=8, layers=2, heads=2, mlp_width=12, context=10)
 NAMES = ("bert-base", "roberta-base", "distilbert-base")
@@ -151,11 +153,51 @@ def test_virtual_tokens_are_for_decoders(config):
         ml.add_adapter(encoder(), config)
 
 
-def test_labels_read_off_any_token():
-    """A head that `add_classifier` gives: as on a decoder, the targets say where it reads."""
-    model = ml.add_classifier(spread(encoder()), ["yes", "no"])
-    assert model.scores(TOKENS).shape == (2, 5, 2)
-    np.testing.assert_allclose(model.loss(TOKENS, np.where(TOKENS == 3, 1, -100)).item(), np.log(2))
+@pytest.mark.parametrize("head", ["none", "masked"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_for_labels_takes_the_place_of_another(name, head):
+    """Its family's, on the first token; all labels are alike at first, and a target counts wherever it stands."""
+    model = ml.add_classifier(spread(encoder(name, head)), ["yes", "no"])
+    assert {name: p.shape for name, p in model.named_parameters()} == parameters(model.architecture)
+    assert model.labels == ("yes", "no") and model.architecture.labels == 2 and model(TOKENS).shape == (2, 2)
+    np.testing.assert_allclose(model.loss(TOKENS, np.where(TOKENS % 5 == 3, 1, -100)).item(), np.log(2))
+    last = model.classifier if name == "bert-base" else model.classifier.out_proj
+    last.weight.data = last.weight.data + np.random.default_rng(0).normal(size=(2, 8))
+    mask, targets = np.array([[1, 1, 1, 0, 0], [1] * 5]), np.full((2, 5), -100)
+    targets[0, 2], targets[1, 4] = 1, 0
+    found, expected = model.loss(TOKENS, targets, mask=mask), model.loss(TOKENS, np.array([1, 0]), mask=mask)
+    assert found.item() == expected.item() != pytest.approx(np.log(2))
+    scores = model.scores_of_texts(TOKENS, mask.astype(bool)).data
+    np.testing.assert_array_equal(scores, model(TOKENS, mask=mask).data)
+    assert np.abs(scores - model(TOKENS).data).max() > 1e-6  # the mask is not forgotten
+    with pytest.raises(ValueError, match=r"a row of targets has two labels; one counts, and the others are -100"):
+        model.loss(TOKENS, TOKENS * 0)
+    with pytest.raises(ValueError, match="the model has a head for other labels: yes, no"):
+        ml.add_classifier(model, ["a", "b"])
+
+
+def test_a_head_that_is_there_stays_and_what_fails_changes_nothing():
+    model = encoder("roberta-base", "labels")
+    head = model.classifier
+    with pytest.raises(ValueError, match="add_classifier: 2 labels, but roberta-base has a head for 3"):
+        ml.add_classifier(model, ["a", "b"])
+    assert ml.add_classifier(model, ["a", "b", "c"]).classifier is head and model.labels == ("a", "b", "c")
+    adapted = ml.add_lora(encoder(), ml.LoRAConfig(2))
+    with pytest.raises(ValueError, match="the encoder has an adapter; give it the head first"):
+        ml.add_classifier(adapted, ["a", "b"])
+    masked = encoder("bert-base", "masked")
+    names = [name for name, _ in masked.named_parameters()]
+    with pytest.raises(ZeroDivisionError), with_classifier(masked, ["a", "b"]):
+        1 / 0  # noqa: B018
+    assert not masked.labels and [name for name, _ in masked.named_parameters()] == names
+
+
+def test_an_encoder_is_not_trained_to_guess_what_it_sees():
+    model = encoder("bert-base", "masked")
+    corpus = Corpus("text", np.arange(40) % 23, np.arange(40) % 23)
+    for use in (lambda: ml.evaluate(model, corpus), lambda: ml.train(ml.Run(model, corpus), progress=False)):
+        with pytest.raises(ValueError, match="'text' asks for the next token, and bert-base is an encoder, which sees"):
+            use()
 
 
 def test_it_is_copied_and_pickled():
