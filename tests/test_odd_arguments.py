@@ -107,7 +107,7 @@ def lora_arrays() -> dict:
 
 GOOD = {  # a parameter's name, or a function's and its, -> what makes a value of it
     "model": model, "config": lambda: ml.LoRAConfig(rank=2), "GPT.config": lambda: CONFIG, "corpus": corpus,
-    "architecture": lambda: CONFIG,
+    "Transformer.architecture": lambda: CONFIG,
     "settings": settings, "run": lambda: ml.Run(adapted(), corpus(), settings()), "tokens": lambda: text(6)[None],
     "targets": lambda: text(6)[None], "data": lambda: matrix(), "array": lambda: matrix(), "text": lambda: "some text",
     "weights": lambda: {"default": 1.0}, "names": lambda: ["default", None], "path": lambda: Path("new.npz").absolute(),
@@ -170,8 +170,11 @@ def functions() -> dict:
     return found
 
 
-METHODS = {"GPT": ["__call__", "loss", "generate", "load_state_dict", "get_module", "astype", "to"]}  # on an object
-OWNERS = {"GPT": model}
+METHODS = {  # on an object
+    "GPT": ["__call__", "loss", "generate", "load_state_dict", "get_module", "astype", "to"],
+    "Transformer": ["__call__", "loss"],
+}
+OWNERS = {"GPT": model, "Transformer": lambda: ml.Transformer(CONFIG)}
 FUNCTIONS = functions()
 
 
@@ -247,7 +250,8 @@ FORMS = {  # the same value in another form: the same result, or refused
 
 NAMES = {  # what an error may call a function besides its own name
     "AdamW": ["optimizer"], "SGD": ["optimizer"], "grad": ["backward"],
-    "__call__": ["GPT", "embedding"], "loss": ["GPT", "embedding", "cross_entropy"], "to": ["astype"],
+    "__call__": ["GPT", "Transformer", "embedding"], "loss": ["GPT", "Transformer", "embedding", "cross_entropy"],
+    "to": ["astype"],
     "add_lora": ["add_adapter"], "add_adapter": ["add_lora"],
 }  # fmt: skip
 LEFT_TO_OTHERS = {"lora_plus", "lora_forward", "lora_backward"}  # the optimiser refuses it; the equations as they stand

@@ -179,11 +179,10 @@ class Transformer(LanguageModel):
 
     encoder: Any = None  # the class that BERT and its relatives are made as: `encoder.py` enters it
 
-    def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        given = arguments[0] if arguments else options.get("architecture")
-        if cls is Transformer and given is not None:
+    def __new__(cls, architecture: Any = None, rng: Any = 0) -> Any:
+        if cls is Transformer and architecture is not None:  # None where one is copied
             with contextlib.suppress(ValueError, TypeError, OSError):  # which __init__ says
-                cls = cls if find(given).norm_first else cls.encoder
+                cls = cls if find(architecture).norm_first else cls.encoder
         return super().__new__(cls)
 
     @checked
