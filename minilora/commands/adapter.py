@@ -2,13 +2,14 @@
 
 import argparse
 
+from .adapter_extract import extract
 from .adapter_merge import merge
 from .adapter_resize import combine, resize
 from .adapter_show import compare, show
 from .options import command
 
 
-@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine, merge))
+@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine, extract, merge))
 def adapter(args: argparse.Namespace) -> int:
     """Look into adapters' files, and make others of them.
 

@@ -25,17 +25,21 @@ WEIGHTS = (  # endings of files that hold weights in another form, which merging
 )  # fmt: skip
 
 
-def require_new(output: Path, inputs: Sequence[Path]) -> None:
-    """Raises an error where an output is no new or empty folder, or is an input or inside one."""
+def refuse_inside(output: Path, inputs: Sequence[Path]) -> None:
+    """Raises ValueError where an output is an input, the folder of one, or inside one."""
+    there = Path(os.path.realpath(output))
     for path in inputs:
-        place, there = Path(os.path.realpath(path)), Path(os.path.realpath(output))
-        folder = place if place.is_dir() else place.parent
-        if there in (place, folder):
+        place = Path(os.path.realpath(path))
+        if there in (place, place if place.is_dir() else place.parent):
             raise ValueError(f"the output {str(output)!r} is an input; choose another name")
         if place.is_dir() and place in there.parents:
             raise ValueError(f"the output {str(output)!r} is inside {str(path)!r}, an input; choose another place")
+
+
+def require_new(output: Path) -> None:
+    """Raises an error where an output is no new or empty folder."""
     if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{str(output)!r} is a file, and a checkpoint is a folder; choose another output")
+        raise NotADirectoryError(f"{str(output)!r} is a file, expected a new folder; choose another output")
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"the folder {str(output)!r} holds other things; choose a new one")
 

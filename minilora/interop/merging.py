@@ -23,7 +23,7 @@ from .adapter_writing import refuse_inputs
 from .base_weights import LISTED, Base, open_base
 from .edits import Replacement, Update
 from .folders import FLOATS, open_folder
-from .merged_folder import require_new, write_folder
+from .merged_folder import refuse_inside, require_new, write_folder
 from .module_names import with_names
 from .names import Place
 from .pairs import AdapterFile, Pair
@@ -78,8 +78,9 @@ def merge(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"merge: {unknown('dtype', dtype, [*DTYPES])}")
     checkpoint, found = open_floats(base), read_adapter(adapter)
-    require_new(Path(output), [checkpoint.path, found.path])
+    refuse_inside(Path(output), [checkpoint.path, found.path])
     refuse_inputs(Path(output), found.inputs)
+    require_new(Path(output))
     plan = planned(checkpoint, mergeable(found, checkpoint))
     write_folder(Path(output), checkpoint, plan, None if dtype is None else float_type(dtype), progress)
     rows = [row_of(checkpoint, tensor, edit) for tensor, edits in plan.edits.items() for edit in edits
