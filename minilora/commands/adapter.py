@@ -2,6 +2,7 @@
 
 import argparse
 
+from .adapter_convert import convert
 from .adapter_extract import extract
 from .adapter_merge import merge
 from .adapter_resize import combine, resize
@@ -9,7 +10,9 @@ from .adapter_show import compare, show
 from .options import command
 
 
-@command(example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine, extract, merge))
+@command(
+    example="minilora adapter show runs/adapter.npz", under=(show, compare, resize, combine, extract, merge, convert)
+)
 def adapter(args: argparse.Namespace) -> int:
     """Look into adapters' files, and make others of them.
 

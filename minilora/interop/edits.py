@@ -20,7 +20,7 @@ from ..nn.module import in_precision
 from .pairs import Pair
 from .tensor_files import Stored
 
-STRETCH = 2**18  # numbers of a tensor that are held in float64 at a time
+STRETCH = 2**16  # numbers of a tensor that are held in float64 at a time
 WHOLE = slice(None)
 
 
@@ -155,7 +155,7 @@ def copied(called: str, stored: Stored, dtype: np.dtype) -> Stored:
     if dtype != stored.dtype:
         parts: Any = lambda: (rounded(called, rows, dtype) for _, _, rows in stretches_of(stored))
     else:
-        step = max(1, 8 * STRETCH // max(1, math.prod(stored.shape[1:])))
+        step = max(1, 32 * STRETCH // max(1, math.prod(stored.shape[1:])))
         parts = lambda: (stored.read()[i : i + step] for i in range(0, stored.shape[0], step))
     return Stored(stored.shape, dtype, stored.read, parts)
 

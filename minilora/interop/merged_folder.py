@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..nn.files import write_beside
+from ..training.parallel import blas_of_one_thread
 from .adapter_writing import folder_beside
 from .base_weights import CONFIG, INDEX, SINGLE, Base, shards
 from .edits import copied, edited
@@ -74,7 +75,8 @@ def write_folder(output: Path, base: Base, plan: Any, dtype: np.dtype | None, pr
             writers[CONFIG] = text_writer(config_of(plan.config, dtype))
         for path in other_files(folder) if base.path.is_dir() or base.path.name == SINGLE else ():
             writers.setdefault(str(path.relative_to(folder)), copier(path))
-        folder_beside(output, writers)
+        with blas_of_one_thread():  # products of stretches are too small for two, which would wait for each other
+            folder_beside(output, writers)
 
 
 def merged_tensor(base: Base, name: str, plan: Any, dtype: np.dtype | None) -> Stored:

@@ -17,6 +17,7 @@ from ..adapters.files import digest
 from ..analysis import low_rank
 from ..autograd.signatures import checked
 from ..nn.checks import unknown
+from ..training.parallel import blas_of_one_thread
 from . import fetch
 from .adapter_files import read_adapter
 from .adapter_writing import refuse_inputs
@@ -133,7 +134,8 @@ def mergeable(adapter: AdapterFile, base: Base) -> AdapterFile:
     if adapter.form == "peft" and start.startswith(RESIDUAL) and (start != "pissa" or adapter.method == "dora"):
         fix = "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT makes plain LoRA of it"
         raise ValueError(f"{adapter.path}: it started from {start}, and what that took out of W no file holds; {fix}")
-    sizes = [low_rank.norm(*pair.factors()) for pair in adapter.matrices.values()]
+    with blas_of_one_thread():  # thin matrices are too small for two
+        sizes = [low_rank.norm(*pair.factors()) for pair in adapter.matrices.values()]
     if not any(sizes) and not adapter.others and not adapter.needs:
         raise ValueError(f"{adapter.path}: every Delta W is zero, as B is before training; nothing is written")
     if adapter.form == "minilora":

@@ -1,6 +1,7 @@
 """An adapter in a checkpoint's files: sums by hand, precision, what is copied, and every refusal."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import minilora as ml
 from minilora.interop.merging import merge
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
+DATA = Path(os.environ.get("MINILORA_DATA", "../shared/data")) / "adapters"
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "vocab_size": 7,
           "tie_word_embeddings": False}  # fmt: skip
 
@@ -259,6 +261,38 @@ def test_an_empty_folder_is_written_into(tmp_path, pairs):
     (tmp_path / "out").mkdir()
     merge(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the published adapters: set MINILORA_DATA to their folder")
+@pytest.mark.parametrize("name", ["emotion-distilbert", "tigrinya-gpt2"])
+def test_published_adapters_go_into_a_base_of_their_shapes(tmp_path, name):
+    """Drawn in float16: GPT-2's matrices lie turned there, q over k over v side by side. Beside NumPy's own sum."""
+    found = load_file(DATA / name / "adapter_model.safetensors")
+    config = json.loads((DATA / name / "adapter_config.json").read_text())
+    rng, gpt2, base = np.random.default_rng(0), "gpt2" in name, {}
+    modules = [key.split(".lora_A")[0].removeprefix("base_model.model.") for key in found if "lora_A" in key]
+    drawn = 0.02 * rng.standard_normal((3072, 2304), "f")
+    for module in modules:
+        A, B = (found[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
+        shape = (A.shape[1], len(B)) if gpt2 else (len(B), A.shape[1])
+        base[f"{module}.weight"] = np.ascontiguousarray(drawn[: shape[0], : shape[1]].astype("float16"))
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base/model.safetensors")
+    kinds = ("gpt2", "GPT2LMHeadModel") if gpt2 else ("distilbert", "DistilBertModel")
+    kinds = {"model_type": kinds[0], "architectures": [kinds[1]]}
+    (tmp_path / "base/config.json").write_text(json.dumps(kinds))
+    said = merge(tmp_path / "base", DATA / name, tmp_path / "out", dtype="float32")
+    there = written(tmp_path / "out")
+    for module in modules[::11]:
+        A, B = (found[f"base_model.model.{module}.lora_{x}.weight"].astype(float) for x in "AB")
+        delta = config["lora_alpha"] / config["r"] * B @ A
+        expected = base[f"{module}.weight"] + (delta.T if gpt2 else delta)
+        np.testing.assert_allclose(there[f"{module}.weight"], expected, rtol=1e-6, atol=1e-9)
+    assert len(said["matrices"]) == len(modules) and said["kept"] == pytest.approx(1, abs=1e-4)
+    if not gpt2:
+        assert there["classifier.weight"].shape == (6, 768)
+        assert len(json.loads((tmp_path / "out/config.json").read_text())["id2label"]) == 6
 
 
 @pytest.mark.slow
