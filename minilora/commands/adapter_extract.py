@@ -20,7 +20,7 @@ BOTH = "a checkpoint: a Hugging Face folder, or one .safetensors file"
     option("--energy", None, "of each matrix the rank that holds so much of the change", type=SHARE, metavar="SHARE"),
     JSON,
     option("--output", None, "the folder to write, in PEFT's form", type=output_place, metavar="OUT", required=True),
-    example="minilora adapter extract Qwen2-0.5B Qwen2-0.5B-Instruct --rank 16 --output runs/instruct",
+    example="minilora adapter extract Qwen2-0.5B Qwen2-0.5B-Instruct --output runs/it",
 )  # fmt: skip
 def extract(args: argparse.Namespace) -> int:
     """Take an adapter out of two checkpoints.

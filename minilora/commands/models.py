@@ -25,8 +25,9 @@ def existing(text: str, what: str, hint: str) -> Path:
         return path
     beside = sorted(p.name for p in path.parent.glob("*.npz")) if path.parent.is_dir() else []
     if path.is_dir():
-        other = ", or a Hugging Face folder, which has a config.json" if what == "model" else ""
-        raise IsADirectoryError(f"{text} is a folder, expected a {what} file{other}")
+        other = {"model": ", or a Hugging Face folder, which has a config.json",
+                 "adapter": ", or PEFT's folder, which has an adapter_config.json"}.get(what, "")  # fmt: skip
+        raise IsADirectoryError(f"{text} is a folder, expected {'an' if what[0] == 'a' else 'a'} {what} file{other}")
     names = ["base", *fetch.MODELS] if what == "model" else []
     close = difflib.get_close_matches(path.name, [*beside, *names], 1)
     hint = f"did you mean {close[0] if close[0] in names else str(path.with_name(close[0]))!r}?" if close else hint

@@ -27,8 +27,8 @@ def output_file(text: str) -> Path:
 
 def output_folder(text: str) -> Path:
     """An option that takes a folder to write into."""
-    if not text:
-        raise argparse.ArgumentTypeError("got '', expected a folder")
+    if not text or (text.endswith((".npz", ".gguf", ".safetensors")) and not Path(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder: a model that others trained is one")
     require_writable(Path(text))
     return Path(text)
 

@@ -51,7 +51,8 @@ def read_corpus(name: str, model: Any, window: int | None = None) -> Any:
     if not name.endswith(".jsonl"):
         corpus = ml.load_corpus(name, model.tokenizer)
         return corpus.require(length_of("--corpus", model, corpus, window))
-    return ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context)).require(model.context)
+    pairs = ml.load_pairs(name, model.tokenizer, min(LONGEST, model.context))
+    return pairs.require(length_of("--corpus", model, pairs))
 
 
 def read_labels(name: str | None, model: Any) -> Examples:
@@ -69,7 +70,8 @@ def read_task(args: argparse.Namespace, model: Any) -> Examples:
     from ..training.tasks import load_task
 
     refuse_ignored(args, ["--corpus"], f"cannot be given with --task {args.task}, which makes its own questions")
-    return load_task(args.task, model.tokenizer, seed=args.seed).require(model.context)
+    questions = load_task(args.task, model.tokenizer, seed=args.seed)
+    return questions.require(length_of(f"--task {args.task}", model, questions))
 
 
 def unit(run: ml.Run) -> str:

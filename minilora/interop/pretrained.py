@@ -22,6 +22,9 @@ from .gguf_file import open_gguf
 from .sources import Source, built
 from .tensor_files import write_tensors
 
+FILES = (".npz", ".gguf", ".safetensors", ".bin", ".json")  # what ends like this is no folder
+TEMPLATE = "chat_template.jinja"
+OF_A_TOKENIZER = (TEMPLATE, "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "file")
 
 
@@ -41,8 +44,10 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_pretrained: {unknown('dtype', str(dtype), [*DTYPES])}")
+    if not os.fspath(place):
+        raise ValueError("load_pretrained: place = '', expected a folder, a .gguf file or a name")
     path = _found(place)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         raise ValueError(f"load_pretrained: {path} is a file of minilora's own: ml.load_model({str(path)!r})")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise ValueError(never_opened(path))
@@ -109,9 +114,7 @@ def save_pretrained(model: Module, folder: str | os.PathLike) -> Path:
     if carried(model):
         fix = "ml.merge_lora(model), then ml.remove_lora(model); or ml.save_adapter(model, path) for the adapter alone"
         raise ValueError(f"save_pretrained: the model has an adapter; {fix}")
-    path, architecture = Path(folder), find(model)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"save_pretrained: {path} is a file, expected a folder, or a new name")
+    path, architecture = _new_folder(folder), find(model)
     config = config_for(architecture, model.labels)
     tensors = as_stored(model, architecture)
     if wrong := model.first_not_finite():
@@ -119,10 +122,31 @@ def save_pretrained(model: Module, folder: str | os.PathLike) -> Path:
     config["dtype"] = max((tensor.dtype for tensor in tensors.values()), key=lambda dtype: dtype.itemsize).name
     texts = _tokenizer_files(model, architecture, config)
     texts["config.json"] = json.dumps(config, indent=2)
+    _refuse_others(path, texts, getattr(model.tokenizer, "template", None))
     write_tensors(path / WEIGHTS, tensors)
     for name, text in texts.items():
         _write_text(path / name, text)
     return path
+
+
+def _new_folder(folder: str | os.PathLike) -> Path:
+    """The folder to write. Raises ValueError for a name that would be opened as another thing, or no name."""
+    path = Path(folder)
+    if not os.fspath(folder) or (path.suffix in FILES and not path.is_dir()):
+        fix = "; ml.save_model(model, path) writes an .npz, of a GPT" if path.suffix == ".npz" else ""
+        raise ValueError(f"save_pretrained: folder = {shown(folder)}, expected the name of a folder{fix}")
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"save_pretrained: {path} is a file, expected a folder, or a new name")
+    return path
+
+
+def _refuse_others(path: Path, texts: dict[str, str], template: str | None) -> None:
+    """Raises ValueError where a tokenizer would stay in the folder that is not this model's."""
+    stays = [name for name in OF_A_TOKENIZER if name not in texts and (path / name).is_file()]
+    if "tokenizer.json" in texts:
+        stays = [name for name in stays if name == TEMPLATE and (path / name).read_text("utf-8") != template]
+    if stays:
+        raise ValueError(f"save_pretrained: {path} holds {stays[0]} of another model; choose another folder")
 
 
 def _tokenizer_files(model: Any, architecture: Architecture, config: dict[str, Any]) -> dict[str, str]:

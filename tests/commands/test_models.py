@@ -163,3 +163,10 @@ def test_the_fetched_model_writes_and_is_adapted(smollm2, here, capsys):
     assert (here / "run.npz").stat().st_size < smollm2.stat().st_size / 20  # what was trained, not the model
     adapted = said(capsys, "generate", "--model", "smollm2-135m", "--adapter", "a.npz", "--dtype", "float32", *write)
     assert adapted.startswith("The capital of France is")
+
+
+def test_a_folder_that_is_no_adapter_and_a_result_that_is_no_folder(folder, capsys):
+    line = the_error(capsys, "generate", "--model", "llama", "--adapter", "llama", "--prompt", "x")
+    assert "llama is a folder, expected an adapter file, or PEFT's folder, which has an adapter_config.json" in line
+    line = the_error(capsys, "finetune", "--model", "llama", "--method", "full", "--output", "x.npz")
+    assert "--output: got 'x.npz', expected a folder: a model that others trained is one" in line

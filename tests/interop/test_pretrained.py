@@ -435,3 +435,23 @@ def test_names_of_labels_are_read_and_written_and_may_be_none(tmp_path):
         config_says(id2label=names)(tmp_path / "b")
         with pytest.raises(ValueError, match=rf"^load_pretrained: b: id2label = .*{why}"):
             load_pretrained(tmp_path / "b")
+
+
+def test_a_folder_that_could_not_be_opened_again_is_not_written(folder, tmp_path):
+    model = load_pretrained(folder)
+    for name in ("x.npz", "x.gguf", "x.safetensors"):
+        with pytest.raises(ValueError, match=r"^save_pretrained: folder = .*expected the name of a folder"):
+            save_pretrained(model, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    for use in (load_pretrained, lambda place: save_pretrained(model, place)):
+        with pytest.raises(ValueError, match=r"^(load|save)_pretrained: (place|folder) = '', expected"):
+            use("")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
+def test_a_tokenizer_of_another_model_does_not_come_in_unsaid(folder, name):
+    before = (folder / "model.safetensors").read_bytes()
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"^save_pretrained: .* holds {name} of another model; choose another folder"):
+        save_pretrained(model_of(rng=1), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
