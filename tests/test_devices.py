@@ -144,7 +144,9 @@ def test_primitives(name, device):
             output = ops.linear_on_demand(inputs[0], weight.astype, inputs[1])
         elif name == "linear_cross_entropy_on_demand":
             weight, targets = backend.new_array(np.arange(20.0).reshape(5, 4)), np.array([[0, 3, 1], [3, 2, 3]])
-            output = ops.linear_cross_entropy_on_demand(inputs[0], lambda part, dtype: weight[part], targets, 5)
+            output = ops.linear_cross_entropy_on_demand(
+                inputs[0], lambda part, dtype: weight[part], targets, 5, inputs[1]
+            )
         else:
             output = example.function(ops.PRIMITIVES[name])(*inputs)
         yield output

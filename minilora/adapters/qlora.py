@@ -105,11 +105,11 @@ class QuantizedEmbedding(Held, Embedding):
         """x W^T, where the table is the output head as well.   (..., C) -> (..., V)"""
         return product(x, self.quantized)
 
-    def cross_entropy(self, x: Tensor, targets: Any) -> Tensor:
-        """The loss of these logits, which are never all held.   (..., C), (...) -> ()"""
+    def cross_entropy(self, x: Tensor, targets: Any, bias: Tensor | None = None) -> Tensor:
+        """The loss of these logits, and of a bias, which are never all held.   (..., C), (...) -> ()"""
         if type(self) is not QuantizedEmbedding:
-            return super().cross_entropy(x, targets)
-        return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0])
+            return super().cross_entropy(x, targets, bias)
+        return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0], bias)
 
 
 def product(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:

@@ -109,9 +109,9 @@ EXAMPLES: dict[str, Example] = {
         lambda f, q, k, v: f(q, k, v, None, True, PADDED, 4, 0.7), ((1, 4, 3, 2), (1, 2, 5, 2), (1, 2, 5, 2))
     ),
     "cross_entropy": Example(lambda f, x: f(x, TOKENS), ((2, 3, 5),)),
-    "linear_cross_entropy": Example(lambda f, x, w: f(x, w, TOKENS), ((2, 3, 4), (5, 4))),
+    "linear_cross_entropy": Example(lambda f, x, w, b: f(x, w, TOKENS, b), ((2, 3, 4), (5, 4), (5,))),
     "linear_cross_entropy_on_demand": Example(
-        lambda f, x: f(x, lambda part, dtype: WEIGHT[part].astype(dtype), TOKENS, 5), ((2, 3, 4),)
+        lambda f, x, b: f(x, lambda part, dtype: WEIGHT[part].astype(dtype), TOKENS, 5, b), ((2, 3, 4), (5,))
     ),
     "dropout": Example(lambda f, x: f(x, 0.4, np.random.default_rng(1)), ((3, 4),)),
 }

@@ -43,7 +43,7 @@ def linear(x, weight, bias=None):
     rows = x.reshape(n, d_in)  # (N, d_in): one large product instead of many small ones
     y = wide(rows) @ wide(weight).T  # (N, d_out)
     if bias is not None:
-        y = _plus(y, bias)
+        y = plus(y, bias)
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
         lambda g: (g.reshape(n, d_out) @ wide(weight)).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ wide(rows),
@@ -93,11 +93,11 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     rows = x.reshape(n, d_in)  # (N, d_in)
     A, B = wide(lora_A), wide(lora_B)
     h = scale * (wide(rows) @ A.T)  # (N, r)
-    y = _plus(wide(rows) @ wide(weight).T, h @ B.T)  # (N, d_out)
+    y = plus(wide(rows) @ wide(weight).T, h @ B.T)  # (N, d_out)
     if bias is not None:
-        y = _plus(y, bias)
+        y = plus(y, bias)
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
-        lambda g: _plus(g.reshape(n, d_out) @ wide(weight), scale * (g.reshape(n, d_out) @ B) @ A).reshape(shape),
+        lambda g: plus(g.reshape(n, d_out) @ wide(weight), scale * (g.reshape(n, d_out) @ B) @ A).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ wide(rows),
         lambda g: wide(g).reshape(n, d_out).sum(axis=0),
         lambda g: scale * ((g.reshape(n, d_out) @ B).T @ wide(rows)),
@@ -105,7 +105,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     )
 
 
-def _plus(fresh, other):
+def plus(fresh, other):
     """fresh + other, written over `fresh`, which nobody else holds; a new array only where the precisions differ."""
     if fresh.dtype != other.dtype:
         return fresh + other
@@ -314,7 +314,7 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     n = x - _mean(x)
     k = _scale_of(n, eps)  # (..., 1)
     n *= k
-    y = n * weight if bias is None else _plus(n * weight, bias)
+    y = n * weight if bias is None else plus(n * weight, bias)
 
     def dx(g):
         m = g * weight

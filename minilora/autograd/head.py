@@ -4,6 +4,7 @@
 a row needs two numbers of its logits z, log sum_v e^(z_v) and z of its target, and the gradient of x is a mean of rows
 of W: with p = softmax(z),
     dx = (sum_v p_v W_v - W_target) / n.
+A bias, as BERT's head has, is added to a stretch's logits as they are made.
 All of them are sums over the vocabulary, and can be added up over stretches of it, each stretch's logits written over
 once used. What has been added up is relative to the largest logit so far, and scaled down when a larger one comes
 (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3).
@@ -14,7 +15,7 @@ import math
 import numpy as np
 
 from .backend import array_module, floating, narrow, wide
-from .fused import cross_entropy, linear, rows_that_count
+from .fused import cross_entropy, linear, plus, rows_that_count
 from .recording import blocks, paused
 from .tensor import register
 
@@ -24,54 +25,58 @@ LOGITS = 1 << 21  # of a stretch, and as many again while the next one's are mad
 
 
 @register
-def linear_cross_entropy(x, weight, targets):
-    """The mean over the rows of -log softmax(x W^T)[target], in nats, never holding all logits where they are many.
+def linear_cross_entropy(x, weight, targets, bias=None):
+    """The mean over the rows of -log softmax(x W^T + b)[target], in nats, never holding all logits where they are many.
 
-    x: (..., C), W: (V, C), targets: (...) integers, -100 in rows that do not count.
-    dx as above, made on the way, where the logits are; dW_v = sum over rows of (p_v - [v is the target]) x / n, of
-    logits made again, and only where W is trained. Few logits go through `linear` and `cross_entropy`, bit for bit.
+    x: (..., C), W: (V, C), targets: (...) integers, -100 in rows that do not count, b: (V,) or None.
+    dx as above, made on the way, where the logits are; dW_v = sum over rows of (p_v - [v is the target]) x / n and
+    db_v = sum over rows of (p_v - [v is the target]) / n, of logits made again, and only where W or b is trained.
+    Few logits go through `linear` and `cross_entropy`, bit for bit.
     """
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise ValueError(f"linear_cross_entropy: x {x.shape} and W {weight.shape} do not fit: (..., C), (V, C)")
     if math.prod(x.shape[:-1]) * len(weight) <= LOGITS:
-        return _at_once(x, weight, targets)
-    rows_of = lambda part, dtype: wide(weight[part])
-    loss, vjps = _in_stretches("linear_cross_entropy", x, rows_of, targets, len(weight), wide(weight[:0]).dtype)
-    return narrow(loss, x, weight), vjps
+        return _at_once(x, weight, targets, bias)
+    rows_of, dtype = lambda part, dtype: wide(weight[part]), wide(weight[:0]).dtype
+    loss, (dx, dw, db) = _in_stretches("linear_cross_entropy", x, rows_of, targets, len(weight), bias, dtype)
+    return narrow(loss, x, weight, bias), (dx, dw, None, db)
 
 
 @register
-def linear_cross_entropy_on_demand(x, rows_of, targets, vocab_size):
+def linear_cross_entropy_on_demand(x, rows_of, targets, vocab_size, bias=None):
     """`linear_cross_entropy` of a W (V, C) that is made a stretch at a time, where it is needed, and kept by nobody.
 
     rows_of: a function from a slice and a dtype to those rows of W, for a head that is held in few bits, which has no
     gradient (Dettmers et al. 2023, "QLoRA", section 3, eq. 5). vocab_size: V.
     """
-    loss, (dx, _) = _in_stretches("linear_cross_entropy_on_demand", x, rows_of, targets, vocab_size)
-    return narrow(loss, x), (dx,)
+    loss, (dx, _, db) = _in_stretches("linear_cross_entropy_on_demand", x, rows_of, targets, vocab_size, bias)
+    return narrow(loss, x, bias), (dx, None, None, None, db)
 
 
-def _at_once(x, weight, targets):
+def _at_once(x, weight, targets, bias):
     """All logits, by the two primitives that this one stands for."""
-    logits, (dx, dw, _) = linear.__wrapped__(x, weight)  # type: ignore[attr-defined]
+    logits, (dx, dw, db) = linear.__wrapped__(x, weight, bias)  # type: ignore[attr-defined]
     loss, (dlogits, _) = cross_entropy.__wrapped__(logits, targets)  # type: ignore[attr-defined]
-    return loss, (lambda g: dx(dlogits(g)), lambda g: dw(dlogits(g)))
+    return loss, (lambda g: dx(dlogits(g)), lambda g: dw(dlogits(g)), None, lambda g: db(dlogits(g)))
 
 
-def _in_stretches(name, x, rows_of, targets, vocab_size, *precisions):
-    """The loss, and the vjps of x and W, by stretches of the vocabulary with LOGITS logits each."""
+def _in_stretches(name, x, rows_of, targets, vocab_size, bias, *precisions):
+    """The loss, and the vjps of x, W and b, by stretches of the vocabulary with LOGITS logits each."""
     xp, shape = array_module(x), x.shape
     targets = array_module(targets).asarray(targets)
     if not shape or targets.shape != shape[:-1]:
         raise ValueError(f"{name}: x {shape} and targets {targets.shape} do not fit: (..., C), (...)")
     if not isinstance(vocab_size, int | np.integer) or isinstance(vocab_size, bool):
         raise TypeError(f"{name}: vocab_size = {vocab_size!r}, expected a whole number")
+    if bias is not None and bias.shape != (vocab_size,):
+        raise ValueError(f"{name}: b has shape {bias.shape}, expected (V,) = ({vocab_size},)")
     row, target, _ = rows_that_count(name, xp, targets, vocab_size, f"x {shape}")
     rows = floating(x).reshape(-1, shape[-1])[row]  # (n, C), of those that count
-    n, kind = len(row), np.result_type(rows.dtype, *precisions)
+    n, kind = len(row), np.result_type(rows.dtype, *precisions, *([] if bias is None else [wide(bias[:0]).dtype]))
     step = max(1, LOGITS // n)
     stretches = lambda: (slice(start, min(start + step, vocab_size)) for start in range(0, vocab_size, step))
     here = lambda part: ((target >= part.start) & (target < part.stop)).nonzero()[0]  # the rows with a target in it
+    logits = lambda W, part: rows @ W.T if bias is None else plus(rows @ W.T, wide(bias[part]))  # (n, v)
     recorded = not (blocks.get() and paused())  # else nobody asks for dx
     top, total, picked = -np.inf, 0, xp.empty((n, 1), kind)
     mean, own = 0, xp.empty((n, shape[-1]) if recorded else 0, kind)
@@ -81,7 +86,7 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, *precisions):
             raise ValueError(
                 f"{name}: rows {part.start} to {part.stop - 1} of W are {W.shape}, x {shape}: expected (V, C)"
             )
-        z = rows @ W.T  # (n, v)
+        z = logits(W, part)  # (n, v)
         picked[mine, 0] = z[mine, target[mine] - part.start]
         before, top = top, xp.maximum(top, z.real.max(axis=1, keepdims=True))  # (n, 1)
         z -= top
@@ -97,15 +102,19 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, *precisions):
         whole[row] = g * slope
         return whole.reshape(shape)
 
+    def dlogits(part, g):
+        d, mine = logits(rows_of(part, rows.real.dtype), part), here(part)
+        d -= top
+        xp.exp(d, out=d)
+        d *= g / (n * total)
+        d[mine, target[mine] - part.start] -= g / n
+        return d  # (n, v)
+
     def dw(g):
         whole = xp.empty((vocab_size, shape[-1]), kind)
         for part in stretches():
-            d, mine = rows @ rows_of(part, rows.real.dtype).T, here(part)
-            d -= top
-            xp.exp(d, out=d)
-            d *= g / (n * total)
-            d[mine, target[mine] - part.start] -= g / n
-            whole[part] = d.T @ rows
+            whole[part] = dlogits(part, g).T @ rows
         return whole
 
-    return (xp.log(total) + (top - picked)).sum() / n, (dx, dw)
+    db = lambda g: xp.concatenate([dlogits(part, g).sum(axis=0) for part in stretches()])
+    return (xp.log(total) + (top - picked)).sum() / n, (dx, dw, db)

@@ -49,11 +49,11 @@ class Embedding(Module):
         """x W^T, where the table is the output head as well (Press & Wolf 2017).   (..., C) -> (..., V)"""
         return ops.linear(x, self.weight)
 
-    def cross_entropy(self, x: Tensor, targets: Any) -> Tensor:
-        """The loss of these logits, which are never all held.   (..., C), (...) -> ()"""
+    def cross_entropy(self, x: Tensor, targets: Any, bias: Tensor | None = None) -> Tensor:
+        """The loss of these logits, and of a bias, which are never all held.   (..., C), (...) -> ()"""
         if type(self) is Embedding:
-            return ops.linear_cross_entropy(x, self.weight, targets)
-        return ops.cross_entropy(self.logits(x), targets)
+            return ops.linear_cross_entropy(x, self.weight, targets, bias)
+        return ops.cross_entropy(self.logits(x) if bias is None else self.logits(x) + bias, targets)
 
 
 class LayerNorm(Module):

@@ -20,14 +20,14 @@ def drawn(shape=(2, 3), c=4, v=11, dtype="float64", seed=0):
     return x, weight, rng.integers(0, v, shape)
 
 
-def composed(x, weight, targets):
-    return ops.cross_entropy(ops.linear(x, weight), targets)
+def composed(x, weight, targets, bias=None):
+    return ops.cross_entropy(ops.linear(x, weight, bias), targets)
 
 
 def on_demand(weight):
     """The loss as a function of x and targets, W being made a stretch at a time."""
     rows_of = lambda part, dtype: weight[part].astype(dtype)
-    return lambda x, targets: ops.linear_cross_entropy_on_demand(x, rows_of, targets, len(weight))
+    return lambda x, targets, *bias: ops.linear_cross_entropy_on_demand(x, rows_of, targets, len(weight), *bias)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", None])
@@ -59,6 +59,11 @@ def test_in_stretches(data):
         check_same(loss, lambda x, weight: composed(x, weight, targets), [x, weight])
         check_gradients(loss, [x, weight], ["complex-step"])
         check_same(lambda x: on_demand(weight)(x, targets), lambda x: composed(x, weight, targets), [x])
+        loss, bias = lambda x, W, b: ops.linear_cross_entropy(x, W, targets, b), weight[:, 0] * 3
+        check_same(loss, lambda x, W, b: composed(x, W, targets, b), [x, weight, bias])
+        check_gradients(loss, [x, weight, bias], ["complex-step"])
+        held = lambda x, b: on_demand(weight)(x, targets, b)
+        check_same(held, lambda x, b: composed(x, weight, targets, b), [x, bias])
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 2e-3), ("float32", 1e-6)])
@@ -110,6 +115,7 @@ def test_arguments_that_do_not_fit(logits, monkeypatch):
         ((x, weight[0], targets), r"^linear_cross_entropy: x \(2, 3, 4\) and W \(4,\) do not fit"),
         ((x, weight, targets[0]), r"^linear_cross_entropy: .*targets \(3,\)"),
         ((x, weight, targets + 9), r"^linear_cross_entropy: .*expected 0 to 10"),
+        ((x, weight, targets, weight[0]), r"^linear\w*: .*(4,)"),
         ((x, weight, targets * 0 - 100), r"^linear_cross_entropy: .*no rows have no mean; 6 targets are -100"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -129,10 +135,11 @@ def test_what_the_tape_keeps(monkeypatch):
     monkeypatch.setattr(head, "LOGITS", 8)
     x, weight, targets = drawn()
     targets[0, 1:] = -100
-    _, (dx, dw) = head._in_stretches("", x, lambda part, dtype: weight[part], targets, len(weight))
+    bias = np.zeros(len(weight))
+    _, (dx, dw, db) = head._in_stretches("", x, lambda part, dtype: weight[part], targets, len(weight), bias)
     kept = [array.shape for _, array in versions.kept_arrays(dx)]
     assert sorted(kept) == [(4,), (4, 4)]
-    assert any(array is weight for _, array in versions.kept_arrays(dw))
+    assert all(any(array is weight for _, array in versions.kept_arrays(vjp)) for vjp in (dw, db))
 
 
 def test_a_weight_that_was_written_over_is_refused(monkeypatch):

@@ -47,10 +47,10 @@ def turned(x):
     return x * cos + torch.cat([-x[..., 2:], x[..., :2]], -1) * sin
 
 
-def in_stretches(x, weight):
+def in_stretches(x, weight, bias=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "LOGITS", 8)
-        return ops.linear_cross_entropy(x, weight, SOME)
+        return ops.linear_cross_entropy(x, weight, SOME, bias)
 
 
 def rows_of(part, dtype):
@@ -162,8 +162,10 @@ ROWS = [
     ("linear_cross_entropy", "", lambda x, w: ops.linear_cross_entropy(x, w, SOME),
      lambda x, w: mean_loss(x @ w.T, SOME), ((2, 3, 4), (5, 4))),
     ("linear_cross_entropy", "stretches", in_stretches, lambda x, w: mean_loss(x @ w.T, SOME), ((2, 3, 4), (5, 4))),
-    ("linear_cross_entropy_on_demand", "", lambda x: ops.linear_cross_entropy_on_demand(x, rows_of, TOKENS, 5),
-     lambda x: mean_loss(x @ torch.tensor(WEIGHT).to(x.dtype).T), ((2, 3, 4),)),
+    ("linear_cross_entropy", "bias", in_stretches, lambda x, w, b: mean_loss(F.linear(x, w, b), SOME),
+     ((2, 3, 4), (5, 4), (5,))),
+    ("linear_cross_entropy_on_demand", "", lambda x, b: ops.linear_cross_entropy_on_demand(x, rows_of, TOKENS, 5, b),
+     lambda x, b: mean_loss(F.linear(x, torch.tensor(WEIGHT).to(x.dtype), b)), ((2, 3, 4), (5,))),
     ("linear", "", ops.linear, F.linear, ((2, 3, 4), (5, 4), (5,))),
     ("linear", "no bias", ops.linear, F.linear, (X, (5, 4))),
     ("linear_on_demand", "", lambda x, b: ops.linear_on_demand(x, WEIGHT.astype, b),
