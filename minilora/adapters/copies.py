@@ -6,6 +6,7 @@ from typing import Any
 from ..autograd.tensor import Tensor
 from ..nn.module import Module
 from .adapter import StandIn, stand_in_for
+from .targets import Patterns, match_targets
 
 
 class Trained(StandIn):
@@ -45,3 +46,10 @@ def copies(model: Module, wanted: Callable[[str], bool], copied: dict[int, Tenso
     if lost := chosen - reached - copied.keys():
         raise ValueError(f"add_adapter: {names[lost.pop()][0]} is no attribute of a layer, and so cannot be copied")
     return found
+
+
+def in_full(model: Module, modules_to_save: Patterns) -> dict[str, Module]:
+    """{path: a copy} of modules that are trained in full beside what an adapter adds."""
+    places = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+    within = tuple(f"{path}." for path in match_targets(modules_to_save, places, "modules_to_save"))
+    return copies(model, lambda name: name.startswith(within))

@@ -12,6 +12,9 @@ So the paper lets a network make them (section 4.3), the same for all P tokens,
     [K', V'] of all blocks = W_2 tanh(W_1 e + b_1) + b_2        e: (P, C), W_1: (M, C), W_2: (2 L C, M)
 
 and trains e and the network. After training it is dropped: what it put out last is the prefix.
+
+In an encoder every token of the text sees the P keys of each block, and the text starts at position P there as well: so
+PEFT has it in BERT and RoBERTa. In DistilBERT, where PEFT has no prefix, the same is done.
 """
 
 import math
@@ -28,6 +31,7 @@ from ..nn.language_model import Cache, LanguageModel
 from ..nn.layers import Linear, parameter
 from ..nn.module import Module
 from .adapter import method
+from .copies import in_full
 from .prompt import VirtualTokens, VirtualTokensConfig
 from .state import Adapters, active_adapter, whole
 
@@ -42,6 +46,7 @@ class PrefixConfig(VirtualTokensConfig):
     and the network's weights from U(-1/sqrt(d_in), 1/sqrt(d_in)); the paper says only that they are random, and PEFT
     draws them so. "vocabulary" takes the keys and values that the base model computes for real tokens, which needs
     less data to train (section 7.4). text: those tokens, repeated or cut to P; without it they are drawn evenly.
+    modules_to_save: modules trained in full beside, such as a new head, ("classifier",).
     Raises ValueError for values outside these, and for "vocabulary" with a network, which cannot be made to put out
     given values.
     """
@@ -64,9 +69,9 @@ class PrefixConfig(VirtualTokensConfig):
         return replace(self, hidden=None)
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
-        """{"front": the prefix}"""
+        """{"front": the prefix}, and copies of what is trained beside it"""
         self.check_room(model)
-        return {"front": Prefix(self, model, rng)}
+        return {"front": Prefix(self, model, rng), **in_full(model, self.modules_to_save)}
 
 
 class Prefix(VirtualTokens):
@@ -145,7 +150,7 @@ def activations(model: LanguageModel, tokens: np.ndarray) -> tuple[Any, Any]:
     """The keys and values that a model computes for one text, in every block.   (P,) -> (L, P, C) twice"""
     cache = Cache()
     with no_grad():
-        model(tokens[None], cache=cache)
+        model.hidden(model.embed(tokens[None]), cache=cache)
     pairs = [[_joined(x) for x in pair] for pair in cache.pairs.values()]
     stack = array_module(pairs[0][0]).stack
     return stack([k for k, _ in pairs]), stack([v for _, v in pairs])

@@ -8,6 +8,11 @@ tokens. They take the positions 0 to P - 1, so the text starts at position P and
 What makes it cheap: attention looks back only, so a virtual token never sees the text. Its keys and values are the same
 whatever follows. They are computed once for a whole batch and stand in the attention's cache before the first token, as
 if the prompt had been read already. A prefix (`prefix.py`) goes one step further: it trains those keys and values.
+
+In an encoder every token sees every other. There a prompt goes through the blocks in front of every text, with the
+embeddings of the first P positions and of the first segment added, as PEFT has it; a head for labels, which reads the
+first token, reads the prompt's. In RoBERTa, whose padding has a position of its own, the positions are then one after
+another: embeddings do not say what is padding. On the right of a text, padding still changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,18 +29,22 @@ from ..nn.language_model import Cache, LanguageModel
 from ..nn.layers import parameter
 from ..nn.module import Module
 from .adapter import StandIn, method
+from .copies import in_full
+from .targets import Patterns, patterns
 
 
 @dataclass(frozen=True)
 class VirtualTokensConfig:
-    """What prompts and prefixes are told: how many virtual tokens, and what they start from."""
+    """What prompts and prefixes are told: how many virtual tokens, what they start from, what is trained beside."""
 
     tokens: int = 20
     init: str = "vocabulary"
     text: tuple[int, ...] | None = None
+    modules_to_save: Patterns = ()
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        object.__setattr__(self, "modules_to_save", patterns(self.modules_to_save, f"{name}: modules_to_save"))
         if not is_whole(self.tokens) or self.tokens < 1:
             raise ValueError(f"{name}: tokens = {shown(self.tokens)}, expected a positive integer")
         if not isinstance(self.init, str) or self.init not in ("vocabulary", "random"):
@@ -54,8 +63,6 @@ class VirtualTokensConfig:
         name = type(self).__name__
         if not isinstance(model, LanguageModel):
             raise ValueError(f"{name}: virtual tokens stand before the text of a GPT; this is a {type(model).__name__}")
-        if not getattr(getattr(model, "architecture", None), "causal", True):
-            raise ValueError(f"{name}: virtual tokens stand before the text of a decoder; this is an encoder")
         if self.tokens >= model.places:
             context = f"a {model.limit} = {model.places}"
             raise ValueError(f"{name}: {self.tokens} virtual tokens leave no room for a text in {context}")
@@ -94,14 +101,15 @@ class PromptConfig(VirtualTokensConfig):
     tokens: P. init: "vocabulary" starts from the embeddings of P tokens of the vocabulary, "random" from U(-0.5, 0.5)
     (Lester et al., section 3.2, who take the vocabulary's 5,000 commonest tokens; a model does not know which are
     common, so here they are drawn evenly). text: the tokens to start from instead, such as those of an instruction
-    (their class labels), repeated or cut to P.
+    (their class labels), repeated or cut to P. modules_to_save: modules trained in full beside, such as a new head,
+    ("classifier",).
     Raises ValueError for values outside these.
     """
 
     def build(self, model: Module, rng: np.random.Generator) -> dict[str, Module]:
-        """{"front": the prompt}"""
+        """{"front": the prompt}, and copies of what is trained beside it"""
         self.check_room(model)
-        return {"front": Prompt(self, model, rng)}
+        return {"front": Prompt(self, model, rng), **in_full(model, self.modules_to_save)}
 
 
 class Prompt(VirtualTokens):
@@ -122,8 +130,10 @@ class Prompt(VirtualTokens):
             with no_grad():
                 self.prompt = parameter(model.embed(config.opening(model, rng)).data, dtype)  # (P, C)
 
-    def fill(self, model: LanguageModel, cache: Cache, batch: int, rng: Any = None) -> Cache:
+    def fill(self, model: LanguageModel, cache: Cache, batch: int, rng: Any = None) -> Cache | None:
         """One row goes through the blocks and leaves its keys and values; the batch repeats them."""
+        if not model.causal:
+            return None  # an encoder's prompt sees the text, and goes with it
         row, rng = Cache(), getattr(rng, "shared", rng)  # it is no row of the batch: every piece of that draws the same
         model.hidden(self.prompt.reshape(1, *self.prompt.shape), rng, row)
         return self.repeat(row.pairs.values(), cache, batch)

@@ -22,8 +22,9 @@ Shapes = dict[str, tuple[int, ...]]
 class Options:
     """The sizes that methods have; each uses its own.
 
-    rank, target_modules: LoRA and DoRA; modules_to_save: what they train in full beside. bottleneck: the width of
-    adapters; adapter_norm: whether each brings a layer norm of its own. tokens: the length of a prompt or prefix.
+    rank, target_modules: LoRA and DoRA. modules_to_save: what these, prompts and prefixes train in full beside.
+    bottleneck: the width of adapters; adapter_norm: whether each brings a layer norm of its own. tokens: the length of
+    a prompt or prefix.
     blocks: how many blocks, from the last, are trained. labels: of a head for labels, "classifier", 0 without one.
     """
 
@@ -187,13 +188,13 @@ def _bitfit(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
 
 def _prompt(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     """l C: the embeddings of l virtual tokens in front of the text (Lester et al. 2021, section 2)."""
-    return {"front.prompt": (o.tokens, a.width)}, {}
+    return {"front.prompt": (o.tokens, a.width)}, _saved(base, o)
 
 
 def _prefix(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     """2 L l K D: l keys and l values in every block (Li & Liang 2021, section 4; after training, without the MLP)."""
     shape = (a.layers, o.tokens, a.key_value_heads * a.dim)
-    return {"front.keys": shape, "front.values": shape}, {}
+    return {"front.keys": shape, "front.values": shape}, _saved(base, o)
 
 
 def _adapter(a: Architecture, place: str, o: Options) -> Shapes:

@@ -8,6 +8,7 @@ gets the same A and its rows of B, and together they compute what theirs does. T
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from ..nn.storage import blaming
 from . import peft_files
 from .pairs import AdapterFile, Pair
 from .peft_config import check_fields, meant
-from .peft_modules import HEAD, UNSURE, Arrays, Theirs
+from .peft_modules import HEAD, UNSURE, Arrays, Theirs, architecture_of
 
 
 def load(model: Any, folder: Path, name: str = "default") -> Any:
     """Put an adapter of a PEFT folder on a model, under a name; returns the model.
 
-    LoRA, DoRA and rsLoRA, with what is trained beside them; PiSSA where it was converted; prompts and prefixes. Raises
+    LoRA, DoRA and rsLoRA, PiSSA where it was converted, prompts and prefixes, with what is trained beside them. Raises
     ValueError, and changes nothing, for what is no such folder, does not fit the model, or is not acted on here.
     """
     refuse_merged(changeable(model, "load_adapter"), "load_adapter")
@@ -164,14 +165,14 @@ def _short(model: Any, pairs: Any) -> tuple[str, ...]:
 
 def _prompt(model: Any, file: AdapterFile) -> tuple[PromptConfig, Arrays]:
     """The embeddings (P, C) of virtual tokens."""
-    prompt = _virtual(file, "PROMPT_TUNING")
+    prompt, beside, saved = _virtual(model, file, "PROMPT_TUNING")
     init = "random" if file.config.get("prompt_tuning_init", "RANDOM") == "RANDOM" else "vocabulary"
-    return PromptConfig(len(prompt), init), {"front.prompt": prompt}
+    return PromptConfig(len(prompt), init, modules_to_save=saved), {"front.prompt": prompt} | beside
 
 
 def _prefix(model: Any, file: AdapterFile) -> tuple[PrefixConfig, Arrays]:
     """The keys and values of virtual tokens: a row of theirs is a token's, for each block its key, then its value."""
-    both = _virtual(file, "PREFIX_TUNING")
+    both, beside, saved = _virtual(model, file, "PREFIX_TUNING")
     layers, (k, d) = len(model.blocks), model.cached_heads
     if both.shape[1] != 2 * layers * k * d:
         has, wanted = (
@@ -180,20 +181,27 @@ def _prefix(model: Any, file: AdapterFile) -> tuple[PrefixConfig, Arrays]:
         )
         raise ValueError(f"prompt_embeddings has {has}, this model's cache takes {wanted}; {UNSURE}")
     keys, values = both.reshape(len(both), layers, 2, k * d).transpose(2, 1, 0, 3)  # (L, P, K D) each
-    return PrefixConfig(len(both)), {"front.keys": keys, "front.values": values}
+    own = {"front.keys": keys, "front.values": values}
+    return PrefixConfig(len(both), modules_to_save=saved), own | beside
 
 
-def _virtual(file: AdapterFile, kind: str) -> np.ndarray:
-    """The one tensor of a prompt or a prefix. Raises ValueError for another length than the configuration's."""
-    if [*file.others] != ["prompt_embeddings"]:
+def _virtual(model: Any, file: AdapterFile, kind: str) -> tuple[np.ndarray, Arrays, tuple[str, ...]]:
+    """The one tensor of a prompt or a prefix, what is trained beside it, and our modules that are.
+
+    Raises ValueError for another length than the configuration's.
+    """
+    others = {**file.others}
+    if (stored := others.pop("prompt_embeddings", None)) is None:
         raise ValueError(f"it holds {', '.join(file.others) or 'nothing'}, expected prompt_embeddings of {kind}")
-    found = wide(file.others["prompt_embeddings"].read())
+    found = wide(stored.read())
     if found.ndim != 2 or len(found) != file.config.get("num_virtual_tokens"):
         told = file.config.get("num_virtual_tokens")
         raise ValueError(f"prompt_embeddings has shape {found.shape}, its configuration num_virtual_tokens = {told}")
     if (file.config.get("num_transformer_submodules") or 1) != 1:
         raise ValueError("num_transformer_submodules = 2 is for a model with an encoder and a decoder")
-    return found
+    theirs = Theirs(model, bare=architecture_of(model).head == "none")
+    beside, saved = _beside(theirs, replace(file, others=others))
+    return found, beside, tuple(saved)
 
 
 def wide(array: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from ..adapters.state import base_parameters
 from ..autograd.backend import to_numpy
 from ..nn.files import write_beside
 from .peft_config import written_targets
-from .peft_files import CONFIG, PREFIX, WEIGHTS
+from .peft_files import CONFIG, PREFIX, PREFIXES, WEIGHTS
 from .peft_modules import HEAD, Arrays, Theirs, architecture_of
 from .tensor_files import Stored, write_tensors
 
@@ -77,11 +77,7 @@ def _lora(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
     if theirs.masked and table is not None and (first.ensure_weight_tying or table.copied):
         raise ValueError("save_adapter: wte is trained for the masked head, too, and PEFT would train it alone")
     pairs, ranks, alphas = _pairs(model, theirs, adapter, first)
-    beside, saved = _beside(model, theirs, adapter, ranks)
-    head = [name for name, parts in theirs.places.items() if parts[0][0].startswith("classifier")]
-    whole = head and set(head) <= {*saved}  # PEFT trains and expects all of it where it is told of labels
-    if whole:
-        saved = list(dict.fromkeys("classifier" if name.startswith("classifier.") else name for name in saved))
+    beside, saved, whole = _beside(model, theirs, adapter, ranks)
     r, alpha = (max(list(found.values()), key=list(found.values()).count) for found in (ranks, alphas))
     return {
         "peft_type": "LORA",
@@ -130,8 +126,8 @@ def _pairs(
     return tensors, ranks, alphas
 
 
-def _beside(model: Any, theirs: Theirs, adapter: Adapter, ranks: Any) -> tuple[Arrays, list[str]]:
-    """What is trained beside A and B, biases and whole modules, and the names of these modules."""
+def _beside(model: Any, theirs: Theirs, adapter: Adapter, ranks: Any) -> tuple[Arrays, list[str], bool]:
+    """What is trained beside, biases and whole modules, the names of these, and whether all of a head for labels is."""
     modules, own = adapter.distinct().items(), base_parameters(model)
     copied = {f"{path}.{name}": to_numpy(getattr(m, name).data) for path, m in modules for name in m.copied}
     in_full = {name.rpartition(".")[0] for name in copied if name.endswith(".weight")}
@@ -145,10 +141,18 @@ def _beside(model: Any, theirs: Theirs, adapter: Adapter, ranks: Any) -> tuple[A
         module, _, last = name.rpartition(".")
         if any(path in in_full for path, _ in theirs.places[module]):
             saved[module] = None
+        elif all(getattr(config, "bias", "none") == "none" for config in adapter.configs):
+            raise ValueError(
+                f"save_adapter: {name} is trained, and PEFT has no module of it; format='minilora' keeps it"
+            )
         tensors[f"{module}.base_layer.{last}" if module in ranks else name] = value
     if both := sorted(saved.keys() & ranks.keys()):
         raise ValueError(f"save_adapter: {both[0]} is in part adapted and in part trained in full; PEFT has no form")
-    return tensors, list(saved)
+    head = {name for name, parts in theirs.places.items() if parts[0][0].startswith("classifier")}
+    if head and head <= saved.keys():  # PEFT trains and expects all of it where it is told of labels
+        saved = dict.fromkeys("classifier" if name.startswith("classifier.") else name for name in saved)
+        return tensors, list(saved), True
+    return tensors, list(saved), False
 
 
 def _joined(layers: list[Any], rows: list[slice | None]) -> tuple[np.ndarray, np.ndarray, float]:
@@ -184,15 +188,25 @@ def _magnitude(model: Any, layer: Any, path: str) -> np.ndarray:
 
 
 def _virtual(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
-    """A prompt (P, C), or a prefix: for each token, and each block, its key and its value."""
-    front, (k, d) = adapter.modules["front"], model.cached_heads
+    """A prompt (P, C), or a prefix: for each token, and each block, its key and its value; and what is trained beside.
+
+    PEFT knows of virtual tokens by the task: on an encoder it leaves the output alone (FEATURE_EXTRACTION), or, where
+    the whole head for labels is trained beside a prompt, wants it in the file (SEQ_CLS, which has no prefixes now).
+    """
+    front, a, (k, d) = adapter.modules["front"], architecture_of(model), model.cached_heads
     config = {"num_virtual_tokens": front.length, "num_layers": len(model.blocks), "num_transformer_submodules": 1}
+    theirs = Theirs(model, bare=a.head == "none")
+    beside, saved, whole = _beside(model, theirs, adapter, {})
+    if not a.causal or model.labels:
+        config["task_type"] = "SEQ_CLS" if whole and isinstance(front.config, PromptConfig) else "FEATURE_EXTRACTION"
+    config["modules_to_save"] = saved or None
+    tensors = {PREFIXES["PROMPT_TUNING"] + name: value for name, value in beside.items()}
     if isinstance(front.config, PromptConfig):
         init = "RANDOM" if front.config.init == "random" else "SAMPLE_VOCAB"
-        sizes = {"token_dim": model.width, "num_attention_heads": architecture_of(model).heads}
+        sizes = {"token_dim": model.width, "num_attention_heads": a.heads}
         config |= {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": init, **sizes}
-        return config, {"prompt_embeddings": to_numpy(front.prompt.data)}
+        return config, tensors | {"prompt_embeddings": to_numpy(front.prompt.data)}
     both = np.stack([to_numpy(x.data) for x in (front.keys, front.values)])  # (2, L, P, K D)
     sizes = {"token_dim": k * d, "num_attention_heads": k, "encoder_hidden_size": k * d}
     config |= {"peft_type": "PREFIX_TUNING", "prefix_projection": False, **sizes}
-    return config, {"prompt_embeddings": both.transpose(2, 1, 0, 3).reshape(front.length, -1)}
+    return config, tensors | {"prompt_embeddings": both.transpose(2, 1, 0, 3).reshape(front.length, -1)}

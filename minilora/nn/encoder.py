@@ -7,7 +7,11 @@ decoder normalises what goes into attention and MLP, an encoder normalises what 
     RoBERTa     positions from pad_id + 1, of real tokens alone, one segment (Liu et al. 2019)
     DistilBERT  positions from 0, no segments and no pooler (Sanh et al. 2019)
 
-Shapes: B batch, T time, C width, V vocabulary, L labels.
+Virtual tokens (`adapters/prompt.py`, `prefix.py`) take the first P positions, and the text starts at the next, as in
+PEFT. A prefix is keys and values that every token of the text sees. The tokens of a prompt see the text as well: they
+are part of it, of the first segment, and no padding; a head for labels, which reads the first token, reads theirs.
+
+Shapes: B batch, T time, P tokens of a prompt, C width, V vocabulary, L labels.
 """
 
 from typing import Any
@@ -53,7 +57,15 @@ class MaskedHead(Module):
 
     def __call__(self, x: Tensor, table: Embedding, rng: Any = None) -> Tensor:
         """x: (B, T, C) -> (B, T, V)"""
-        return table.logits(self.norm(ACTIVATIONS[self.activation](self.dense(x, rng)))) + self.bias
+        return table.logits(self.transformed(x, rng)) + self.bias
+
+    def cross_entropy(self, x: Tensor, targets: Any, table: Embedding, rng: Any = None) -> Tensor:
+        """The loss of these logits, which are never all held.   (B, T, C), (B, T) -> ()"""
+        return table.cross_entropy(self.transformed(x, rng), targets, self.bias)
+
+    def transformed(self, x: Tensor, rng: Any = None) -> Tensor:
+        """norm(f(W x + b))   (B, T, C) -> (B, T, C)"""
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x, rng)))
 
 
 class LabelHead(Module):
@@ -77,6 +89,8 @@ class Encoder(Transformer):
     from N(0, 0.02). `ml.Transformer(architecture)` makes one where the architecture is an encoder's. The head is the
     architecture's: "none", hidden states; "masked", logits for what stands at each token; "labels", scores of the text.
     """
+
+    causal = False
 
     @checked
     def __init__(self, architecture: Any, rng: Any = 0):
@@ -116,58 +130,92 @@ class Encoder(Transformer):
         out there means nothing. token_types: (B, T), which segment each token is of; all of the first unless given.
         Raises ValueError for what does not fit, and TypeError for tokens that are not integers.
         """
-        x = self.last(tokens, rng, cache, mask, token_types)  # (B, T, C)
-        if self.head is not None:
-            return self.logits(x, rng)
-        return self.of_text(x, rng) if self.architecture.head == "labels" else x
+        x = self.states(tokens, rng, cache, mask, token_types)  # (B, P + T, C)
+        if self.architecture.head == "labels":
+            return self.of_text(x, rng)
+        x = self._of_tokens(x)  # (B, T, C)
+        return x if self.head is None else self.logits(x, rng)
 
     def last(
         self, tokens: Any, rng: Any = None, cache: Any = None, mask: Any = None, token_types: Any = None
     ) -> Tensor:
         """Hidden states, which every head reads.   (B, T) integers -> (B, T, C)"""
-        if cache is not None or self.front is not None:
-            what = "cache = ..." if cache is not None else "virtual tokens in front of the text"
+        return self._of_tokens(self.states(tokens, rng, cache, mask, token_types))
+
+    def states(
+        self, tokens: Any, rng: Any = None, cache: Any = None, mask: Any = None, token_types: Any = None
+    ) -> Tensor:
+        """Hidden states, those of a prompt's virtual tokens first.   (B, T) integers -> (B, P + T, C)"""
+        if cache is not None:
             raise ValueError(
-                f"Encoder: {what}: an encoder reads a whole text at once, and keeps nothing of earlier ones"
+                "Encoder: cache = ...: an encoder reads a whole text at once, and keeps nothing of earlier ones"
             )
-        tokens, _ = self.read(tokens, rng)
+        tokens, cache = self.read(tokens, rng)  # a prefix is cached
         mask = None if mask is None else as_mask("Encoder", mask, tokens.shape)
-        return self.hidden(self.embed(tokens, token_types), rng, None, mask)
+        x, segments, positions = self.embed(tokens), self._segments(tokens, token_types), self.positions(tokens)
+        if self.front is not None and mask is not None:
+            mask = _after(array_module(mask).ones, self.front.length, mask)  # (B, P + T)
+        if self.prompt is not None:
+            row = self.prompt + array_module(x.data).zeros((len(tokens), 1, 1), x.data.real.dtype)  # (B, P, C)
+            x, positions = ops.concatenate([row, x], axis=1), None  # (B, P + T, C)
+            segments = None if segments is None else _after(array_module(segments).zeros, self.front.length, segments)
+        return self.hidden(x, rng, cache, mask, segments, positions)
 
-    def embed(self, tokens: Any, token_types: Any = None) -> Tensor:
-        """The sum of a token's three rows, normalised.   (B, T) integers -> (B, T, C)"""
-        x = self.wte(tokens)
-        if self.token_types is not None:
-            x = x + self.token_types(self._segments(tokens, token_types))
-        elif token_types is not None:
-            raise ValueError(f"Encoder: token_types: {self.architecture.name} has no segments; leave them out")
-        x = x + self.wpe(self.positions(tokens))
-        return x if self.ln_embedding is None else self.ln_embedding(x)
+    @property
+    def prompt(self) -> Any:
+        """The embeddings of virtual tokens that go in with the text's, (P, C), or None."""
+        return getattr(self.front, "prompt", None)
 
-    def _segments(self, tokens: Array, token_types: Any) -> Array:
-        """Which segment each token is of, (B, T)."""
-        xp, a = array_module(tokens), self.architecture
+    def _of_tokens(self, x: Tensor) -> Tensor:
+        """Hidden states without those of virtual tokens.   (B, P + T, C) -> (B, T, C)"""
+        return x if self.prompt is None else x[:, len(self.prompt) :]
+
+    def _segments(self, tokens: Array, token_types: Any) -> Array | None:
+        """Which segment each token is of, (B, T), or None where all are of the first."""
+        a = self.architecture
         if token_types is None:
-            return xp.zeros(tokens.shape, np.int64)
+            return None
+        if not a.token_types:
+            raise ValueError(f"Encoder: token_types: {a.name} has no segments; leave them out")
         token_types = as_tokens(token_types, "Encoder: token_types")
         if token_types.shape != tokens.shape:
             raise ValueError(f"Encoder: token_types have shape {token_types.shape}, the tokens {tokens.shape}")
         check_tokens("Encoder", token_types, a.token_types, "token_types")
         return token_types
 
-    def positions(self, tokens: Array) -> Array:
-        """The row of the position table for each token: (T,), or in RoBERTa, where padding has its own, (B, T)."""
-        xp, a = array_module(tokens), self.architecture
+    def positions(self, tokens: Array) -> Array | None:
+        """The row of RoBERTa's position table for each token, (B, T): padding has its own. None: one after another."""
+        a = self.architecture
         if a.family != "roberta":
-            return xp.arange(tokens.shape[1])
+            return None
         real = tokens != a.pad_id
-        return real.cumsum(axis=1) * real + a.pad_id
+        return (real.cumsum(axis=1) + self.places - self.context) * real + a.pad_id
 
-    def hidden(self, x: Tensor, rng: Any = None, cache: Any = None, mask: Any = None) -> Tensor:
-        """Embeddings through all blocks.   x: (B, T, C) -> (B, T, C)"""
-        place = Place(self.architecture, mask, 0, x.shape[1], x.data)
+    def hidden(
+        self,
+        x: Tensor,
+        rng: Any = None,
+        cache: Any = None,
+        mask: Any = None,
+        segments: Any = None,
+        positions: Any = None,
+    ) -> Tensor:
+        """Embeddings, with those of segments and positions, normed, through all blocks.   x: (B, T, C) -> (B, T, C)
+
+        segments: (B, T), all of the first unless given. positions: (B, T), after what is cached, one after another,
+        unless given, as where nobody knows which embeddings are of padding. Virtual tokens of a prefix are cached.
+        """
+        xp, a, past = array_module(x.data), self.architecture, cache.length if cache is not None else 0
+        if self.token_types is not None:
+            x = x + self.token_types(xp.zeros(x.shape[:2], np.int64) if segments is None else segments)
+        if positions is None:
+            positions = xp.arange(past, past + x.shape[1])  # (T,)
+            positions = positions + a.pad_id + 1 if a.family == "roberta" else positions
+        x = x + self.wpe(positions)
+        x = x if self.ln_embedding is None else self.ln_embedding(x)
+        place = Place(a, mask, past, x.shape[1], x.data)
         for i, block in enumerate(self.blocks):
-            x = self.through(block, x, rng, None, i, place)
+            x = self.through(block, x, rng, cache, i, place)
         return x
 
     def logits(self, x: Tensor, rng: Any = None) -> Tensor:
@@ -177,7 +225,7 @@ class Encoder(Transformer):
         return self.head(x, self.wte, rng)
 
     def pooled(self, x: Tensor, rng: Any = None) -> Tensor:
-        """tanh(W x_0 + b) of the first token's hidden state.   (B, T, C) -> (B, C)"""
+        """tanh(W x_0 + b) of the first token's hidden state, virtual or not.   (B, T, C) -> (B, C)"""
         if self.pooler is None:
             raise ValueError(f"Encoder: {self.architecture.name} has no pooler")
         return ops.tanh(self.pooler(x[:, 0], rng))
@@ -188,7 +236,7 @@ class Encoder(Transformer):
 
     def scores(self, tokens: Any, rng: Any = None, mask: Any = None) -> Tensor:
         """The head for labels on each text.   (B, T) integers -> (B, L)"""
-        return self.of_text(self.last(tokens, rng, None, mask), rng)
+        return self.of_text(self.states(tokens, rng, None, mask), rng)
 
     def scores_of_texts(self, tokens: Any, mask: Any) -> Tensor:
         """As `scores`.   (B, T) -> (B, L)"""
@@ -225,13 +273,14 @@ class Encoder(Transformer):
         if a.head == "none":
             fix = 'an architecture with head="masked" or head="labels", or ml.add_classifier(model, labels)'
             raise ValueError(f"Encoder.loss: {a.name} has no head, and hidden states have no loss; take {fix}")
-        x = self.last(tokens, rng, None, mask, token_types)
+        x = self.states(tokens, rng, None, mask, token_types)  # (B, P + T, C)
         if a.head == "labels":
             return ops.cross_entropy(self.of_text(x, rng), of_each_text(targets))
+        x = self._of_tokens(x)  # (B, T, C)
         if mask is not None:
             counts = as_mask("Encoder.loss", mask, targets.shape)
             targets = array_module(targets).where(counts, targets.astype(np.int64), IGNORED)
-        return ops.cross_entropy(self.logits(x, rng), targets)
+        return self.head.cross_entropy(x, targets, self.wte, rng)
 
     def generate(self, *arguments: Any, **options: Any) -> np.ndarray:
         """Refused: an encoder has seen what comes next."""
@@ -245,6 +294,11 @@ def of_each_text(targets: Array) -> Array:
             raise ValueError(f"Encoder.loss: a row of targets has two labels; one counts, and the others are {IGNORED}")
         targets = targets.max(axis=1)  # IGNORED is below all labels
     return targets
+
+
+def _after(filled: Any, count: int, rows: Array) -> Array:
+    """Rows with `count` numbers more in front of each, made by xp.ones or xp.zeros.   (B, T) -> (B, P + T)"""
+    return array_module(rows).concatenate([filled((len(rows), count), rows.dtype), rows], axis=1)
 
 
 Transformer.encoder = Encoder

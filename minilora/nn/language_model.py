@@ -64,6 +64,7 @@ class LanguageModel(Module):
 
     front: Any  # virtual tokens before every text, a trained prompt or prefix (adapters/prompt.py), or None
     limit = "context"  # what an error calls the number of places
+    causal = True  # whether a token sees only what stands before it; virtual tokens do not see the text then
     blocks: list[Any]
     wte: Any
     ln_f: Any
@@ -102,7 +103,7 @@ class LanguageModel(Module):
             )
         if self.front is not None and (cache is None or not cache.length):
             cache = self.front.fill(self, cache or Cache(), len(tokens), rng)
-        end = (cache.length if cache is not None else 0) + tokens.shape[1]
+        end = max(cache.length if cache is not None else 0, self.places - self.context) + tokens.shape[1]
         if end > self.places:
             virtual = f" ({self.front.length} of them virtual)" if self.front is not None else ""
             raise ValueError(f"{name}: {end} tokens{virtual} exceed the {self.limit} = {self.places}")

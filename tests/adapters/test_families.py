@@ -196,7 +196,10 @@ def encoder(family, head):
     return model
 
 
-ON_ENCODERS = {kind: config for kind, config in METHODS_HERE.items() if config.kind not in ("prompt", "prefix")}
+ON_ENCODERS = METHODS_HERE | {
+    "prompt and a head": ml.PromptConfig(tokens=2, modules_to_save=("classifier",)),
+    "prefix and a head": ml.PrefixConfig(tokens=2, modules_to_save=("classifier",)),
+}
 
 
 @pytest.mark.slow
@@ -207,14 +210,20 @@ def test_a_method_on_an_encoder(family, head, kind, tmp_path):
     config = ON_ENCODERS[kind]
     if kind == "rslora everywhere":
         config = dataclasses.replace(config, modules_to_save=("ln_2",))
+    if kind.endswith("and a head") and head == "masked":
+        config = dataclasses.replace(config, modules_to_save=("head.dense", "head.norm"))
     model = encoder(family, head)
     plain, targets = logits(model), TARGETS if head == "masked" else TARGETS[:, 0] % 3
     ml.add_adapter(model, config)
-    np.testing.assert_array_equal(logits(model), plain)
+    virtual = config.kind in ("prompt", "prefix")
+    if not virtual:
+        np.testing.assert_array_equal(logits(model), plain)
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(methods.Options) if hasattr(config, f.name)}
     planned = methods.plan(model.architecture, config.kind, **options)
     held = {path: p.shape for path, p in adapter_parameters(model).items() if not path.endswith(("_A0", "_B0"))}
-    assert held == planned.trainable
+    if kind != "prefix by a network":
+        assert held == planned.trainable
+        assert count(model, config.kind, **options).trainable_parameters == model.count(trainable=True)
     trained = [p for p in adapter_parameters(shake(model)).values() if p.requires_grad]
     assert ml.gradcheck(lambda *_: model.loss(TOKENS, targets), trained, "directional").passed
     outputs = logits(model)
@@ -223,7 +232,7 @@ def test_a_method_on_an_encoder(family, head, kind, tmp_path):
     if kind == "table and head" and head == "masked":
         with pytest.raises(ValueError, match="wte is trained for the masked head, too"):
             ml.save_adapter(model, tmp_path / "peft", format="peft")
-    elif config.kind in ("lora", "dora"):
+    elif config.kind in ("lora", "dora", "prompt", "prefix"):
         pytest.importorskip("safetensors", reason="needs safetensors: pip install 'minilora[models]'")
         ml.load_adapter(other := encoder(family, head), ml.save_adapter(model, tmp_path / "peft", format="peft"))
         np.testing.assert_allclose(logits(other), outputs, rtol=0, atol=1e-11)
@@ -232,16 +241,23 @@ def test_a_method_on_an_encoder(family, head, kind, tmp_path):
         np.testing.assert_allclose(logits(model), outputs, rtol=1e-9, atol=1e-10)
         ml.unmerge_adapter(model)
         np.testing.assert_array_equal(logits(model), outputs)
+    elif virtual:
+        with pytest.raises(ValueError, match=r"merge_adapter: .* no weight of the base"):
+            ml.merge_adapter(model)
     ml.remove_adapter(model)
     np.testing.assert_array_equal(logits(model), plain)
 
 
 @pytest.mark.parametrize("family", SMALL)
-def test_what_an_encoder_has_no_room_for(family):
+def test_what_an_encoder_has_no_room_for(family, tmp_path):
     model = encoder(family, "masked")
-    for config in (ml.PromptConfig(2), ml.PrefixConfig(2)):
-        with pytest.raises(ValueError, match="the text of a decoder; this is an encoder"):
+    for config in (ml.PromptConfig(20), ml.PrefixConfig(20)):
+        with pytest.raises(ValueError, match="20 virtual tokens leave no room for a text in a context = "):
             ml.add_adapter(model, config)
+    ml.add_adapter(model, ml.PromptConfig(2, modules_to_save="head"))
+    with pytest.raises(ValueError, match=r"bias is trained, and PEFT has no module of it; format='minilora' keeps it"):
+        ml.save_adapter(model, tmp_path, format="peft")
+    ml.remove_adapter(model)
     with pytest.warns(UserWarning, match="wte is the last matrix of the masked head"):
         ml.add_lora(model, ml.LoRAConfig(2, target_modules="wte"))
     with pytest.raises(ValueError, match="merge_adapter: wte: wte is the last matrix of the masked head"):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora import ops
+from minilora.autograd import head
 from minilora.nn.architectures import find, parameters
 from minilora.nn.classifier import with_classifier
 from minilora.nn.encoder import Encoder
@@ -147,10 +149,71 @@ def test_lora_on_the_table_of_an_encoder(head):
         np.testing.assert_allclose(model(TOKENS).data, adapted, rtol=1e-9)
 
 
-@pytest.mark.parametrize("config", [ml.PromptConfig(2), ml.PrefixConfig(2)])
-def test_virtual_tokens_are_for_decoders(config):
-    with pytest.raises(ValueError, match="virtual tokens stand before the text of a decoder; this is an encoder"):
-        ml.add_adapter(encoder(), config)
+@pytest.mark.parametrize("config", [ml.PromptConfig(3), ml.PrefixConfig(3)], ids=["prompt", "prefix"])
+@pytest.mark.parametrize("name", NAMES)
+def test_virtual_tokens_move_the_text_and_padding_changes_nothing(name, config):
+    model = spread(encoder(name, "masked"))
+    plain = model(TOKENS).data
+    ml.add_adapter(model, config)
+    alone = model(TOKENS).data
+    assert alone.shape == plain.shape and np.abs(alone - plain).max() > 1e-3
+    assert model.context == 7
+    padded, mask = np.full((2, 7), model.architecture.pad_id), np.array([[1] * 5 + [0] * 2] * 2)
+    padded[:, :5] = TOKENS
+    np.testing.assert_allclose(model(padded, mask=mask).data[:, :5], alone, rtol=1e-10)
+    assert np.abs(model(padded).data[:, :5] - alone).max() > 1e-4  # seen, padding would change it
+    with pytest.raises(ValueError, match=r"Encoder: 11 tokens \(3 of them virtual\) exceed the context = 10"):
+        model(np.zeros((1, 8), int))
+    with ml.adapter_disabled(model):
+        np.testing.assert_array_equal(model(TOKENS).data, plain)
+
+
+def test_a_prompt_of_tokens_is_a_text_with_these_in_front():
+    """Where the positions are one after another, and so the virtual tokens' states are first."""
+    model = spread(encoder("bert-base", "none"))
+    text = np.array([[1, 2], [1, 2]])
+    whole = model(np.concatenate([text, TOKENS], axis=1), token_types=np.array([[0] * 2 + [1] * 5] * 2))
+    ml.add_adapter(model, ml.PromptConfig(2, text=(1, 2)))
+    ones = np.ones_like(TOKENS)
+    np.testing.assert_allclose(model.states(TOKENS, token_types=ones).data, whole.data, rtol=1e-12)
+    np.testing.assert_allclose(model(TOKENS, token_types=ones).data, whole.data[:, 2:], rtol=1e-12)
+    np.testing.assert_allclose(model.last(TOKENS, mask=ones, token_types=ones).data, whole.data[:, 2:], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prefix_of_tokens_is_keys_and_values_of_those(name):
+    """Those that the last block computes of the states before it, for them alone."""
+    model = spread(encoder(name))
+    before = encoder(name, layers=1)
+    before.load_state_dict({path: p.data for path, p in model.named_parameters() if "blocks.1." not in path})
+    states, last = before(np.array([[2, 5, 6]])), model.blocks[1].attn
+    ml.add_adapter(model, ml.PrefixConfig(3, init="vocabulary", text=(2, 5, 6)))
+    np.testing.assert_allclose(model.front.keys.data[1], last.k_proj(states).data[0], rtol=1e-12)
+    np.testing.assert_allclose(model.front.values.data[1], last.v_proj(states).data[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ml.PromptConfig, ml.PrefixConfig])
+def test_training_computes_blocks_again_beside_virtual_tokens(kind):
+    model = ml.add_adapter(spread(encoder("roberta-base", "masked")), kind(2))
+    trained = model.parameters(trainable=True)
+    expected = ml.grad(model.loss(TOKENS, TOKENS), trained)
+    model.recompute_blocks = True
+    for g, h in zip(ml.grad(model.loss(TOKENS, TOKENS), trained), expected, strict=True):
+        np.testing.assert_array_equal(g, h)
+
+
+def test_the_loss_of_a_masked_head_never_holds_all_logits(monkeypatch):
+    """In stretches of the vocabulary, bias and all: value and every gradient."""
+    model, targets = spread(encoder("bert-base", "masked")), np.where(TOKENS % 2, TOKENS, -100)
+    parameters = model.parameters()
+    plain = ops.cross_entropy(model(TOKENS), targets)
+    expected = ml.grad(plain, parameters)
+    monkeypatch.setattr(head, "LOGITS", 8)
+    monkeypatch.setattr(type(model.wte), "logits", None)
+    loss = model.loss(TOKENS, targets)
+    np.testing.assert_allclose(loss.item(), plain.item(), rtol=1e-13)
+    for g, h in zip(ml.grad(loss, parameters), expected, strict=True):
+        np.testing.assert_allclose(g, h, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("head", ["none", "masked"])
