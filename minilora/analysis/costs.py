@@ -15,6 +15,7 @@ of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing 
 from dataclasses import dataclass, field
 
 from ..autograd.attention import QUERIES
+from ..autograd.head import LOGITS
 from ..nn.architectures import parameters, size
 from .methods import Plan
 
@@ -27,9 +28,12 @@ class Engine:
     weights; FlashAttention computes them again, from one number a row and its output (Dao et al. 2022). outputs:
     whether attention keeps its output beside the copy that the next matrix reads. workspace: arrays as wide as the MLP
     that are in use at one time, at the peak, while the backward pass goes through the last block. shared: whether a
-    prompt goes through the blocks once for the whole batch, up to the keys and values that the text sees (it never sees
-    the text, so they are the same in every row), or in front of every text and through the head, as in PEFT. queries:
-    how many of a text attention takes at a time, without the weights that are zero for all of them; 0 is all.
+    decoder's prompt goes through the blocks once for the whole batch, up to the keys and values that the text sees (it
+    never sees the text, so they are the same in every row), or in front of every text and through the head, as in PEFT;
+    an encoder's, which sees the text, goes through the blocks in front of it, and in PEFT through a masked head.
+    queries: how many of a text a decoder's attention takes at a time, without the weights that are zero for all of
+    them; 0 is all. logits: of how many the loss keeps the probabilities, where of more it keeps the gradient of its
+    input; 0 is of any.
     """
 
     activation: float = 1
@@ -38,12 +42,13 @@ class Engine:
     workspace: float = 0
     shared: bool = False
     queries: int = 0
+    logits: int = 0
 
 
 PYTORCH = Engine()  # the reckoning of Korthikanti et al.
 FLASH = Engine(scores=False, outputs=True)
 # gelu keeps x; its derivative writes three arrays
-MINILORA = Engine(outputs=True, workspace=3, shared=True, queries=QUERIES)
+MINILORA = Engine(outputs=True, workspace=3, shared=True, queries=QUERIES, logits=LOGITS)
 ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
 
 
@@ -61,7 +66,7 @@ class Walk:
     """A forward pass over `batch` texts of `length` tokens: its operations, and the numbers kept for the way back.
 
     kept: {name: how many numbers}. Where several steps need the same array (q, k and v all read the normed input), it
-    stands there once.
+    stands there once. logits: how many the loss is of. A masked head is counted for every token, masked or not.
     """
 
     plan: Plan
@@ -71,11 +76,13 @@ class Walk:
     operations: list[Operation] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
     live: bool = False  # does a trained parameter stand before this point?
+    logits: int = 0
 
     def __post_init__(self) -> None:
         self.modules = {name.rpartition(".")[0] for name in self.plan.trainable}
         self.prompt = self.plan.added.get("front.prompt", (0,))[0]
-        self.rows = self.batch * self.length + self.prompt * (1 if self.engine.shared else self.batch)
+        self.shared = self.engine.shared and self.plan.architecture.causal
+        self.rows = self.batch * self.length + self.prompt * (1 if self.shared else self.batch)
         for i in range(self.plan.architecture.layers + 1):
             if i == 0:
                 self._embed()
@@ -144,7 +151,7 @@ class Walk:
         prefix = plan.virtual - self.prompt
         self.live = any(live) or prefix > 0
         keys = self.length + self.prompt + prefix
-        alone = self.prompt if self.engine.shared else 0  # rows of a prompt that sees only itself, and no text
+        alone = self.prompt if self.shared else 0  # rows of a prompt that sees only itself, and no text
         scores = a.heads * (n * keys - alone * self.length)
         products = 2 * (2 * scores * a.dim)  # q k^T, and the weights times v
         self.operations.append(Operation(f"{block}.attn", products, 2 * products * self.live))
@@ -152,7 +159,7 @@ class Walk:
             self._relative(block)
         self._keep(f"{block}.q", n * a.heads * a.dim, self.live)
         self._keep(f"{block}.kv", 2 * (self.batch * keys + alone) * a.key_value_heads * a.dim, self.live)
-        kept = scores - a.heads * self.batch * _left_out(self.length, self.engine.queries)
+        kept = scores - a.heads * self.batch * _left_out(self.length, self.engine.queries if a.causal else 0)
         self._keep(f"{block}.scores", kept, self.live and self.engine.scores)
         self._keep(f"{block}.sums", n * a.heads, self.live and not self.engine.scores)
         self._keep(f"{block}.o", n * a.heads * a.dim, self.live and self.engine.outputs)
@@ -225,11 +232,39 @@ class Walk:
         a = self.plan.architecture
         if a.final_norm:
             self._norm("ln_f")
+        self._of_texts()
+        if a.head == "masked":
+            self._masked()
+        elif self.plan.options.labels and a.causal:
+            self._outputs("classifier", self.plan.options.labels, "ln_f.out")
+        elif a.head in ("tied", "untied"):
+            self._outputs("wte" if a.head == "tied" else "head", a.vocab_size, "ln_f.out")
+
+    def _of_texts(self) -> None:
+        """What an encoder's pooler, and its head for labels, make of the first token of each text."""
+        a, tokens, x = self.plan.architecture, self.rows, "pooler.out"
+        self.rows = self.batch
         if a.pooler:
-            products, trained = 2 * self.batch * a.width**2, "pooler.weight" in self.plan.trained
-            self.operations.append(Operation("pooler", products, products * (self.live + trained)))
-        if a.head != "none":
-            self._linear("wte" if a.head == "tied" else "head", (a.vocab_size, a.width), "ln_f.out")
+            self.live = self._linear("pooler", (a.width, a.width), "pooler.in")
+        elif a.head == "labels":
+            self.live, x = self._linear("classifier.dense", (a.width, a.width), "classifier.in"), "classifier.inside"
+        if a.head == "labels":
+            self._keep(x, self.rows * a.width, self.live)  # tanh's derivative needs its output, relu's where it is 0
+            self._outputs("classifier" if a.pooler else "classifier.out_proj", a.labels, x)
+        self.rows = tokens
+
+    def _masked(self) -> None:
+        a = self.plan.architecture
+        self.live = self._linear("head.dense", (a.width, a.width), "head.in")
+        self._keep("head.inside", int(self.engine.activation * self.rows * a.width), self.live)
+        self._norm("head.norm")
+        self._outputs("wte", a.vocab_size, "head.out")
+        self.live = self.live or self._trains("head")  # its bias
+
+    def _outputs(self, name: str, count: int, x: str) -> None:
+        """The last matrix, whose outputs the loss is of."""
+        self.live = self._linear(name, (count, self.plan.architecture.width), x)
+        self.logits = self.rows * count
 
 
 def _left_out(length: int, queries: int) -> int:
@@ -285,16 +320,18 @@ def optimizer_bytes(optimizer: str, bits: int) -> int:
 def activation_bytes(plan: Plan, batch: int, length: int, bits: int, engine: str) -> int:
     """Bytes kept for the backward pass of one step, and the workspace at its peak. The loss keeps 32-bit probabilities.
 
+    Our own, of a vocabulary's many logits, keeps the gradient of its input instead (`autograd/head.py`).
     For a GPT fully trained in 16 bits without dropout, this is Korthikanti et al.'s 2 B T C (16 + H T / C) a block,
     their eq. 1 less its dropout masks.
     """
     if engine not in ENGINES:
         raise ValueError(f"count: unknown engine {engine!r}; there are {', '.join(ENGINES)}")
-    walk, a = Walk(plan, batch, length, ENGINES[engine]), plan.architecture
+    walk, a, kind = Walk(plan, batch, length, ENGINES[engine]), plan.architecture, ENGINES[engine]
     each = 4 if bits == 32 else 2
-    probabilities = 4 * walk.rows * a.vocab_size if a.head != "none" and walk.live else 0
-    workspace = int(ENGINES[engine].workspace * walk.rows * a.mlp_width) if walk.live else 0
-    return each * (sum(walk.kept.values()) + workspace) + probabilities
+    many = 0 < kind.logits < walk.logits and not (a.head == "labels" or plan.options.labels)  # of a vocabulary
+    of_loss = 4 * (walk.rows * a.width if many else walk.logits) if walk.live else 0
+    workspace = int(kind.workspace * walk.rows * a.mlp_width) if walk.live else 0
+    return each * (sum(walk.kept.values()) + workspace) + of_loss
 
 
 def training_memory(

@@ -15,7 +15,7 @@ N = B * T  # rows
 DECODER = Architecture("decoder", V, C, 1, H, F, 5, kv_heads=K, gated=True, head="untied")
 ENCODER = Architecture(
     "encoder", V, C, 2, H, F, 5, positions=5, head="none", final_norm=False, embedding_norm=True, token_types=2,
-    pooler=True, relative_positions=10, conv_kernel=3,
+    pooler=True, relative_positions=10, conv_kernel=3, causal=False,
 )  # fmt: skip
 NORM = N * (C + 1)  # the normed rows, and one factor a row
 ATTENTION = {"q": N * H * D, "kv": 2 * N * K * D, "scores": H * N * T}
@@ -139,7 +139,7 @@ def test_an_encoder_trained_whole():
         "ln_embedding.normed": NORM,
         **named("blocks.0", block),
         **named("blocks.1", block),
-        **{"conv.in": N * C, "ln_conv.normed": NORM},
+        **{"conv.in": N * C, "ln_conv.normed": NORM, "pooler.in": B * C},
     }
     square, mlp, r = 2 * N * C * C, 2 * N * C * F, 10
     steps = {"attn.q_proj": square, "attn.k_proj": square, "attn.v_proj": square, "attn": 2 * 2 * H * N * T * D}
@@ -148,6 +148,82 @@ def test_an_encoder_trained_whole():
     expected = named("blocks.0", steps) | named("blocks.1", steps)
     expected |= {"conv": 2 * N * C * C * 3, "pooler": 2 * B * C * C}
     assert computed(w) == {name: (number, 2 * number) for name, number in expected.items()}
+
+
+PLAIN = replace(ENCODER, relative_positions=0, conv_kernel=0, layers=1)
+L = 7
+
+
+def end(w):
+    """What comes after the blocks: its arrays and its operations."""
+    kept = {name: n for name, n in w.kept.items() if not name.startswith(("blocks", "ln_emb"))}
+    return kept, {name: both for name, both in computed(w).items() if not name.startswith("blocks")}
+
+
+def test_a_masked_head():
+    """C x C, gelu, a norm, and the table: on every token; its biases need no input."""
+    masked = replace(PLAIN, head="masked", pooler=False)
+    dense, table = 2 * N * C * C, 2 * N * C * V
+    kept, steps = end(walk(masked, "full"))
+    assert kept == {"head.in": N * C, "head.inside": N * C, "head.norm.normed": NORM, "head.out": N * C}
+    assert steps == {"head.dense": (dense, 2 * dense), "wte": (table, 2 * table)}
+    kept, steps = end(walk(masked, "lora", rank=2))
+    assert kept == {"head.inside": N * C, "head.norm.normed": NORM}
+    assert steps == {"head.dense": (dense, dense), "wte": (table, table)}
+    kept, steps = end(walk(masked, "lora", rank=2, target_modules=("head.dense",)))  # nothing trained stands before
+    low = 4 * N * 2 * C
+    assert kept == {"head.in": N * C, "head.dense.h": N * 2, "head.inside": N * C, "head.norm.normed": NORM}
+    assert steps == {"head.dense": (dense, 0), "head.dense.lora": (low, low * 3 // 2), "wte": (table, table)}
+
+
+def test_a_head_for_labels_reads_one_token_of_a_text():
+    square, last = 2 * B * C * C, 2 * B * C * L
+    for head, pooler, kept, names in (
+        ("bert", True, {"pooler.in": B * C, "pooler.out": B * C}, ("pooler", "classifier")),
+        (
+            "roberta",
+            False,
+            {"classifier.in": B * C, "classifier.inside": B * C},
+            ("classifier.dense", "classifier.out_proj"),
+        ),
+    ):
+        a = replace(PLAIN, head="labels", labels=L, pooler=pooler, family=head)
+        assert end(walk(a, "full")) == (kept, {names[0]: (square, 2 * square), names[1]: (last, 2 * last)})
+        beside = walk(a, "lora", rank=2, target_modules=("q_proj",), modules_to_save=("classifier",))
+        assert end(beside)[1][names[1]] == (last, 2 * last)
+        plan = counting.plan(a, "full")
+        kept = sum(Walk(plan, B, T).kept.values())
+        assert costs.activation_bytes(plan, B, T, 32, "pytorch") == 4 * kept + 4 * B * L
+
+
+def test_a_decoders_head_for_labels_takes_the_place_of_its_own():
+    w = walk(DECODER, "lora", labels=L, modules_to_save=("classifier",))
+    assert computed(w)["classifier"] == (2 * N * C * L, 4 * N * C * L) and "head" not in computed(w)
+    kept = 4 * sum(w.kept.values())
+    assert costs.activation_bytes(w.plan, B, T, 32, "pytorch") == kept + 4 * N * L
+
+
+def test_an_encoders_prompt_goes_with_every_text_and_its_attention_is_whole():
+    masked = replace(PLAIN, head="masked", pooler=False, context=1000)
+    plan = counting.plan(masked, "prompt", tokens=3)
+    ours, theirs = Walk(plan, B, T, MINILORA), Walk(plan, B, T, PYTORCH)
+    both = [computed(w) for w in (ours, theirs)]
+    assert both[0]["blocks.0.mlp.up_proj"] == both[1]["blocks.0.mlp.up_proj"] == 2 * (2 * B * (T + 3) * C * F,)
+    assert ours.kept["blocks.0.scores"] == theirs.kept["blocks.0.scores"] == H * B * (T + 3) ** 2
+    assert [steps["wte"][0] for steps in both] == [2 * B * T * C * V, 2 * B * (T + 3) * C * V]
+    long = 3 * MINILORA.queries
+    whole = Walk(counting.plan(masked, "full"), B, long, MINILORA)
+    assert whole.kept["blocks.0.scores"] == H * B * long**2
+    prefix = Walk(counting.plan(masked, "prefix", tokens=3), B, T, MINILORA)
+    assert prefix.kept["blocks.0.scores"] == H * B * T * (T + 3)
+
+
+def test_our_own_loss_of_many_logits_keeps_the_gradient_of_its_input():
+    for a in (replace(DECODER, vocab_size=10**6), replace(PLAIN, head="masked", pooler=False, vocab_size=10**6)):
+        plan = counting.plan(a, "full")
+        kept = sum(Walk(plan, B, T, MINILORA).kept.values())
+        assert costs.activation_bytes(plan, B, T, 32, "minilora") == 4 * (kept + 3 * N * F) + 4 * N * C
+        assert costs.activation_bytes(plan, B, T, 32, "pytorch") > 4 * N * 10**6
 
 
 def test_an_encoders_last_block():

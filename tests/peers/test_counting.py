@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from minilora.analysis import counting
+from minilora.interop.config_out import with_head
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 transformers = pytest.importorskip("transformers", reason="this test needs transformers: pip install 'minilora[peers]'")
@@ -355,6 +356,35 @@ def test_operations_equal_pytorchs_own_counter(name, method):
         output = model(torch.zeros(2, 16, dtype=torch.long))
         forward = counter.get_total_flops()
         loss(output).backward()
+    assert forward == ours["forward"]
+    assert counter.get_total_flops() == ours["training"]
+
+
+FEW = dict(num_labels=3, vocab_size=50, max_position_embeddings=40)
+SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+WITH_HEADS = {
+    "Bert": SIZES, "Roberta": SIZES, "DistilBert": dict(dim=24, n_layers=2, n_heads=3, hidden_dim=40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])
+@pytest.mark.parametrize("method", ["full", "last-blocks", "bitfit"])
+def test_operations_of_an_encoders_head_equal_pytorchs_own_counter(family, head, method):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = getattr(transformers, f"{family}Config")(**FEW, **WITH_HEADS[family], attn_implementation="eager")
+    model = getattr(transformers, family + head)(config)
+    for parameter, p in model.named_parameters():
+        trained = {"full": True, "last-blocks": "layer.1." in parameter, "bitfit": parameter.endswith("bias")}
+        p.requires_grad = trained[method]
+    said = config.to_dict() | {"architectures": [family + head]}
+    architecture = with_head(counting.from_hugging_face(config.to_dict()), said)
+    ours = counting.operations(architecture, method, batch=2, length=16, blocks=1)
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.zeros(2, 16, dtype=torch.long))
+        forward = counter.get_total_flops()
+        output.logits.sum().backward()
     assert forward == ours["forward"]
     assert counter.get_total_flops() == ours["training"]
 
