@@ -24,6 +24,7 @@ PRIMITIVES = (
     "fused",
     "attention",
     "normal",
+    "gated",
     "head",
     "products",
     "reductions",

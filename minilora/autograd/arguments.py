@@ -22,7 +22,7 @@ from .tape import PRIMITIVES, Taped
 OPTIONS = {
     "axis", "axes", "axis1", "axis2", "shape", "key", "keepdims", "ddof", "ord", "repeats", "subscripts", "dtype",
     "eps", "p", "rng", "heads", "causal", "window", "scale", "weight_of",
-    "rows_of", "vocab_size",
+    "rows_of", "vocab_size", "activation",
 }  # fmt: skip
 ODD = (ValueError, IndexError, TypeError, AttributeError, OverflowError)  # what odd arguments end in
 AS_IT_IS = {int, float, bool, complex, NoneType, slice, FunctionType, MethodType, BuiltinFunctionType}

@@ -96,6 +96,7 @@ EXAMPLES: dict[str, Example] = {
     "gelu": _unary(),
     "gelu_exact": _unary(),
     "silu": _unary(),
+    "gated": Example(lambda f, gate, up: f(gate, up, PRIMITIVES["silu"]), ((3, 4), (3, 4))),
     "layer_norm": Example(lambda f, x, w, b: f(x, w, b), ((3, 4), (4,), (4,))),
     "rms_norm": Example(lambda f, x, w: f(x, w), ((3, 4), (4,))),
     "embedding": Example(lambda f, w: f(w, TOKENS), ((4, 3),)),

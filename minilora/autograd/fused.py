@@ -22,8 +22,6 @@ __all__ = [
     "log_softmax",
     "lora_linear",
     "rms_norm",
-    "sigmoid",
-    "silu",
     "softmax",
 ]
 
@@ -281,27 +279,6 @@ def gelu(x):
 
 @register
 @at_least_float32
-def sigmoid(x):
-    """s(x) = 1 / (1 + e^-x), the logistic function.   ds/dx = s(x) s(-x), which keeps its digits on both sides"""
-    s = _logistic(x)
-    return s, (lambda g: g * s * _logistic(-x),)
-
-
-@register
-@at_least_float32
-def silu(x):
-    """y = x s,  s = 1 / (1 + e^-x).   dy/dx = s (1 + x (1 - s)).   Also called swish; LLaMA's activation"""
-    s = _logistic(x)
-    return x * s, (lambda g: g * s * (1 + x * (1 - s)),)
-
-
-def _logistic(x):
-    with np.errstate(over="ignore"):  # 1 / (1 + inf) is 0, as it should be
-        return 1 / (1 + array_module(x).exp(-x))
-
-
-@register
-@at_least_float32
 def layer_norm(x, weight, bias=None, eps=1e-5):
     """y = w n + b,  n = (x - mean x) / sqrt(var x + eps), over the last axis.   Ba et al. 2016, eq. 4
 
@@ -362,7 +339,9 @@ def rms_norm(x, weight, eps=1e-6):
 
     def dx(g):
         m = g * weight
-        return k * (m - n * (row_dot(m, n) / c))
+        m -= n * (row_dot(m, n) / c)
+        m *= k
+        return m
 
     return n * weight, (dx, lambda g: g * n)
 

@@ -106,7 +106,7 @@ class MLP(Module):
     def __call__(self, x: Tensor, rng: Any = None) -> Tensor:
         """x: (B, T, C) -> (B, T, C)"""
         f, up = ACTIVATIONS[self.activation], self.up_proj(x, rng)  # (B, T, F)
-        inside = f(up) if self.gate_proj is None else f(self.gate_proj(x, rng)) * up
+        inside = f(up) if self.gate_proj is None else ops.gated(self.gate_proj(x, rng), up, f)
         return self.down_proj(inside, rng)
 
 
