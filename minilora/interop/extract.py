@@ -5,6 +5,7 @@ D = W_tuned - W_base is read matrix by matrix from the files, and B A is its ran
 change that full fine-tuning made need not be low-rank: what a random matrix's directions would hold is told, too.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..analysis.randomised import Decomposition, distance, random_share, randomised_svd
 from ..autograd.signatures import checked
+from ..training.parallel import blas_of_one_thread
 from .adapter_writing import check_place, write_adapter
 from .base_weights import CONV1D, CONV1D_LAYERS, LISTED, Base, open_base
 from .folders import BUFFERS, FLOATS
@@ -26,6 +28,7 @@ from .tensor_files import Stored
 TABLE = re.compile(  # modules that hold a matrix and multiply nothing by it
     r"(embed_\w+|\w+_embeddings?|embeddings?|\w+_embed|wte|wpe|shared|relative_attention_bias)"
 )
+SMALL = 2**22  # numbers of a matrix, below which one thread is quicker than two
 HEADS = ("lm_head", "embed_out", "output")  # the last parts of heads, which may be tied to a table
 TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS",
          "ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS",
@@ -52,12 +55,7 @@ def extract(
     Raises ValueError in one line for checkpoints without a tensor in common, of different shapes, that do not differ in
     a linear layer, or are not in floats, for numbers that are not finite, and for an output that is an input.
     """
-    if (rank is None) == (energy is None):
-        raise ValueError(f"extract: rank = {rank} and energy = {energy}; give one of the two")
-    if rank is not None and rank < 1:
-        raise ValueError(f"extract: rank = {rank}, expected a positive integer")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"extract: energy = {energy}, expected 0 < energy <= 1")
+    require_one(rank, energy)
     one, other = in_floats(base), in_floats(tuned)
     place = Path(output)
     refuse_inside(place, [one.path, other.path])
@@ -79,7 +77,8 @@ def extract(
         else:
             module = module_of(name, theirs, other)
             D = D.T if turned(name, one) else D
-            pairs[module], row = taken(module, D, size, rank, energy)
+            with blas_of_one_thread() if D.size < SMALL else contextlib.nullcontext():  # two would wait for each other
+                pairs[module], row = taken(module, D, size, rank, energy)
             rows.append(row)
     if not rows:
         also = f", though {beside[0]['name']} did" if beside else ""
@@ -93,6 +92,16 @@ def extract(
         "only_base": sorted(one.tensors.keys() - names.keys()),
         "only_tuned": sorted(other.tensors.keys() - {*names.values()}),
     }  # fmt: skip
+
+
+def require_one(rank: int | None, energy: float | None) -> None:
+    """Raises ValueError where not one of the two is given, or it is none."""
+    if (rank is None) == (energy is None):
+        raise ValueError(f"extract: rank = {rank} and energy = {energy}; give one of the two")
+    if rank is not None and rank < 1:
+        raise ValueError(f"extract: rank = {rank}, expected a positive integer")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"extract: energy = {energy}, expected 0 < energy <= 1")
 
 
 def taken(module: str, D: np.ndarray, size: float, rank: int | None, energy: float | None) -> tuple[Pair, dict]:
