@@ -43,7 +43,7 @@ def add_classifier(model: Any, labels: Sequence[str]) -> Any:
 @contextlib.contextmanager
 def with_classifier(model: Any, labels: Sequence[str]) -> Iterator[None]:
     """The model with a head for these labels, if there are any; where the block fails, without one that it got here."""
-    before = {name: value for name, value in vars(model).items() if name in PARTS}
+    before = {name: value for name, value in vars(model).items() if name in PARTS} if labels else {}
     try:
         if labels:
             add_classifier(model, labels)
