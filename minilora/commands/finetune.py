@@ -177,8 +177,9 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     with_tokenizer(model, args.model)
     if args.task == "classify":
         refuse_no_head(args, model)
-        corpus = read_labels(args.corpus if "corpus" in args.given else None, model)
-        more = new_head(model, corpus.labels)
+        virtual = args.virtual if "--virtual" in TAKES.get(args.method, ()) else 0
+        corpus = read_labels(args.corpus if "corpus" in args.given else None, model, virtual)
+        more = new_head(model, corpus.labels, args.method in ("lora", "dora"))
     if args.method != "full":
         ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
@@ -210,19 +211,22 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
 def refuse_no_head(args: argparse.Namespace, model: Any) -> None:
     """Raises ValueError for a method that trains no head for labels, and for a result that could not be written."""
     came = f"--task {args.task} --method {args.method}"
-    if args.method not in ("full", "lora", "dora"):
-        raise ValueError(f"{came}: its head is trained by lora, dora and full")
+    if args.method not in ("full", "lora", "dora", "prompt", "prefix"):
+        raise ValueError(f"{came}: its head is trained by lora, dora, prompt, prefix and full")
     if args.method == "full" and is_pretrained(args.model) and find(model).causal:
         raise ValueError(f"{came}: a decoder that others trained is written without a head for labels; use lora")
 
 
-def new_head(model: Any, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Give a model a head for labels: -> what LoRA's configuration says of it, so that all that is new is saved."""
+def new_head(model: Any, labels: tuple[str, ...], exclude: bool) -> dict[str, Any]:
+    """Give a model a head for labels: -> what a configuration says of it, so that all that is new is saved.
+
+    exclude: whether the method has targets, of which what is trained in full is none.
+    """
     had = getattr(model, "pooler", None) is not None
     ml.add_classifier(model, labels)
     if had or getattr(model, "pooler", None) is None:
         return {"modules_to_save": ("classifier",)}
-    return {"modules_to_save": ("classifier", "pooler"), "exclude_modules": ("pooler",)}
+    return {"modules_to_save": ("classifier", "pooler"), **({"exclude_modules": ("pooler",)} if exclude else {})}
 
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -55,9 +55,12 @@ def read_corpus(name: str, model: Any, window: int | None = None) -> Any:
     return pairs.require(length_of("--corpus", model, pairs))
 
 
-def read_labels(name: str | None, model: Any) -> Examples:
-    """Texts with labels: those of a .jsonl file, or names of Unicode's characters with their categories."""
-    longest = min(LONGEST, model.context)
+def read_labels(name: str | None, model: Any, virtual: int = 0) -> Examples:
+    """Texts with labels: those of a .jsonl file, or names of Unicode's characters with their categories.
+
+    virtual: how many virtual tokens a method will take from the text; whether there are so many, it says itself.
+    """
+    longest = min(LONGEST, max(model.context - virtual, 1))
     if name is None:
         return ml.unicode_categories(model.tokenizer, longest)
     if not name.endswith(".jsonl"):

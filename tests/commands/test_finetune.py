@@ -109,7 +109,9 @@ def test_labels_from_a_file(base, capsys):
     assert "ml.classify(ml.load_model('b.npz'), texts)" in capsys.readouterr().out
     assert ml.load_model("b.npz").labels == ("green", "red")
     line = the_error(capsys, "finetune", *options, "--method", "houlsby")
-    assert "--task classify --method houlsby: its head is trained by lora, dora and full" in line
+    assert "--task classify --method houlsby: its head is trained by lora, dora, prompt, prefix and full" in line
+    assert main(["finetune", *options, "--method", "prompt", "--virtual", "2", "--output", "c.npz"]) == 0
+    assert ml.load_adapter(ml.load_model(base), "c.npz").labels == ("green", "red")
     line = the_error(capsys, "finetune", *options[:-5], "text.txt")
     assert "--task classify --corpus text.txt: expected a .jsonl file" in line
     assert "--task: got 'sing'; there are" in the_error(capsys, "finetune", "--task", "sing")
@@ -134,6 +136,10 @@ def test_labels_on_an_encoder_that_others_trained(here, capsys, name, head):
     assert model.labels == ("green", "red") and model.architecture.head == "labels"
     saved = {"classifier", "pooler"} if (name, head) == ("bert-base", "masked") else {"classifier"}
     assert {*active_adapter(model).configs[0].modules_to_save} == saved
+    virtual = ["--method", "prefix", "--virtual", "2"]
+    assert main(["finetune", *options, *virtual, "--output", "v.npz"]) == 0
+    model = ml.load_adapter(ml.load_pretrained("encoder"), "v.npz")
+    assert model.labels == ("green", "red") and {*active_adapter(model).configs[0].modules_to_save} == saved
     assert main(["finetune", *options, "--method", "full", "--output", "b"]) == 0
     again = ml.load_pretrained("b")
     assert again.labels == ("green", "red") and set(ml.classify(again, ["red 1"])) <= {"green", "red"}
