@@ -242,7 +242,8 @@ def test_a_gpt_takes_them_as_well(tmp_path, relative_error):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
-def test_a_head_for_labels(family, tmp_path, relative_error):
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_a_head_for_labels(family, kind, tmp_path, relative_error):
     config = transformers.AutoConfig.for_model(family, **{**FAMILIES[family][0], "num_labels": 3, "pad_token_id": 0})
     torch.manual_seed(0)
     make = lambda: transformers.AutoModelForSequenceClassification.from_config(config).double().eval()
@@ -251,7 +252,9 @@ def test_a_head_for_labels(family, tmp_path, relative_error):
         for p in base.parameters():
             p.normal_(0, 0.2)
     model = ml.add_classifier(ours(base), ("a", "b", "c"))
-    peer = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=FAMILIES[family][1], task_type="SEQ_CLS"))
+    lora = peft.LoraConfig(r=4, target_modules=FAMILIES[family][1], task_type="SEQ_CLS")
+    prompt = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS")
+    peer = peft.get_peft_model(base, lora if kind == "lora" else prompt)
     with torch.no_grad():
         for p in peer.parameters():
             if p.requires_grad:
