@@ -312,3 +312,25 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     places = [str(tmp_path / name) for name in ("base", "a", "out")]
     out = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=True).stdout
     assert int(out) < 120 * 1024, out  # KiB
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's memory is read as Linux tells it")
+def test_a_model_of_135_million_parameters(tmp_path, smollm2):
+    """Peak memory is at most 1.5 times its largest tensor, the table of 108 MiB, and 200 MiB; the folder opens."""
+    model = ml.load_pretrained(smollm2)
+    ml.save_pretrained(model, tmp_path / "base")
+    shapes = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (192, 576), "mlp.down_proj": (576, 1536)}
+    pairs = {f"model.layers.{i}.{kind}": draw(*shape, 16) for i in range(30) for kind, shape in shapes.items()}
+    peft_folder(tmp_path / "a", {name: (B * np.float32(1e-4), A) for name, (B, A) in pairs.items()}, r=16)
+    code = (
+        "import sys, re; from minilora.interop.merging import merge; merge(*sys.argv[1:]);"
+        r"print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"
+    )
+    places = [str(tmp_path / name) for name in ("base", "a", "out")]
+    out = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=True).stdout
+    assert int(out) < 1.5 * 49152 * 576 * 4 / 1024 + 200 * 1024  # KiB
+    merged = ml.load_pretrained(tmp_path / "out")
+    B, A = pairs["model.layers.3.mlp.down_proj"]
+    delta = merged.blocks[3].mlp.down_proj.weight.data - model.blocks[3].mlp.down_proj.weight.data
+    np.testing.assert_allclose(delta, 0.5e-4 * B @ A, atol=1e-6)

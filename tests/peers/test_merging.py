@@ -48,6 +48,8 @@ CASES = {  # model, LoRA's settings
     "llama-table-dora": (llama, {"target_modules": ["embed_tokens"], "use_dora": True}),
     "llama-norms": (llama, {"target_modules": ["v_proj"], "modules_to_save": ["norm", "lm_head", "lm_head"]}),
     "llama-ranks": (llama, {"rank_pattern": {"k_proj": 5}, "alpha_pattern": {"q_proj": 3}, **QK}),
+    "llama-pissa": (llama, {"target_modules": ["q_proj", "up_proj"], "init_lora_weights": "pissa"}),
+    "gpt2-pissa": (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "pissa"}),
     "phi3": (phi3, {"target_modules": ["qkv_proj", "gate_up_proj"]}),
     "distilbert": (distilbert, {"target_modules": ["q_lin", "v_lin"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip
