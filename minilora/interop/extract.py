@@ -199,7 +199,7 @@ def difference(one: Base, other: Base, name: str, theirs: str) -> np.ndarray:
     old, new = one.tensors[name].read(), other.tensors[theirs].read()
     dtype = np.result_type(*(x.dtype for x in (old, new) if x.dtype.kind == "f"), np.float32)
     with np.errstate(invalid="ignore"):
-        D = new.astype(dtype) - old.astype(dtype)
+        D = new.astype(dtype, copy=False) - old.astype(dtype, copy=False)
     if not np.isfinite(D.sum(dtype=float)):  # a sum is, where every number is
         for base, called, array in ((one, name, old), (other, theirs, new)):
             if not np.isfinite(array).all():
