@@ -62,5 +62,7 @@ def merge(args: argparse.Namespace) -> int:
     print(f"merged            {args.adapter} into {layers} layers of {args.model}")
     print(f"largest difference in outputs {difference:.1e}, where the largest output is {np.abs(apart).max():.1f}")
     print(f"saved             {output} ({size:,} bytes)")
-    print(f"use it            minilora generate --model {shlex.quote(str(output))}")
+    use = f"minilora generate --model {shlex.quote(str(output))}"
+    use = f"ml.classify(ml.load_pretrained({str(output)!r}), texts)" if others and model.labels else use
+    print(f"use it            {use}")
     return 0

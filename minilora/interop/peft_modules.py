@@ -53,7 +53,7 @@ class Theirs:
         """Our modules that one of theirs is. Raises ValueError for one that the model does not have."""
         if module in self.places:
             return self.places[module]
-        if module in OUTPUTS or module == "pre_classifier":
+        if module in OUTPUTS or module == "pre_classifier" or module.endswith("pooler.dense"):
             raise ValueError(
                 f"it holds {module}, a head for labels: ml.add_classifier(model, labels) gives the model one"
             )

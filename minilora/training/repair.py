@@ -6,12 +6,12 @@ negation, another function. Which parts stand together is its skeleton; held-out
 that none to train on has.
 """
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from .sandbox import call
+from .sql import is_held_out
 
 ASK = "The code has a bug. Answer with the corrected line."
 
@@ -106,11 +106,6 @@ def draw(rng: np.random.Generator, held_out: bool) -> RepairQuestion:
 def line(parts: list[str]) -> str:
     """The three parts put together."""
     return f"def f(xs): return {parts[0].replace('{each}', parts[2]).replace('{if}', parts[1])}"
-
-
-def is_held_out(skeleton: str) -> bool:
-    """A quarter of the skeletons, by a sum over their letters: the same ones always and everywhere."""
-    return zlib.crc32(skeleton.encode()) % 4 == 0
 
 
 def draw_values(rng: np.random.Generator, held_out: bool) -> dict[str, int]:

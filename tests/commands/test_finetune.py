@@ -136,6 +136,13 @@ def test_labels_on_an_encoder_that_others_trained(here, capsys, name, head):
     assert model.labels == ("green", "red") and model.architecture.head == "labels"
     saved = {"classifier", "pooler"} if (name, head) == ("bert-base", "masked") else {"classifier"}
     assert {*active_adapter(model).configs[0].modules_to_save} == saved
+    assert main(["merge", "--model", "encoder", "--adapter", "a.npz", "--output", "merged"]) == 0
+    assert "use it            ml.classify(ml.load_pretrained('merged'), texts)" in capsys.readouterr().out
+    assert ml.classify(ml.load_pretrained("merged"), ["red 1", "green 2"]) == ml.classify(model, ["red 1", "green 2"])
+    ml.save_adapter(model, "peft", format="peft")
+    if saved > {"classifier"}:
+        with pytest.raises(ValueError, match=r"it holds bert\.pooler\.dense, a head for labels: ml\.add_classifier"):
+            ml.load_adapter(ml.load_pretrained("encoder"), "peft")
     virtual = ["--method", "prefix", "--virtual", "2"]
     assert main(["finetune", *options, *virtual, "--output", "v.npz"]) == 0
     model = ml.load_adapter(ml.load_pretrained("encoder"), "v.npz")
