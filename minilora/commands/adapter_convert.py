@@ -19,7 +19,7 @@ from .options import command, one_of, option
            "and to and from minilora's form", metavar="CHECKPOINT"),
     option("--matrices-only", False, "leave out heads and biases that the form cannot hold", action="store_true"),
     JSON, OUTPUT,
-    example="minilora adapter convert runs/adapter.npz --to peft --base base --output runs/peft",
+    example="minilora adapter convert runs/adapter.npz --to kohya --output k.safetensors",
 )  # fmt: skip
 def convert(args: argparse.Namespace) -> int:
     """Write an adapter in another form.
