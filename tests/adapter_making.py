@@ -30,7 +30,8 @@ def two(m: int = 6, n: int = 5, r: int = 2, seed: int = 0, dtype: str = "float32
 def peft_folder(folder: Path, matrices: dict, others: dict | None = None, **config) -> Path:
     """A PEFT folder. matrices: {module: (B, A)}; others: tensors by their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"base_model.model.{name}": value for name, value in (others or {}).items()}
+    bare = ("prompt_embeddings",)  # PEFT's name of a prompt, which is in no module
+    tensors = {name if name in bare else f"base_model.model.{name}": value for name, value in (others or {}).items()}
     for name, (B, A) in matrices.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = A
         tensors[f"base_model.model.{name}.lora_B.weight"] = B
