@@ -191,7 +191,7 @@ def _virtual(model: Any, file: AdapterFile, kind: str) -> tuple[np.ndarray, Arra
     Raises ValueError for another length than the configuration's.
     """
     others = {**file.others}
-    if (stored := others.pop("prompt_embeddings", None)) is None:
+    if (stored := others.pop(peft_files.PROMPT, None)) is None:
         raise ValueError(f"it holds {', '.join(file.others) or 'nothing'}, expected prompt_embeddings of {kind}")
     found = wide(stored.read())
     if found.ndim != 2 or len(found) != file.config.get("num_virtual_tokens"):

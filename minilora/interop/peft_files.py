@@ -14,7 +14,8 @@ from .tensor_files import Stored, open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PREFIXES = {"PROMPT_TUNING": "base_model.", "PREFIX_TUNING": "base_model."}  # where nothing is wrapped
+BARE = "base_model."  # where the base model is in no wrapper: beside virtual tokens
+VIRTUAL, PROMPT = ("PROMPT_TUNING", "PREFIX_TUNING"), "prompt_embeddings"
 PICKLED = (
     "and what is pickled may run any program as soon as it is opened, so it never is here; where you trust its author, "
     "PyTorch converts it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'adapter_model.safetensors')"
@@ -40,7 +41,8 @@ def read(folder: Path) -> AdapterFile:
     config = read_config(folder)
     tensors, _ = open_tensors(weights_file(folder))
     path, kind = folder / WEIGHTS, config["peft_type"]
-    named = {name.removeprefix(PREFIXES.get(kind, PREFIX)): tensor for name, tensor in tensors.items()}
+    inside = PREFIX if kind not in VIRTUAL or PREFIX + PROMPT in tensors else BARE
+    named = {name.removeprefix(inside): tensor for name, tensor in tensors.items()}
     method = "dora" if config.get("use_dora") else kind.lower()
     inputs = (folder / CONFIG, path)
     if kind != "LORA":

@@ -26,7 +26,7 @@ from ..adapters.state import base_parameters
 from ..autograd.backend import to_numpy
 from ..nn.files import write_beside
 from .peft_config import written_targets
-from .peft_files import CONFIG, PREFIX, PREFIXES, WEIGHTS
+from .peft_files import BARE, CONFIG, PREFIX, PROMPT, WEIGHTS
 from .peft_modules import HEAD, Arrays, Theirs, architecture_of
 from .tensor_files import Stored, write_tensors
 
@@ -200,13 +200,13 @@ def _virtual(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
     if not a.causal or model.labels:
         config["task_type"] = "SEQ_CLS" if whole and isinstance(front.config, PromptConfig) else "FEATURE_EXTRACTION"
     config["modules_to_save"] = saved or None
-    tensors = {PREFIXES["PROMPT_TUNING"] + name: value for name, value in beside.items()}
+    tensors = {BARE + name: value for name, value in beside.items()}
     if isinstance(front.config, PromptConfig):
         init = "RANDOM" if front.config.init == "random" else "SAMPLE_VOCAB"
         sizes = {"token_dim": model.width, "num_attention_heads": a.heads}
         config |= {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": init, **sizes}
-        return config, tensors | {"prompt_embeddings": to_numpy(front.prompt.data)}
+        return config, tensors | {PROMPT: to_numpy(front.prompt.data)}
     both = np.stack([to_numpy(x.data) for x in (front.keys, front.values)])  # (2, L, P, K D)
     sizes = {"token_dim": k * d, "num_attention_heads": k, "encoder_hidden_size": k * d}
     config |= {"peft_type": "PREFIX_TUNING", "prefix_projection": False, **sizes}
-    return config, tensors | {"prompt_embeddings": both.transpose(2, 1, 0, 3).reshape(front.length, -1)}
+    return config, tensors | {PROMPT: both.transpose(2, 1, 0, 3).reshape(front.length, -1)}
