@@ -132,7 +132,8 @@ def as_stored(model: Any, architecture: Architecture) -> dict[str, Stored]:
     packed = {f"{path}.weight": m.quantized for path, m in model.named_modules() if hasattr(m, "quantized")}
     ours, theirs = shares(architecture, module_names(architecture))
     if others := [name for name in (*held, *packed) if name not in ours]:
-        raise ValueError(f"save_pretrained: {architecture.name} has {others[0]}, which no config.json of it says")
+        fix = "; ml.save_adapter keeps a head for labels beside LoRA" if others[0].startswith("classifier.") else ""
+        raise ValueError(f"save_pretrained: {architecture.name} has {others[0]}, which no config.json of it says{fix}")
     if few := [name for name, weight in packed.items() if not isinstance(weight, Half)]:
         fix = "load_pretrained(place) makes floats of a file; quantise those again after loading"
         raise ValueError(f"save_pretrained: {few[0]} is held as {packed[few[0]].kind}, which is not written; {fix}")

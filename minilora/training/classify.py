@@ -7,6 +7,7 @@ ml.train(ml.Run(model, texts, ml.Settings(steps=300)))
 ml.classify(model, ["LATIN SMALL LETTER A"]), accuracy(model, texts)
 """
 
+import itertools
 import math
 import os
 import re
@@ -70,13 +71,16 @@ def unicode_categories(tokenizer: Any, longest: int = LONGEST, seed: int = 0) ->
             by_category.setdefault(unicodedata.category(character), []).append(name)
     labels = tuple(sorted(category for category, names in by_category.items() if len(names) >= FEWEST))
     rng = np.random.default_rng(integer("unicode_categories: seed", seed, 0))
+    drawn = {
+        label: [by_category[label][i] for i in rng.permutation(len(by_category[label]))[:EACH]] for label in labels
+    }
+    texts = [("", name, label) for label, names in drawn.items() for name in names]
+    rows = iter(label_texts(CATEGORIES, texts, tokenizer, labels, longest))
     train: list[Example] = []
     held_out: list[Example] = []
-    for label in labels:
-        drawn = rng.permutation(len(by_category[label]))[:EACH]
-        rows = label_texts(CATEGORIES, [("", by_category[label][i], label) for i in drawn], tokenizer, labels, longest)
-        held_out += rows[: len(rows) // 10]
-        train += rows[len(rows) // 10 :]
+    for names in drawn.values():
+        held_out += itertools.islice(rows, len(names) // 10)
+        train += itertools.islice(rows, len(names) - len(names) // 10)
     return Examples(
         CATEGORIES, train, held_out, "names", {"kind": CATEGORIES, "longest": longest, "seed": seed}, labels
     )

@@ -126,6 +126,9 @@ def test_categories_of_names_are_unicodes_and_no_name_is_in_both_parts():
     assert {"Lu", "Ll", "Nd", "Sm"} <= set(found.labels)
     counts = np.bincount([row[1][-1] for row in found.train])
     assert counts.min() > 150 and counts.max() <= 360
+    with pytest.warns(UserWarning, match=r"^unicode-categories: 4,\d+ of 4,\d+ texts are longer than 2 tokens") as said:
+        unicode_categories(Letters(), 2)
+    assert len(said) == 1
     assert unicode_categories(Letters(), 128).digest == found.digest != unicode_categories(Letters(), 128, 1).digest
 
 
