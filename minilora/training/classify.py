@@ -7,6 +7,7 @@ ml.train(ml.Run(model, texts, ml.Settings(steps=300)))
 ml.classify(model, ["LATIN SMALL LETTER A"]), accuracy(model, texts)
 """
 
+import functools
 import itertools
 import math
 import os
@@ -64,11 +65,7 @@ def unicode_categories(tokenizer: Any, longest: int = LONGEST, seed: int = 0) ->
     Of each category with 200 names or more at most 400 are drawn, a tenth of them held out; names are unique, so that
     no name is in both parts. Left out are names that a rule makes of a number, such as CJK UNIFIED IDEOGRAPH-4E00.
     """
-    by_category: dict[str, list[str]] = {}
-    for character in map(chr, range(0x110000)):
-        name = unicodedata.name(character, "")
-        if name and not re.search(r"-[0-9A-F]{4,5}$|^HANGUL SYLLABLE", name):
-            by_category.setdefault(unicodedata.category(character), []).append(name)
+    by_category = _names()
     labels = tuple(sorted(category for category, names in by_category.items() if len(names) >= FEWEST))
     rng = np.random.default_rng(integer("unicode_categories: seed", seed, 0))
     drawn = {
@@ -84,6 +81,17 @@ def unicode_categories(tokenizer: Any, longest: int = LONGEST, seed: int = 0) ->
     return Examples(
         CATEGORIES, train, held_out, "names", {"kind": CATEGORIES, "longest": longest, "seed": seed}, labels
     )
+
+
+@functools.cache
+def _names() -> dict[str, list[str]]:
+    """{category: the names of its characters} of all of Unicode."""
+    found: dict[str, list[str]] = {}
+    for character in map(chr, range(0x110000)):
+        name = unicodedata.name(character, "")
+        if name and not re.search(r"-[0-9A-F]{4,5}$|^HANGUL SYLLABLE", name):
+            found.setdefault(unicodedata.category(character), []).append(name)
+    return found
 
 
 def label_texts(

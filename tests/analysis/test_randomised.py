@@ -36,6 +36,7 @@ def test_the_bound_holds_of_noise(seed):
     assert error <= found.bound <= 200 * error and found.u.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(300, 300), (100, 400), (400, 100)])
 def test_random_share_is_that_of_random_matrices(shape):
     s = np.linalg.svd(np.random.default_rng(0).normal(size=shape), compute_uv=False) ** 2

@@ -87,6 +87,7 @@ def grouped_inputs(draw):
     return qkv, options | {"scale": draw(st.none() | st.just(0.3))}
 
 
+@pytest.mark.slow
 @given(grouped_inputs(), st.sampled_from([1, 2, 64]))
 def test_attention_in_groups_with_masks_and_windows(drawn, queries):
     qkv, options = drawn
@@ -338,6 +339,7 @@ def test_a_mask_has_no_gradient():
 # ---- rotary positions
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3), st.data())
 def test_rotate(half, data):
     """Pairs (x_i, x_{i + D/2}) as complex numbers, multiplied by e^(i angle)."""

@@ -43,6 +43,7 @@ def test_few_logits_give_the_same_bits(dtype, frozen):
         np.testing.assert_array_equal(g, h)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_in_stretches(data):
     """Of any length, rows of no shape and of several, targets that do not count, logits that grow and shrink."""

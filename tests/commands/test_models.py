@@ -61,6 +61,7 @@ def test_how_its_weights_are_held(folder, capsys):
     assert "--dtype bfloat16 --method full: weights held in 16 bits or fewer stay frozen" in error
 
 
+@pytest.mark.slow
 def test_an_adapter_says_how_its_base_was_held(folder, capsys):
     quick = ["finetune", "--model", "llama", "--corpus", "text.txt", "--steps", "1", "--rank", "2", "--window", "16"]
     for how in (["--dtype", "bfloat16"], ["--quantize", "int8"]):
@@ -121,6 +122,7 @@ def test_a_model_that_was_not_fetched_says_the_command(here, capsys, monkeypatch
     assert "did you mean 'smollm2-135m'?" in the_error(capsys, "generate", "--model", "smolm2-135m")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_goes_on_from_its_checkpoint(folder, capsys):
     """The checkpoint holds what was trained, not the model; the end is bit for bit that of a run that never stopped."""
     run = ["finetune", "--model", "llama", "--corpus", "text.txt", "--rank", "2", "--window", "16", "--batch", "2"]

@@ -32,6 +32,7 @@ def test_the_title_says_what_the_rank_is_worth():
     assert words(adapters.comparison(comparison())).endswith("the same direction, half the size: cosine 0.99")
 
 
+@pytest.mark.slow
 def test_a_line_a_layer_and_a_cell_a_matrix():
     """Layers in their order, kinds in theirs; a log axis where the values span more than a decade."""
     figure = adapters.spectra([*rows(), *rows(1, ("lm_head",))[:1]], "mine")

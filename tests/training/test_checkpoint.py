@@ -91,6 +91,7 @@ def test_a_run_resumed_many_times(make_model, corpus, tmp_path, interrupted):
     assert bits(load_checkpoint(path)) == bits(whole)
 
 
+@pytest.mark.slow
 def test_a_run_of_several_batches_a_step_is_one_of_larger_batches(make_model, corpus, tmp_path, interrupted):
     """The same bits where the pieces are the same; steps are updates; it goes on from the middle bit for bit."""
     make = lambda: make_model(dropout=0.1, lora=LORA_DROPOUT)

@@ -225,6 +225,7 @@ def test_the_loss_is_over_the_answers_alone_whatever_the_padding(model, tmp_path
     assert ml.evaluate(model, pairs) == pytest.approx(total / n, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_learns_pairs_and_goes_on_bit_for_bit(tmp_path, monkeypatch):
     """A model that has its tokenizer finds its pairs again; where it has none, they are asked for."""
     path = write(tmp_path / "a.jsonl", *sums(40))

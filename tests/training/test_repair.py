@@ -44,6 +44,7 @@ def test_the_tests_tell_the_bug_from_the_corrected_line():
         assert sum(different) >= 2 and broken != q.completion
 
 
+@pytest.mark.slow
 def test_the_corrected_line_is_right_in_any_words_and_the_bug_is_not():
     q = next(q for q in TRAIN + HELD_OUT if q.skeleton.startswith("sum, over, plus"))
     n, k = (re.search(pattern, q.completion)[1] for pattern in (r"> (\d+)", r"\+ (\d+)"))

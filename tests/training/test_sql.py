@@ -100,6 +100,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_wrong_query_is_not_right_by_chance(name):
     mutate, least = MUTATIONS[name]
