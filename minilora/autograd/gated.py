@@ -68,7 +68,7 @@ def gated(gate, up, activation):
     gate, up = gate.reshape(-1), up.reshape(-1)
     step = STRETCH if type(gate) is np.ndarray else max(gate.size, 1)
     parts = [slice(start, start + step) for start in range(0, gate.size, step)]
-    y = xp.empty(gate.shape, np.result_type(gate, up))
+    y = xp.empty(gate.shape, np.result_type(gate.dtype, up.dtype))
     for part in parts:
         xp.multiply(f(gate[part])[0], up[part], out=y[part])
 
