@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapter_resize import OUTPUT, size_of
-from .adapter_show import JSON, MOST, PATH, common_start, more
+from .adapter_show import JSON, MOST, PATH, common_start, labelled, more
 from .options import command, one_of, option
 
 
@@ -47,7 +47,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"{'':<44} {'rank':>5} {'alpha':>8} {'scale':>8} {'norm':>10}"] if rows else []
     for row in rows[:MOST]:
         lines.append(
-            f"{row['name'][start:][-44:]:<44} {row['rank']:>5} {row['alpha']:>8.4g} {row['scale']:>8.4g} "
+            f"{labelled(row['name'][start:], 44)} {row['rank']:>5} {row['alpha']:>8.4g} {row['scale']:>8.4g} "
             f"{row['frobenius_norm']:>10.4g}"
         )
     lines += [*more(rows), ""]

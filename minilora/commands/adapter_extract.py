@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapter_resize import SHARE, output_place, size_of
-from .adapter_show import JSON, MOST, common_start, more
+from .adapter_show import JSON, MOST, common_start, labelled, more
 from .options import command, option, whole
 
 BOTH = "a checkpoint: a Hugging Face folder, or one .safetensors file"
@@ -20,7 +20,7 @@ BOTH = "a checkpoint: a Hugging Face folder, or one .safetensors file"
     option("--energy", None, "of each matrix the rank that holds so much of the change", type=SHARE, metavar="SHARE"),
     JSON,
     option("--output", None, "the folder to write, in PEFT's form", type=output_place, metavar="OUT", required=True),
-    example="minilora adapter extract Qwen2-0.5B Qwen2-0.5B-Instruct --output runs/it",
+    example="minilora adapter extract Qwen2-0.5B my-qwen --rank 16 --output runs/it",
 )  # fmt: skip
 def extract(args: argparse.Namespace) -> int:
     """Take an adapter out of two checkpoints.
@@ -50,7 +50,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"{'':<32} {'rank':>4} {'change':>8} {'lost':>8} {'held':>6} {'random':>6} {'in 2-norm':>9}"]
     for row in rows[:MOST]:
         lines.append(
-            f"{row['name'][start:][-32:]:<32} {row['rank']:>4} {row['frobenius_norm']:>8.3g} {row['lost']:>8.3g} "
+            f"{labelled(row['name'][start:], 32)} {row['rank']:>4} {row['frobenius_norm']:>8.3g} {row['lost']:>8.3g} "
             f"{row['energy']:>6.1%} {row['random']:>6.1%} {row['error']:>9.3g}"
         )
     worst = max(rows, key=lambda row: row["bound"])

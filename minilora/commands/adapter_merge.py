@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_resize import size_of
-from .adapter_show import JSON, MOST, common_start, more
+from .adapter_show import JSON, MOST, common_start, labelled, more
 from .options import command, one_of, option
 from .outputs import output_folder
 
@@ -47,7 +47,7 @@ def table(found: Mapping[str, Any], output: Path) -> str:
     lines = [f"{'':<42} {'norm':>8} {'arrived':>8} {'kept':>7} {'changed':>8}"]
     for row in rows[:MOST]:
         lines.append(
-            f"{row['name'][start:][-42:]:<42} {row['frobenius_norm']:>8.3g} {row['arrived']:>8.3g} "
+            f"{labelled(row['name'][start:], 42)} {row['frobenius_norm']:>8.3g} {row['arrived']:>8.3g} "
             f"{share(row['kept']):>7} {row['changed']:>8.1%}"
         )
     lines += [*more(rows), ""]

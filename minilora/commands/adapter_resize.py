@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapter_show import BASE, JSON, MOST, PATH, common_start, more
+from .adapter_show import BASE, JSON, MOST, PATH, common_start, labelled, more
 from .options import command, number, option, whole
 from .outputs import require_writable
 
@@ -110,7 +110,7 @@ def losses(rows: Sequence[Mapping[str, Any]], ranks: Any) -> list[str]:
     start, lines = len(common_start([row["name"] for row in rows])), []
     for row in rows[:MOST]:
         share = row["lost"] / row["frobenius_norm"] if row["frobenius_norm"] else 0.0
-        lines.append(f"{row['name'][start:][-44:]:<44} {ranks(row):>9} {row['frobenius_norm']:>8.3g} "
+        lines.append(f"{labelled(row['name'][start:], 44)} {ranks(row):>9} {row['frobenius_norm']:>8.3g} "
                      f"{row['lost']:>9.3g} {share:>6.1%}")  # fmt: skip
     return lines + more(rows)
 

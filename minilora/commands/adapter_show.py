@@ -67,7 +67,7 @@ def table(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> str:
 
     lines = facts(adapter, rows)
     if not rows:
-        lines += [f"  {row['name'][:50]:<50} {by(row['shape']):>14} norm {row['frobenius_norm']:.3g}"
+        lines += [f"  {labelled(row['name'], 50)} {by(row['shape']):>14} norm {row['frobenius_norm']:.3g}"
                   for row in workbench.tensors(adapter)[:MOST]]  # fmt: skip
         return "\n".join(lines)
     for part, heading in ((1, "by kind"), (0, "by layer")):
@@ -100,7 +100,9 @@ def facts(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         more = f" and {len(adapter.others) - 3} more" if len(adapter.others) > 3 else ""
         lines.append(f"beside them       {names}{more}")
     needs = f"{adapter.needs}; --base gives it" if adapter.needs and rows and "weight_norm" not in rows[0] else ""
-    return lines + [f"note              {note}" for note in (*adapter.notes, needs) if note]
+    lines += [f"note              {note}" for note in (*adapter.notes, needs) if note]
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}  # names stay whole
+    return [lines[0], *(textwrap.fill(line, 80, subsequent_indent=" " * 18, **whole) for line in lines[1:])]
 
 
 def span_of(values: Sequence[float]) -> str:
@@ -124,20 +126,24 @@ def each(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         some = sorted(rows, key=lambda row: -row["frobenius_norm"])[:10]
     lines = [HEAD if some is rows else HEAD.replace(" " * 15, "the largest 10 ", 1)]
     for row in some:
-        name = row["name"][start:][-26:]
         norm, largest = row["frobenius_norm"], row["spectral_norm"]
         lines.append(
-            f"{name:<26} {by(row['shape']):>11} {row['rank']:>3} {norm:>8.3g} {largest:>8.3g} "
+            f"{labelled(row['name'][start:], 26)} {by(row['shape']):>11} {row['rank']:>3} {norm:>8.3g} {largest:>8.3g} "
             f"{row['effective_rank']:>5.1f} {row['stable_rank']:>5.1f} {row['rank_90']:>3} {row['rank_99']:>3}"
         )
     return lines + ([f"... and {len(rows) - len(some)} more; --json has all"] if some is not rows else [])
 
 
 def common_start(names: Sequence[str]) -> str:
-    """What all names begin with, up to a dot."""
+    """What all names begin with, up to a dot; up to an underscore where names have no dots."""
     low, high = min(names), max(names)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), 0)
-    return low[: low.rfind(".", 0, same) + 1]
+    return low[: low.rfind("." if "." in low else "_", 0, same) + 1]
+
+
+def labelled(name: str, width: int) -> str:
+    """A name in a column of this width; a longer one has a line of its own, for its end alone may be another's, too."""
+    return f"{name:<{width}}" if len(name) <= width else f"{name}\n{'':<{width}}"
 
 
 def grouped(rows: Sequence[Mapping[str, Any]], part: int, heading: str, shares: Mapping[str, float]) -> list[str]:
@@ -149,7 +155,7 @@ def grouped(rows: Sequence[Mapping[str, Any]], part: int, heading: str, shares: 
         own = [row for row in rows if (layer_and_kind(row["name"])[part] or "other") == name]
         mean = [sum(row[key] for row in own) / len(own) for key in ("effective_rank", "stable_rank", "rank_99")]
         norm = math.sqrt(sum(row["frobenius_norm"] ** 2 for row in own))
-        lines.append(f"{name[-38:]:<38} {len(own):>8} {norm:>8.3g} {share:>6.1%} "
+        lines.append(f"{labelled(name, 38)} {len(own):>8} {norm:>8.3g} {share:>6.1%} "
                      f"{mean[0]:>5.1f} {mean[1]:>5.1f} {mean[2]:>4.1f}")  # fmt: skip
     return lines
 
@@ -160,7 +166,7 @@ def beside_base(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{'beside the base':<38} {'weight':>8} {'ratio':>8} {'amplification':>13} {'intruders':>9}"]
     for row in rows[:MOST]:
         told = cells(row, weight_norm=8, relative_norm=8, amplification=13)
-        lines.append(f"{row['name'][start:][-38:]:<38} {told} {row['intruders']:>9}")
+        lines.append(f"{labelled(row['name'][start:], 38)} {told} {row['intruders']:>9}")
     return lines + more(rows)
 
 
@@ -180,7 +186,9 @@ def sentence(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> str:
 
     r, k = max(pair.rank for pair in adapter.matrices.values()), enough(rows)
     said = f"rank {r} holds what rank {k} would: 99 % of the energy of Delta W"
-    if k >= r:
+    if k > r:  # of DoRA, and of PiSSA, with their base
+        said = f"A and B have rank {r}, and Delta W more: rank {k} would hold 99 % of its energy"
+    elif k == r:
         said = (
             f"rank {r} is used: rank {r - 1} would hold less than 99 % of the energy"
             if r > 1
@@ -223,7 +231,7 @@ def comparison_table(found: Mapping[str, Any], first: str, second: str) -> str:
     lines = [f"{'':<40} {'cosine':>8} {'B / A':>8} {'phi of A':>9} {'phi of B':>9}"]
     for row in rows[:MOST]:
         told = cells(row, cosine=8, norm_ratio=8, similarity_A=9, similarity_B=9)
-        lines.append(f"{row['name'][start:][-40:]:<40} {told}")
+        lines.append(f"{labelled(row['name'][start:], 40)} {told}")
     lines += more(rows)
     for path, names in ((first, found["only_first"]), (second, found["only_second"])):
         lines += [f"{path} alone changes {len(names)} more, as {names[0]}"] if names else []

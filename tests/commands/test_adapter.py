@@ -51,6 +51,34 @@ def test_show_fits_a_terminal(here, capsys, count):
     assert len([line for line in lines if " 6x5 " in line]) == (10 if count == 60 else 2 * count)
 
 
+def test_long_names_are_told_apart(here, capsys):
+    """Two text encoders, an encoder beside a decoder: what differs may be the names' beginnings. Within 80 columns."""
+    ends = "text_model_encoder_layers_0_self_attn_q_proj"
+    kohya_file(here / "k.safetensors", {f"lora_te{i}_{ends}": draw(seed=i) for i in (1, 2)})
+    names = [f"{part}.block.{i}.layer.0.SelfAttention.q" for part in ("encoder", "decoder") for i in (0, 1)]
+    biases = {f"bert.encoder.layer.{i}.attention.self.query.base_layer.bias": np.ones(6, "f") for i in range(4)}
+    peft_folder(here / "p", {name: draw(seed=i) for i, name in enumerate(names)}, biases)
+    for words, told in (
+        (["show", "k.safetensors"], [f"te{i}_{ends}" for i in (1, 2)]),
+        (["resize", "k.safetensors", "--rank", "1", "--output", "s.safetensors"], [f"te{i}_{ends}" for i in (1, 2)]),
+        (["show", "p"], names),
+        (["compare", "p", "p"], names),
+    ):
+        assert main(["adapter", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert all(any(line.startswith(name) for line in lines) for name in told)
+
+
+def test_every_example_is_one_that_runs(here, capsys):
+    """But for its files, which are not there: nothing is wrong with its words."""
+    for word in ("show", "compare", "resize", "combine", "extract", "merge", "convert"):
+        assert main(["adapter", word, "--help"]) == 0
+        example = capsys.readouterr().out.split("example:")[1].split()
+        assert example[:3] == ["minilora", "adapter", word]
+        assert "there is no " in the_error(capsys, *example[1:])
+
+
 def test_show_says_what_the_rank_is_worth(here, capsys):
     """An adapter of rank 3 whose third direction holds next to nothing; and one matrix that was not trained."""
     B, A = draw(r=3)
@@ -75,6 +103,7 @@ def test_show_beside_a_base_and_without_the_one_it_needs(here, capsys):
     assert "note              DoRA turns and stretches the rows of W" in capsys.readouterr().out
     assert main(["adapter", "show", "a", "--base", "base"]) == 0
     out = capsys.readouterr().out
+    assert "A and B have rank 2, and Delta W more: rank " in out
     assert "DoRA turns" not in out and "beside the base" in out and max(map(len, out.splitlines())) <= 80
     assert main(["adapter", "show", "a", "--base", "base", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["matrices"][0]
