@@ -7,9 +7,7 @@ Three forms, told apart by what is in them and never by their names:
     minilora's .npz  X.lora_A and X.lora_B beside a header
 """
 
-import contextlib
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from ..nn.storage import file_path
 from . import kohya_files, npz_files, peft_files
 from .pairs import AdapterFile
 from .peft_files import CONFIG, PICKLED, WEIGHTS
+from .tensor_files import content
 
 __all__ = ["AdapterFile", "content", "read_adapter"]
 
@@ -55,20 +54,3 @@ def _reader(path: Path) -> Callable[[Path], AdapterFile]:
         return kohya_files.read
     expected = "PEFT's folder, a .safetensors file of lora_down and lora_up, or minilora's .npz"
     raise ValueError(f"{path} is no adapter: expected {expected}")
-
-
-def content(path: Path) -> str:
-    """What a file is, by its first bytes and its members: "safetensors", "npz", "pickle" or "unknown"."""
-    with open(path, "rb") as file:
-        first = file.read(9)
-    length = int.from_bytes(first[:8], "little")
-    if first[8:] == b"{" and 8 + length <= max(path.stat().st_size, 100_000_000):
-        return "safetensors"
-    if re.match(rb"\x80[\x02-\x05]", first) or path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        return "pickle"
-    if zipfile.is_zipfile(path):
-        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # what is damaged, its reader says
-            if any(name.endswith((".pkl", "/version")) for name in archive.namelist()):
-                return "pickle"
-        return "npz"
-    return {".safetensors": "safetensors", ".npz": "npz"}.get(path.suffix, "unknown")

@@ -24,6 +24,8 @@ from .pairs import AdapterFile, Pair
 from .peft_files import CONFIG, PREFIX, WEIGHTS
 from .tensor_files import Stored, write_tensors
 
+ENDINGS = {"kohya": ".safetensors", "minilora": ".npz"}  # of the forms that are files
+
 
 def pair_of(like: Pair, B: np.ndarray, A: np.ndarray, scale: float, dtype: Any = None) -> Pair:
     """A pair with Delta W = B A at a scale s, of the kind of another one, and in its precision or in dtype.
@@ -72,12 +74,17 @@ def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
                 raise ValueError(f"the output {str(path)!r} is an input; choose another name")
 
 
-def check_place(path: Path, form: str) -> None:
-    """Raises an error where a folder would be written over a file, or a file over a folder."""
-    if form == "peft" and ((path.exists() and not path.is_dir()) or path.suffix in (".safetensors", ".npz")):
+def check_place(path: Path, form: str, new: bool = False) -> None:
+    """Raises an error where a folder would be written over a file, a file over a folder, or a name is another form's.
+
+    new: whether the form is another than the input's, so that the name must say it.
+    """
+    if form == "peft" and ((path.exists() and not path.is_dir()) or path.suffix in ENDINGS.values()):
         raise NotADirectoryError(f"{str(path)!r} names a file, and a PEFT adapter is a folder; choose another output")
     if form != "peft" and path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder, and a {form} adapter is a file; choose another output")
+    if form != "peft" and path.suffix != ENDINGS[form] and (new or path.suffix in ENDINGS.values()):
+        raise ValueError(f"the output {str(path)!r} should end in {ENDINGS[form]}, as files of the form {form} do")
 
 
 # --- PEFT ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ LISTED = 6  # how many faults a line lists
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint. tensors: {name in its files: Stored}; config: its config.json, {} where there is none."""
+    """A checkpoint. tensors: {name in its files: Stored}; config: its config.json, {} where there is none; called:
+    {a single file's name: the module's} where an adapter of that form was opened beside it.
+    """
 
     path: Path
     tensors: Mapping[str, Stored]
     config: Mapping[str, Any]
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, module: str) -> Place | None:
         """Where a module's weight is: under its own name, or one that differs in its first parts alone.
@@ -41,6 +44,7 @@ class Base:
         The file of a bare model lacks the first parts of a module's name: "transformer.h.0.attn.c_attn" is
         "h.0.attn.c_attn" there. A module of ours is looked up in the table of its family's names.
         """
+        module = self.called.get(module, module)
         first, _, rest = module.partition(".")
         last = module.rpartition(".")[2]
         turned = self.config.get("model_type") in CONV1D and last in CONV1D_LAYERS

@@ -25,7 +25,7 @@ from ..nn.storage import load_model
 from ..training.parallel import blas_of_one_thread
 from . import npz_files, peft_files
 from .adapter_files import read_adapter
-from .adapter_writing import folder_beside, pair_of, refuse_inputs, write_adapter
+from .adapter_writing import check_place, folder_beside, pair_of, refuse_inputs, write_adapter
 from .adapters import load_adapter, save_adapter
 from .base_weights import Base
 from .merged_folder import copier, refuse_inside
@@ -34,7 +34,7 @@ from .pairs import AdapterFile, Pair
 from .peft_files import CONFIG, WEIGHTS
 from .pretrained import load_pretrained
 from .tensor_files import Stored
-from .updates import opened, progress_over, update_of
+from .updates import opened, progress_over, require_change, update_of
 
 FORMS = ("peft", "kohya", "minilora")
 SOURCE = "minilora_source"  # in a single file's metadata: {"form", "config"} of what it was made of, as JSON
@@ -65,7 +65,8 @@ def convert(
         raise ValueError(f"{source.path} has this form already: {to}")
     refuse_inputs(Path(output), source.inputs)
     refuse_inside(Path(output), [source.path] if source.path.is_dir() else [])
-    require_ending(Path(output), to)
+    check_place(Path(output), to, new=True)
+    require_change(source)
     stored = source_of(source)
     if to == "kohya":
         made, notes = to_kohya(source, base, matrices_only, progress)
@@ -94,17 +95,6 @@ def told(source: AdapterFile, made: AdapterFile | None, written: AdapterFile, no
     rows = [{"name": name, "shape": list(pair.shape), "rank": pair.rank, "alpha": pair.alpha, "scale": pair.scale,
              "frobenius_norm": sizes[name]} for name, pair in written.matrices.items()]  # fmt: skip
     return {"from": source.form, "to": written.form, "norm": norm, "lost": lost, "matrices": rows, "notes": notes}
-
-
-def require_ending(output: Path, to: str) -> None:
-    """Raises an error where a name says another form than is written."""
-    ends = {"kohya": ".safetensors", "minilora": ".npz", "peft": ""}
-    if to == "peft" and (output.suffix in (".safetensors", ".npz") or (output.exists() and not output.is_dir())):
-        raise NotADirectoryError(f"{str(output)!r} names a file, and a PEFT adapter is a folder; choose another output")
-    if to != "peft" and output.is_dir():
-        raise IsADirectoryError(f"{str(output)!r} is a folder, and a {to} adapter is a file; choose another output")
-    if to != "peft" and output.suffix != ends[to]:
-        raise ValueError(f"the output {str(output)!r} should end in {ends[to]}, as files of the form {to} do")
 
 
 def source_of(adapter: AdapterFile) -> Mapping[str, Any]:
@@ -153,7 +143,6 @@ def to_kohya(
     flat, pairs = flat_names(source.matrices), {}
     for name, pair in progress_over(list(source.matrices.items()), "converted", progress, checkpoint):
         pairs[flat[name]] = replace(plain(source, pair, checkpoint if residual else None), name=flat[name])
-        low_rank.norm(*pairs[flat[name]].factors())  # numbers that are none are refused before anything is written
     kept: dict[str, Any] = {"modules_to_save": None, "bias": "none"} if source.form == "peft" and source.others else {}
     config = json.dumps({"form": source.form, "config": {**source.config, **kept}})
     metadata = {"ss_network_module": "networks.lora", "ss_network_dim": "", "ss_network_alpha": "",
@@ -212,10 +201,6 @@ def from_kohya(
         scale = exact.get(name, pair.scale)
         same = math.isclose(scale, pair.scale, rel_tol=1e-6)  # alpha went by in float32
         pairs[name] = replace(pair, scale=scale if same else pair.scale)
-    with blas_of_one_thread():
-        sizes = [low_rank.norm(*pair.factors()) for pair in pairs.values()]
-    if not any(sizes) and not source.needs:
-        raise ValueError(f"{source.path}: every Delta W is zero, as B is before training; nothing is written")
     config = stored["config"] if stored.get("form") == to else new_config(adapter, pairs, checkpoint)
     if to == "minilora":
         notes.append("the base's fingerprint is that of the file it was made of")

@@ -42,6 +42,9 @@ def read(path: Path) -> AdapterFile:
         middle, magnitude = part.get("lora_mid.weight"), part.get("dora_scale")
         if middle is not None and (len(A.shape) != 4 or A.shape[2:] != (1, 1) or middle.shape[:2] != (rank, rank)):
             raise ValueError(f"{path}: {module}: lora_mid {middle.shape} does not fit lora_down {A.shape}")
+        if magnitude is not None and magnitude.shape[:1] != B.shape[:1]:
+            rows = f"expected one for each of {B.shape[0]} rows"
+            raise ValueError(f"{path}: {module} has {magnitude.shape} lengths, {rows}")
         matrices[module] = Pair(module, A, B, alpha, alpha / rank, path, kind, magnitude, middle=middle)
         dora = dora or magnitude is not None
     method, needs = ("dora", DORA) if dora else ("lora", "")

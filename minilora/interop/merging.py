@@ -17,7 +17,6 @@ from ..adapters.files import digest
 from ..analysis import low_rank
 from ..autograd.signatures import checked
 from ..nn.checks import unknown
-from ..training.parallel import blas_of_one_thread
 from . import fetch
 from .adapter_files import read_adapter
 from .adapter_writing import refuse_inputs
@@ -30,7 +29,7 @@ from .names import Place
 from .pairs import AdapterFile, Pair
 from .peft_files import RESIDUAL
 from .tensor_files import Stored, float_type
-from .updates import update_of
+from .updates import require_change, update_of
 
 WRAPPED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")  # what PEFT puts into a module's name
 OF_B = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
@@ -134,10 +133,7 @@ def mergeable(adapter: AdapterFile, base: Base) -> AdapterFile:
     if adapter.form == "peft" and start.startswith(RESIDUAL) and (start != "pissa" or adapter.method == "dora"):
         fix = "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT makes plain LoRA of it"
         raise ValueError(f"{adapter.path}: it started from {start}, and what that took out of W no file holds; {fix}")
-    with blas_of_one_thread():  # thin matrices are too small for two
-        sizes = [low_rank.norm(*pair.factors()) for pair in adapter.matrices.values()]
-    if not any(sizes) and not adapter.others and not adapter.needs:
-        raise ValueError(f"{adapter.path}: every Delta W is zero, as B is before training; nothing is written")
+    require_change(adapter)
     if adapter.form == "minilora":
         check_fingerprint(adapter, base)
     return adapter

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from .base_weights import LISTED, Base
 from .pairs import AdapterFile
-from .updates import KOHYA
 
+KOHYA = re.compile(r"^lora_(?:unet|te\d?|transformer)_")
 STORED = "minilora_names"  # in a single file's metadata: {the file's name: the module's}, as JSON
 IMAGE = re.compile(r"(^|\.)(down_blocks|up_blocks|mid_block|double_blocks|single_blocks|transformer_blocks)\.")
 

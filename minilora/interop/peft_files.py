@@ -10,7 +10,7 @@ from typing import Any
 
 from ..nn.checks import is_real, is_whole, shown
 from .pairs import DORA, AdapterFile, Pair, fitting, require_rank
-from .tensor_files import Stored, open_tensors
+from .tensor_files import Stored, content, open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -94,9 +94,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def weights_file(folder: Path) -> Path:
     """adapter_model.safetensors. Raises ValueError where there is only a pickled one, FileNotFoundError for none."""
-    if (path := folder / WEIGHTS).is_file():
+    if (path := folder / WEIGHTS).is_file() and content(path) != "pickle":
         return path
-    for pickled in (folder / "adapter_model.bin", *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))):
+    for pickled in (path, folder / "adapter_model.bin", *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))):
         if pickled.is_file():
             raise ValueError(f"{pickled} is pickled, {PICKLED}")
     raise FileNotFoundError(f"there is no {WEIGHTS} in {str(folder)!r}")

@@ -5,8 +5,11 @@ and the numbers. The `safetensors` library checks a file; its tensors are then m
 written one at a time, so that a file larger than the memory can be read and rewritten.
 """
 
+import contextlib
 import json
 import math
+import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +57,23 @@ def float_type(name: str) -> np.dtype:
         return np.dtype(name)
     except TypeError:
         return np.dtype(getattr(extra("ml_dtypes", f"an array of {name}"), name))
+
+
+def content(path: Path) -> str:
+    """What a file is, by its first bytes and its members: "safetensors", "npz", "pickle" or "unknown"."""
+    with open(path, "rb") as file:
+        first = file.read(9)
+    length = int.from_bytes(first[:8], "little")
+    if first[8:] == b"{" and 8 + length <= max(path.stat().st_size, 100_000_000):
+        return "safetensors"
+    if re.match(rb"\x80[\x02-\x05]", first) or path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
+        return "pickle"
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # what is damaged, its reader says
+            if any(name.endswith((".pkl", "/version")) for name in archive.namelist()):
+                return "pickle"
+        return "npz"
+    return {".safetensors": "safetensors", ".npz": "npz"}.get(path.suffix, "unknown")
 
 
 def open_tensors(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from ..analysis import rank as ranks
 from ..training.parallel import blas_of_one_thread
 from .adapter_files import read_adapter
 from .base_weights import Base, open_base
+from .module_names import key_of, with_names
 from .pairs import AdapterFile, Pair
 
 LAYER = re.compile(r"^((?:.*[._])?(?:blocks?|layers?|attentions|resnets|h)[._]\d+)[._](.+)$")
-KOHYA = re.compile(r"^lora_(?:unet|te\d?|transformer)_")
 
 
 def layer_and_kind(name: str) -> tuple[str | None, str]:
@@ -46,8 +47,9 @@ def opened(path: str | Path, base: str | Path | None, caller: str) -> tuple[Adap
         fix = "PEFT does where it trained: save_pretrained(path_initial_model_for_weight_conversion=...)"
         raise ValueError(f"{adapter.path}: {adapter.needs}; what {start} took out of W cannot be had again here; {fix}")
     found = open_base(base)
-    found.check(adapter)
-    return adapter, found
+    named = with_names(adapter, found)
+    found.check(named)
+    return adapter, replace(found, called=dict(zip(adapter.matrices, named.matrices, strict=True)))
 
 
 def update_of(adapter: AdapterFile, pair: Pair, base: Base | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -66,6 +68,14 @@ def update_of(adapter: AdapterFile, pair: Pair, base: Base | None) -> tuple[np.n
         r = pair.rank
         B, A = low_rank.total([(B, A), (-u[:, :r] * s[:r], vt[:r])])
     return B, A, W
+
+
+def require_change(adapter: AdapterFile) -> None:
+    """Raises ValueError where every Delta W is zero and nothing is beside them, or a number of A or B is none."""
+    with blas_of_one_thread():  # thin matrices are too small for two
+        sizes = [low_rank.norm(*pair.factors()) for pair in adapter.matrices.values()]
+    if sizes and not any(sizes) and not adapter.others and not adapter.needs:
+        raise ValueError(f"{adapter.path}: every Delta W is zero, as B is before training; nothing is written")
 
 
 def progress_over(pairs: Iterable[Any], words: str, progress: bool, base: Base | None = None) -> Iterator[Any]:
@@ -90,7 +100,7 @@ def keyed(adapters: Sequence[AdapterFile]) -> list[dict[str, Pair]]:
         return [adapter.matrices for adapter in adapters]
     found = []
     for adapter in adapters:
-        keys = {name: KOHYA.sub("", name.replace(".", "_")) for name in adapter.matrices}
+        keys = {name: key_of(name) for name in adapter.matrices}
         if len({*keys.values()}) < len(keys):
             raise ValueError(f"{adapter.path}: two of its matrices would have one name in another form of file")
         found.append({keys[name]: pair for name, pair in adapter.matrices.items()})

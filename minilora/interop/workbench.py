@@ -116,13 +116,13 @@ def compare(first: Place, second: Place, base: Place | None = None, progress: bo
     and B's (similarity_A, similarity_B, from 0 to 1, at the smaller rank). The first two are also of all that both
     change, taken together. None where one side is zero.
     """
-    (one, weights), (other, _) = opened(first, base, "compare"), opened(second, base, "compare")
+    (one, weights), (other, beside_it) = opened(first, base, "compare"), opened(second, base, "compare")
     for adapter in (one, other):
         adapter.require_matrices("compare")
     rows, product, energy = [], 0.0, np.zeros(2)
     pairs = in_common(one, other)
     for a, b in progress_over(pairs, "compared", progress, weights):
-        (B1, A1, _), (B2, A2, _) = update_of(one, a, weights), update_of(other, b, weights)
+        (B1, A1, _), (B2, A2, _) = update_of(one, a, weights), update_of(other, b, beside_it)
         sizes = low_rank.norm(B1, A1), low_rank.norm(B2, A2)
         right, _ = low_rank.similarity(A1, A2, "right")
         left, _ = low_rank.similarity(B1, B2, "left")
@@ -192,9 +192,10 @@ def resize(
         B, A, _ = update_of(adapter, pair, weights)
         cut = pair_of(pair, *low_rank.truncate(B, A, rank, energy)[:2], pair.scale)
         pairs[name] = pair if cut.rank >= pair.rank and not adapter.needs and pair.start is None else cut
+        lost = 0.0 if pairs[name] is pair else low_rank.distance(pairs[name].factors(), (B, A))
         rows.append({
             "name": name, "shape": list(pair.shape), "rank_before": pair.rank, "rank": pairs[name].rank,
-            "frobenius_norm": low_rank.norm(B, A), "lost": low_rank.distance(pairs[name].factors(), (B, A)),
+            "frobenius_norm": low_rank.norm(B, A), "lost": lost,
         })  # fmt: skip
     found = summed(rows, adapter.path)
     config = (
@@ -241,20 +242,19 @@ def combine(
         raise ValueError(f"combine: weights = {dict(weights)}, expected one adapter or more with finite numbers")
     if rank is not None and (not is_whole(rank) or rank < 1):
         raise ValueError(f"combine: rank = {rank}, expected a positive integer")
-    adapters, checkpoint = [], None
-    for path in weights:
-        adapter, checkpoint = opened(path, base, "combine")
+    both = [opened(path, base, "combine") for path in weights]
+    adapters, checkpoints = [adapter for adapter, _ in both], [checkpoint for _, checkpoint in both]
+    for adapter in adapters:
         adapter.require_matrices("combine")
-        adapters.append(adapter)
     check_output(output, adapters)
     matrices = together(adapters)
     template, notes = like_which(adapters)
     pairs, rows, size = {}, [], 0.0
-    for name, parts in progress_over(list(matrices.items()), "combined", progress, checkpoint):
+    for name, parts in progress_over(list(matrices.items()), "combined", progress, checkpoints[0]):
         terms, first = [], next(part for part in parts if part is not None)
-        for adapter, pair, weight in zip(adapters, parts, weights.values(), strict=True):
+        for adapter, beside_it, pair, weight in zip(adapters, checkpoints, parts, weights.values(), strict=True):
             if pair is not None:
-                B, A, _ = update_of(adapter, pair, checkpoint)
+                B, A, _ = update_of(adapter, pair, beside_it)
                 terms.append((weight * B, A))
         size += sum(low_rank.norm(*term) for term in terms)
         B, A = low_rank.total(terms)

@@ -268,6 +268,9 @@ def test_what_is_pickled_is_never_opened(tmp_path, name, protocol):
     path.rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"adapter_model.bin is pickled"):
         read_adapter(tmp_path)
+    (tmp_path / "adapter_model.bin").rename(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is pickled"):
+        read_adapter(tmp_path)
 
 
 def test_other_files_are_one_line(tmp_path):
@@ -309,6 +312,9 @@ def test_single_files_that_do_not_fit_are_one_line(tmp_path):
         "do not fit; expected": lambda: kohya_file(path, {"x": (draw(r=3)[0], A)}),
         "x.alpha is nan": lambda: kohya_file(path, {"x": (B, A)}, math.nan),
         "x.alpha has shape": lambda: kohya_file(path, {"x": (B, A)}, None, {"x.alpha": np.ones(2)}),
+        "x has \\(1, 6\\) lengths, expected one for each of 6 rows": lambda: kohya_file(  # LyCORIS's, of the columns
+            path, {"x": draw(6, 6)}, others={"x.dora_scale": np.ones((1, 6), "f")}
+        ),
         "lora_mid": lambda: kohya_file(path, {"x": (B, A)}, 1.0, {"x.lora_mid.weight": np.ones((2, 2, 3, 3))}),
     }.items():
         make()

@@ -184,6 +184,7 @@ def test_every_fault_is_one_line_and_writes_nothing(tmp_path):
     both = peft_folder(tmp_path / "both", {"a.b_c": draw(), "a_b.c": draw()})
     k = kohya_file(tmp_path / "k.safetensors", {"lora_te_x": draw()})
     zero = kohya_file(tmp_path / "zero.safetensors", {"lora_te_x": (np.zeros((6, 2), "f"), draw()[1])})
+    before_training = peft_folder(tmp_path / "start", {name: (0 * B, A) for name, (B, A) in two().items()})
     rest = kohya_file(tmp_path / "rest.safetensors", {"lora_te_x": draw()}, others={"y.diff": np.ones(3, "f")})
     columns = kohya_file(tmp_path / "cols.safetensors", {"x": draw()}, others={"x.dora_scale": np.ones((1, 5), "f")})
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x02")
@@ -202,12 +203,13 @@ def test_every_fault_is_one_line_and_writes_nothing(tmp_path):
         (k, "peft", tmp_path / "out.npz", {}, "names a file"),
         (a, "minilora", tmp_path / "out.npz", {}, "give its base: --base CHECKPOINT"),
         (k, "minilora", tmp_path / "out.npz", {}, "give its base: --base CHECKPOINT"),
-        (nan, "kohya", file, {}, "is nan"),
+        (nan, "kohya", file, {}, "B of x.q: entry (0, 0) is nan"),
         (prompt, "kohya", file, {}, "has no Delta W = s B A to write as kohya"),
         (acts, "kohya", file, {}, "invocation tokens"),
         (pissa, "kohya", file, {}, "--base FOLDER"),
         (both, "kohya", file, {}, "would both be called lora_te_a_b_c"),
         (zero, "peft", out, {}, "every Delta W is zero"),
+            (before_training, "kohya", file, {}, "every Delta W is zero"),
         (rest, "peft", out, {}, "holds y.diff beside its matrices"),
         (columns, "peft", out, {}, "expected one for each of 6 rows"),
         (k, "peft", out, {"base": base}, "lora_te_x (no module)"),

@@ -289,6 +289,41 @@ def test_two_text_encoders_are_two(tmp_path):
         workbench.compare(folder, one)
 
 
+def test_a_single_file_with_its_base(tmp_path):
+    """Its names are found in the base; DoRA's Delta W = m / ||W + s B A|| (W + s B A) - W, beside PEFT's."""
+    name, flat, (B, A) = "model.layers.0.self_attn.q_proj", "lora_te_model_layers_0_self_attn_q_proj", draw(6, 6)
+    rng = np.random.default_rng(1)
+    W, m = rng.normal(size=(6, 6)), rng.uniform(0.5, 2, size=(6, 1))
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({f"{name}.weight": W}, base / "model.safetensors")
+    one = kohya_file(tmp_path / "k.safetensors", {flat: (B, A)}, 8.0, {f"{flat}.dora_scale": m})
+    other = peft_folder(tmp_path / "p", {name: (B, A)}, {f"{name}.lora_magnitude_vector": m[:, 0]}, use_dora=True)
+    V = W + 4 * B.astype(float) @ A
+    delta = m / np.linalg.norm(V, axis=1, keepdims=True) * V - W
+    row = workbench.show(one, base)["matrices"][0]
+    assert row["name"] == flat and row["frobenius_norm"] == pytest.approx(np.linalg.norm(delta), rel=1e-10)
+    assert workbench.compare(one, other, base)["cosine"] == pytest.approx(1, abs=1e-10)
+    workbench.resize(one, tmp_path / "small.safetensors", rank=2, base=base)
+    np.testing.assert_allclose(dense(tmp_path / "small.safetensors")[flat], cut(delta, 2)[0], atol=1e-5)
+    workbench.combine({one: 1.0, other: -0.5}, tmp_path / "sum.safetensors", base=base)
+    np.testing.assert_allclose(dense(tmp_path / "sum.safetensors")[flat], delta / 2, atol=1e-5)
+    with pytest.raises(ValueError, match=r"base is not the base of .*lora_te_x \(no module\)"):
+        workbench.show(kohya_file(tmp_path / "x.safetensors", {"lora_te_x": (B, A)}), base)
+
+
+def test_a_name_that_says_another_form_is_refused(tmp_path):
+    """A single file under .npz, or our own under .safetensors, would be taken for what it is not."""
+    k = kohya_file(tmp_path / "k.safetensors", two())
+    ours = in_form("minilora", tmp_path / "a", two(8, 8))
+    for path, wrong, right in ((k, "b.npz", ".safetensors"), (ours, "b.safetensors", ".npz")):
+        with pytest.raises(ValueError, match=f"{wrong}' should end in {right}"):
+            workbench.resize(path, tmp_path / wrong, rank=1)
+        with pytest.raises(ValueError, match=f"{wrong}' should end in {right}"):
+            workbench.combine({path: 2.0}, tmp_path / wrong)
+        assert not (tmp_path / wrong).exists()
+
+
 @pytest.mark.parametrize("start", ["olora", "corda", "pissa_niter_4", "loftq"])
 def test_starts_that_cannot_be_had_again_are_refused_with_a_base(tmp_path, start):
     """What they took out of W is drawn, or was computed from data: Delta W would be another one."""
