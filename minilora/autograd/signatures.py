@@ -118,6 +118,8 @@ def misfit(caller: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> T
 def in_its_name(caller: str, error: Exception) -> Exception:
     """The same error in one line that names the function: as it is, where it does."""
     words = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename:
+        words = f"{error.filename}: {error.strerror}"  # without its number
     if caller in words and "\n" not in str(error):
         return error
     kind = next((k for k in (ValueError, TypeError) if isinstance(error, k)), type(error))  # OSError's kinds stay

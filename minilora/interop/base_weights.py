@@ -10,6 +10,7 @@ import numpy as np
 
 from ..adapters.quantization import Packed
 from ..nn.architectures import from_hugging_face, parameters
+from ..nn.checks import listed
 from ..nn.module import in_precision
 from ..nn.storage import BASE
 from . import fetch
@@ -24,7 +25,6 @@ INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "co
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types whose linear layers are (d_in, d_out)
 CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 OURS = ("blocks", "wte", "wpe", "ln_f", "head")  # what names of our modules begin with
-LISTED = 6  # how many faults a line lists
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Base:
     def check(self, adapter: AdapterFile) -> None:
         """Raises ValueError that lists the matrices which this base lacks or has in another shape."""
         if faults := [words for pair in adapter.matrices.values() if (words := self.fault(pair, adapter))]:
-            more = f" (and {len(faults) - LISTED} more)" if len(faults) > LISTED else ""
-            raise ValueError(f"{self.path} is not the base of {adapter.path}: {'; '.join(faults[:LISTED])}{more}")
+            raise ValueError(f"{self.path} is not the base of {adapter.path}: {listed(faults)}")
 
     def weight(self, pair: Pair, adapter: AdapterFile) -> np.ndarray:
         """W (d_out, d_in) in float64, as Delta W is. Raises ValueError where it is not finite."""

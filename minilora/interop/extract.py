@@ -15,9 +15,10 @@ import numpy as np
 
 from ..analysis.randomised import Decomposition, distance, random_share, randomised_svd
 from ..autograd.signatures import checked
+from ..nn.checks import listed
 from ..training.parallel import blas_of_one_thread
 from .adapter_writing import check_place, write_adapter
-from .base_weights import CONV1D, CONV1D_LAYERS, LISTED, Base, open_base
+from .base_weights import CONV1D, CONV1D_LAYERS, Base, open_base
 from .folders import BUFFERS, FLOATS
 from .merged_folder import refuse_inside, require_new
 from .names import FAMILIES
@@ -176,12 +177,11 @@ def in_common(one: Base, other: Base) -> dict[str, str]:
     names = {a: b for a, b in names.items() if not BUFFERS.search(a)}
     shapes = {a: (one.tensors[a].shape, other.tensors[b].shape) for a, b in names.items()}
     if odd := [f"{name} is {a} and {b}" for name, (a, b) in shapes.items() if a != b]:
-        more = f" and {len(odd) - LISTED} more" if len(odd) > LISTED else ""
-        raise ValueError(f"{one.path} and {other.path} differ in shape: {'; '.join(odd[:LISTED])}{more}")
+        raise ValueError(f"{one.path} and {other.path} differ in shape: {listed(odd)}")
     few = [f"{a} is {x.dtype}" for a, b in names.items() for x in (one.tensors[a], other.tensors[b])
            if x.dtype.name not in FLOATS and len(x.shape) > 1]  # fmt: skip
     if few:
-        raise ValueError(f"{one.path} and {other.path} are not both in floats: {'; '.join(few[:LISTED])}")
+        raise ValueError(f"{one.path} and {other.path} are not both in floats: {listed(few)}")
     return {a: b for a, b in names.items() if one.tensors[a].dtype.name in FLOATS}
 
 

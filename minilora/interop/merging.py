@@ -16,11 +16,11 @@ import numpy as np
 from ..adapters.files import digest
 from ..analysis import low_rank
 from ..autograd.signatures import checked
-from ..nn.checks import unknown
+from ..nn.checks import listed, unknown
 from . import fetch
 from .adapter_files import read_adapter
 from .adapter_writing import refuse_inputs
-from .base_weights import LISTED, Base, open_base
+from .base_weights import Base, open_base
 from .edits import Replacement, Update
 from .folders import FLOATS, open_folder
 from .merged_folder import refuse_inside, require_new, write_folder
@@ -170,10 +170,10 @@ def planned(base: Base, adapter: AdapterFile) -> Plan:
         plan.edits.setdefault(tensor, []).append(update(whole, adapter, pair, place, turned))
     unplaced = [name for name, stored in adapter.others.items() if not beside(plan, whole, adapter, name, stored)]
     if unplaced:
-        raise ValueError(f"{base.path} has no place for {', '.join(unplaced[:LISTED])} of {adapter.path}")
+        raise ValueError(f"{base.path} has no place for {listed(unplaced, ', ')} of {adapter.path}")
     odd = [f"{name} is {kind}" for name in plan.edits if (kind := whole.tensors[name].dtype.name) not in FLOATS]
     if odd:
-        raise ValueError(f"{base.path}: {'; '.join(odd[:LISTED])}, expected floats that an update can be added to")
+        raise ValueError(f"{base.path}: {listed(odd)}, expected floats that an update can be added to")
     refuse_tied(plan, base, adapter)
     if table is not None:
         part_head(plan, adapter, table)

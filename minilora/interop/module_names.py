@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .base_weights import LISTED, Base
+from ..nn.checks import listed
+from .base_weights import Base
 from .pairs import AdapterFile
 
 KOHYA = re.compile(r"^lora_(?:unet|te\d?|transformer)_")
@@ -73,8 +74,7 @@ def with_names(adapter: AdapterFile, base: Base | None = None) -> AdapterFile:
             known = there[0]
         found[known] = replace(pair, name=known)
     if lacking:
-        more = f" and {len(lacking) - LISTED} more" if len(lacking) > LISTED else ""
-        raise ValueError(f"{base and base.path} is not the base of {adapter.path}: {', '.join(lacking[:LISTED])}{more}")
+        raise ValueError(f"{base and base.path} is not the base of {adapter.path}: {listed(lacking, ', ')}")
     if len(found) < len(adapter.matrices):
         raise ValueError(f"{adapter.path}: two of its matrices are of one module of the base")
     return replace(adapter, matrices=found)

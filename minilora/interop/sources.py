@@ -13,13 +13,13 @@ import numpy as np
 from ..adapters.qlora import QuantizedEmbedding, QuantizedLinear
 from ..adapters.quantization import Half, Packed, half
 from ..nn.architectures import Architecture, parameters
+from ..nn.checks import listed
 from ..nn.layers import Embedding, Linear
 from ..nn.module import in_precision
 from ..nn.storage import Blank
 from ..nn.transformer import Transformer
 from .names import Place
 
-LISTED = 6  # how many names an error lists
 Value = np.ndarray | Packed
 
 
@@ -76,8 +76,7 @@ def compare(called: str, expected: Mapping[str, tuple], found: Mapping[str, tupl
         if name in found and tuple(found[name]) != shape
     ]
     if problems:
-        more = f" (and {len(problems) - LISTED} more)" if len(problems) > LISTED else ""
-        raise ValueError(f"{called}: {'; '.join(problems[:LISTED])}{more}")
+        raise ValueError(f"{called}: {listed(problems)}")
 
 
 def as_value(array: np.ndarray) -> Value:

@@ -81,12 +81,12 @@ def open_tensors(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
     path, library = Path(path), extra("safetensors", "a .safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
-    try:
-        with library.safe_open(path, framework="numpy"):  # which checks that the header and the numbers fit each other
-            pass
-    except library.SafetensorError as error:
-        raise ValueError(f"{path} is no complete .safetensors file: {' '.join(str(error).split())}") from None
-    with open(path, "rb") as file:
+    with open(path, "rb") as file:  # first: where a file may not be read, the library says that there is none
+        try:
+            with library.safe_open(path, framework="numpy"):  # which checks that header and numbers fit each other
+                pass
+        except library.SafetensorError as error:
+            raise ValueError(f"{path} is no complete .safetensors file: {' '.join(str(error).split())}") from None
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     metadata, found = header.pop("__metadata__", None) or {}, {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..analysis import low_rank
 from ..analysis import rank as ranks
+from ..nn.checks import listed
 from ..training.parallel import blas_of_one_thread
 from .adapter_files import read_adapter
 from .base_weights import Base, open_base
@@ -115,5 +116,5 @@ def in_common(one: AdapterFile, other: AdapterFile) -> list[tuple[Pair, Pair]]:
         first, second = (next(iter(adapter.matrices)) for adapter in (one, other))
         raise ValueError(f"{one.path} and {other.path} have no matrix in common: one adapts {first}, one {second}")
     if odd := [f"{a.name} is {a.shape} and {b.shape}" for a, b in pairs if a.shape != b.shape]:
-        raise ValueError(f"{one.path} and {other.path} are of different bases: {'; '.join(odd[:6])}")
+        raise ValueError(f"{one.path} and {other.path} are of different bases: {listed(odd)}")
     return pairs

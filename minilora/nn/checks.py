@@ -1,6 +1,7 @@
 """The words of errors that several files have."""
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ def unknown(what: str, name: str, known: list[str], close: list[str] | None = No
     best = difflib.get_close_matches(name.lower(), known if close is None else close, n=1, cutoff=0.5)
     hint = f" (did you mean {best[0]!r}?)" if best else ""
     return f"unknown {what} {reprlib.repr(name)}{hint}; there are {', '.join(known)}"
+
+
+def listed(faults: Sequence[str], between: str = "; ") -> str:
+    """The first six of what an error has to tell, and how many there are beside them."""
+    return between.join(faults[:6]) + (f" (and {len(faults) - 6} more)" if len(faults) > 6 else "")
 
 
 def whole(name: str, field: str, value: Any, least: int = 1) -> int:

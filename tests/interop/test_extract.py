@@ -139,6 +139,8 @@ def test_every_fault_is_one_line_and_writes_nothing(tmp_path):
     norms = folder(tmp_path / "norms", old | {"model.norm.weight": np.ones(40, "f")})
     few = folder(tmp_path / "few", old, quantization_config={"quant_method": "gptq"})
     whole = folder(tmp_path / "int", old | {f"{Q}.weight": np.ones((60, 40), "int8")})
+    eight = {kind: {f"l.{i}.q.weight": np.ones((3, 4), kind) for i in range(8)} for kind in ("float32", "int8")}
+    floats, eighths = (folder(tmp_path / kind, tensors) for kind, tensors in eight.items())
     pickled = folder(tmp_path / "pickled", old)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
@@ -152,6 +154,7 @@ def test_every_fault_is_one_line_and_writes_nothing(tmp_path):
         (a, norms, out, {}, "though model.norm.weight did"),
         (a, few, out, {}, "in few bits"),
         (a, whole, out, {}, "not both in floats"),
+        (floats, eighths, out, {}, "l.5.q.weight is int8 (and 2 more)"),
         (a, pickled, out, {}, "is pickled"),
         (a, tmp_path / "x.gguf", out, {}, "is a GGUF file"),
         (a, tmp_path / "none", out, {}, "there is no checkpoint"),

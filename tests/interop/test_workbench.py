@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from adapter_making import draw, kohya_file, peft_folder, two
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import minilora as ml
@@ -310,6 +311,27 @@ def test_a_single_file_with_its_base(tmp_path):
     np.testing.assert_allclose(dense(tmp_path / "sum.safetensors")[flat], delta / 2, atol=1e-5)
     with pytest.raises(ValueError, match=r"base is not the base of .*lora_te_x \(no module\)"):
         workbench.show(kohya_file(tmp_path / "x.safetensors", {"lora_te_x": (B, A)}), base)
+
+
+def test_a_base_that_may_not_be_read_is_no_base_that_is_not_there(tmp_path, monkeypatch):
+    """The library of .safetensors says of such a file that there is none."""
+    save_file({"x.weight": np.ones((6, 5))}, tmp_path / "model.safetensors")
+    adapter, file, real = peft_folder(tmp_path / "a", two()), tmp_path / "model.safetensors", open
+
+    def refused(name, *how, **more):
+        if Path(name) == file:
+            raise PermissionError(13, "Permission denied", str(name))
+        return real(name, *how, **more)
+
+    def opened(path, framework):
+        if path == file:
+            raise FileNotFoundError(f"No such file or directory: {path}")
+        return safe_open(path, framework)
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("safetensors.safe_open", opened)
+    with pytest.raises(PermissionError, match=rf"^show: {file}: Permission denied$"):
+        workbench.show(adapter, tmp_path)
 
 
 def test_a_name_that_says_another_form_is_refused(tmp_path):
