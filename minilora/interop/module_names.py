@@ -63,10 +63,7 @@ def with_names(adapter: AdapterFile, base: Base | None = None) -> AdapterFile:
         known = stored.get(name) or (name if base is None or base.place(name) else None)
         if known is None:
             key = key_of(name)
-            ends = [
-                key,
-                *(key.partition(f"{first}_")[2] for first in ("model", "transformer") if key.startswith(first)),
-            ]
+            ends = [key, *(key.removeprefix(first) for first in ("model_", "transformer_", "text_model_"))]
             there: list[str] = next((modules[k] for k in ends if k in modules), [])
             if len(there) != 1:
                 lacking.append(f"{name} ({'several modules' if there else 'no module'})")

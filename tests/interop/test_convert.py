@@ -97,6 +97,12 @@ def test_names_of_others_files(tmp_path):
     save_file(
         {"a.b_c.weight": np.ones((6, 5), "f"), "a_b.c.weight": np.ones((6, 5), "f")}, tmp_path / "twice.safetensors"
     )
+    text = kohya_file(tmp_path / "te.safetensors", {"lora_te_text_model_encoder_layers_0_mlp_fc1": draw()})
+    save_file(
+        {"encoder.layers.0.mlp.fc1.weight": np.ones((6, 5), "f")}, tmp_path / "clip.safetensors"
+    )  # by transformers 5
+    found = convert(text, "peft", tmp_path / "te", base=tmp_path / "clip.safetensors")
+    assert [row["name"] for row in found["matrices"]] == ["encoder.layers.0.mlp.fc1"]
     odd = kohya_file(tmp_path / "odd.safetensors", {"lora_te_a_b_c": draw(), "lora_te_x": draw()})
     with pytest.raises(ValueError, match=r"lora_te_a_b_c \(several modules\), lora_te_x \(no module\)"):
         convert(odd, "peft", tmp_path / "c", base=tmp_path / "twice.safetensors")
