@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.randomised import Decomposition, distance, random_share, randomised_svd
-from ..autograd.signatures import checked
+from ..autograd.signatures import checked, is_whole
 from ..nn.checks import listed
 from ..training.parallel import blas_of_one_thread
 from .adapter_writing import check_place, write_adapter
@@ -99,7 +99,7 @@ def require_one(rank: int | None, energy: float | None) -> None:
     """Raises ValueError where not one of the two is given, or it is none."""
     if (rank is None) == (energy is None):
         raise ValueError(f"extract: rank = {rank} and energy = {energy}; give one of the two")
-    if rank is not None and rank < 1:
+    if rank is not None and (not is_whole(rank) or rank < 1):
         raise ValueError(f"extract: rank = {rank}, expected a positive integer")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"extract: energy = {energy}, expected 0 < energy <= 1")

@@ -163,6 +163,8 @@ def test_every_fault_is_one_line_and_writes_nothing(tmp_path):
         (a, b, tmp_path / "full", {}, "holds other things"),
         (a, b, tmp_path / "x.safetensors", {}, "names a file"),
         (a, b, out, {"rank": 0}, "rank = 0, expected"),
+        (a, b, out, {"rank": True}, "rank = True, expected a positive integer"),
+        (a, b, out, {"rank": 1.5}, "rank = 1.5, expected"),
         (a, b, out, {"rank": None, "energy": 1.5}, "energy = 1.5, expected 0 < energy <= 1"),
         (a, b, out, {"energy": 0.5}, "give one of the two"),
     ):  # fmt: skip
