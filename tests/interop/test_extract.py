@@ -68,9 +68,9 @@ def test_a_change_of_rank_8_comes_back_within_the_bound(tmp_path, shards, noise)
         D = (new[f"{name}.weight"] - old[f"{name}.weight"]).astype(float)
         there, s = delta(tmp_path / "out", name), np.linalg.svd(D, compute_uv=False)
         error = np.linalg.norm(D - there, 2)
-        assert error <= row["bound"] and error <= 1.01 * s[8] + 1e-5
-        assert row["error"] == pytest.approx(error, rel=0.05, abs=1e-5) and row["rank"] == 8
-        assert row["lost"] == pytest.approx(np.linalg.norm(D - there), rel=1e-3, abs=1e-5)
+        assert error <= row["bound"] and error <= 1.01 * s[8] + 1e-4
+        assert row["error"] == pytest.approx(error, rel=0.05, abs=1e-4) and row["rank"] == 8
+        assert row["lost"] == pytest.approx(np.linalg.norm(D - there), rel=1e-3, abs=1e-4)
         assert np.linalg.norm(there - low_rank(60, 40, 8, seed), 2) <= row["bound"] + np.linalg.norm(
             D - low_rank(60, 40, 8, seed), 2
         )
@@ -125,7 +125,7 @@ def test_bfloat16_and_a_bare_model_s_names(tmp_path):
     new = half | {f"{Q}.weight": (half[f"{Q}.weight"].astype("f") + low_rank(60, 40, 2)).astype(ml_dtypes.bfloat16)}
     found = extract(folder(tmp_path / "a", bare), folder(tmp_path / "b", new), tmp_path / "out", rank=40)
     D = new[f"{Q}.weight"].astype(float) - half[f"{Q}.weight"].astype(float)
-    np.testing.assert_allclose(delta(tmp_path / "out", Q), D, atol=1e-5)
+    np.testing.assert_allclose(delta(tmp_path / "out", Q), D, atol=1e-4)
     assert found["matrices"][0]["rank"] == 40 and found["energy"] == pytest.approx(1)
 
 
