@@ -13,19 +13,16 @@ import gc
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
-from ..studies.turns import LeftOut, ratio, take_turns
+from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
 from .generation import generation_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
@@ -182,15 +179,3 @@ def machine(backend: str = "numpy") -> dict[str, Any]:
 
         facts["gpu"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return facts
-
-
-def processor() -> str:
-    """The processor's model, as the system tells it."""
-    try:
-        if sys.platform == "darwin":
-            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, subprocess.CalledProcessError):
-        return platform.processor() or platform.machine()

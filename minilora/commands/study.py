@@ -28,10 +28,13 @@ def study(args: argparse.Namespace) -> int:
 
     The studies: methods (LoRA, all weights, every alternative), matrices, ranks, rates (learning rates), starts
     (initialisation), data (how much text), spectra, truncation and subspaces (where the update lives), sizes (how
-    each method scales), bits (quantised bases and QLoRA), tasks (one after the other), latency and memory.
+    each method scales), bits (quantised bases and QLoRA), tasks (one after the other), latency and memory; and real,
+    which puts its question to SmolLM2 and needs it fetched: minilora fetch smollm2-135m.
 
-    Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour.
+    Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour,
+    and real another one.
     """
+    from ..interop.fetch import is_here
     from ..pictures.method_table import FOOT, methods_table
     from ..studies import runs, studies
 
@@ -54,6 +57,9 @@ def study(args: argparse.Namespace) -> int:
         if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
             print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)
             continue  # an interrupted `all` goes on with the study it was in
+        if args.name == "all" and name in studies.NEEDS and not is_here(studies.NEEDS[name]):
+            print(f"{name:<12}  left out  minilora fetch {studies.NEEDS[name]} gets the model it needs", flush=True)
+            continue
         started = time.perf_counter()
         try:
             path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())

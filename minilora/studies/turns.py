@@ -5,9 +5,13 @@ other. Contenders take turns, in another order each turn, so that nobody always 
 is the median and the quartiles of the ratio over the turns.
 """
 
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,3 +97,15 @@ def beside(calls: Mapping[str, Callable[[], object]], reference: str, turns: int
         name: {"seconds": r["ours"], "ratio": r["ratio"], "ratio_spread": (r["quartiles"][1] - r["quartiles"][0]) / 2}
         for name, r in told.items()
     }
+
+
+def processor() -> str:
+    """The processor's model, as the system tells it."""
+    try:
+        if sys.platform == "darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, subprocess.CalledProcessError):
+        return platform.processor() or platform.machine()

@@ -45,6 +45,18 @@ def test_study_all_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert "ranks.json; --force makes it anew" in capsys.readouterr().out
 
 
+def test_a_study_of_a_model_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    from minilora.studies import studies
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "none"))
+    assert "minilora fetch smollm2-135m" in the_error(capsys, "study", "real", "--quick")
+    monkeypatch.setattr(studies, "STUDIES", {"real": studies.STUDIES["real"], "ranks": lambda runs: [{"n": 1}]})
+    assert main(["study", "all", "--quick"]) == 0  # the others are made
+    said = capsys.readouterr().out
+    assert "left out  minilora fetch smollm2-135m gets the model it needs" in said and "ranks.json" in said
+
+
 def test_the_table_of_methods_is_printed_from_records(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "`minilora study methods` makes them" in the_error(capsys, "study", "methods", "--table")
