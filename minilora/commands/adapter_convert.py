@@ -1,13 +1,12 @@
 """`minilora adapter convert`."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from .adapter_resize import OUTPUT, size_of
-from .adapter_show import JSON, MOST, PATH, common_start, labelled, more
+from .adapter_resize import OUTPUT, tell
+from .adapter_show import JSON, PATH, by_matrix
 from .options import command, one_of, option
 
 
@@ -32,25 +31,15 @@ def convert(args: argparse.Namespace) -> int:
     from ..interop import convert as conversion
 
     found = conversion.convert(args.path, args.to, args.output, args.base, args.matrices_only, progress=True)
-    if args.json:
-        print(json.dumps(found))
-        return 0
-    print(table(found))
-    print(f"saved             {args.output}, {size_of(args.output):,} bytes")
-    return 0
+    return tell(args, found, table(found))
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(found: Mapping[str, Any]) -> list[str]:
     """Everything that `convert` says, in 80 columns."""
     rows = found["matrices"]
-    start = len(common_start([row["name"] for row in rows])) if rows else 0
     lines = [f"{'':<44} {'rank':>5} {'alpha':>8} {'scale':>8} {'norm':>10}"] if rows else []
-    for row in rows[:MOST]:
-        lines.append(
-            f"{labelled(row['name'][start:], 44)} {row['rank']:>5} {row['alpha']:>8.4g} {row['scale']:>8.4g} "
-            f"{row['frobenius_norm']:>10.4g}"
-        )
-    lines += [*more(rows), ""]
+    told = lambda r: f"{r['rank']:>5} {r['alpha']:>8.4g} {r['scale']:>8.4g} {r['frobenius_norm']:>10.4g}"
+    lines += [*by_matrix(rows, 44, told), ""]
     lines += [textwrap.fill(f"note              {note}", 80, subsequent_indent=" " * 18) for note in found["notes"]]
-    return "\n".join([*lines, f"converted         {found['from']} to {found['to']}; {found['lost']:.2g} of "
-                              f"{found['norm']:.4g} in norm is lost"])  # fmt: skip
+    lost = f"{found['lost']:.2g} of {found['norm']:.4g} in norm is lost"
+    return [*lines, f"converted         {found['from']} to {found['to']}; {lost}"]

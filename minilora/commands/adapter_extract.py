@@ -1,13 +1,12 @@
 """`minilora adapter extract`."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .adapter_resize import SHARE, output_place, size_of
-from .adapter_show import JSON, MOST, common_start, labelled, more
+from .adapter_resize import SHARE, output_place, require_one, tell
+from .adapter_show import JSON, by_matrix
 from .options import command, option, whole
 
 BOTH = "a checkpoint: a Hugging Face folder, or one .safetensors file"
@@ -32,34 +31,26 @@ def extract(args: argparse.Namespace) -> int:
     """
     from ..interop import extract as extraction
 
-    if (args.rank is None) == (args.energy is None):
-        raise ValueError("give one of --rank and --energy: --rank 16, or --energy 0.99")
+    require_one(args, "--rank 16")
     found = extraction.extract(args.base, args.tuned, args.output, args.rank, args.energy, progress=True)
-    if args.json:
-        print(json.dumps(found))
-        return 0
-    print(table(found))
-    print(f"saved             {args.output}, {size_of(args.output):,} bytes")
-    return 0
+    return tell(args, found, table(found))
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(found: Mapping[str, Any]) -> list[str]:
     """Everything that `extract` says, in 80 columns."""
     rows = found["matrices"]
-    start = len(common_start([row["name"] for row in rows]))
     lines = [f"{'':<32} {'rank':>4} {'change':>8} {'lost':>8} {'held':>6} {'random':>6} {'in 2-norm':>9}"]
-    for row in rows[:MOST]:
-        lines.append(
-            f"{labelled(row['name'][start:], 32)} {row['rank']:>4} {row['frobenius_norm']:>8.3g} {row['lost']:>8.3g} "
-            f"{row['energy']:>6.1%} {row['random']:>6.1%} {row['error']:>9.3g}"
-        )
+    lines += by_matrix(
+        rows, 32, lambda row: f"{row['rank']:>4} {row['frobenius_norm']:>8.3g} {row['lost']:>8.3g} "
+        f"{row['energy']:>6.1%} {row['random']:>6.1%} {row['error']:>9.3g}",
+    )  # fmt: skip
     worst = max(rows, key=lambda row: row["bound"])
-    lines += [*more(rows), "", *others(found["beside"], found["unchanged"])]
+    lines += ["", *others(found["beside"], found["unchanged"])]
     for which, names in (("BASE", found["only_base"]), ("TUNED", found["only_tuned"])):
         if names:
             lines.append(f"in {which} alone"[:17].ljust(18) + f"{len(names)}, as {names[0]}")
     lines.append(f"bound             {worst['bound']:.3g} in 2-norm, but for one draw in 10^10 (Halko et al.)")
-    return "\n".join([*lines, "", *textwrap.wrap(sentence(found), 80)])
+    return [*lines, "", *textwrap.wrap(sentence(found), 80)]
 
 
 def others(rows: Sequence[Mapping[str, Any]], unchanged: int) -> list[str]:

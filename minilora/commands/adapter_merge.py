@@ -1,14 +1,12 @@
 """`minilora adapter merge`."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from .adapter_resize import size_of
-from .adapter_show import JSON, MOST, common_start, labelled, more
+from .adapter_resize import tell
+from .adapter_show import JSON, by_matrix
 from .options import command, one_of, option
 from .outputs import output_folder
 
@@ -36,26 +34,19 @@ def merge(args: argparse.Namespace) -> int:
     from ..interop import merging
 
     found = merging.merge(args.base, args.adapter, args.output, args.dtype, progress=True)
-    print(json.dumps(found) if args.json else table(found, args.output))
-    return 0
+    return tell(args, found, table(found))
 
 
-def table(found: Mapping[str, Any], output: Path) -> str:
+def table(found: Mapping[str, Any]) -> list[str]:
     """Everything that `merge` says, in 80 columns."""
     rows = found["matrices"]
-    start = len(common_start([row["name"] for row in rows]))
     lines = [f"{'':<42} {'norm':>8} {'arrived':>8} {'kept':>7} {'changed':>8}"]
-    for row in rows[:MOST]:
-        lines.append(
-            f"{labelled(row['name'][start:], 42)} {row['frobenius_norm']:>8.3g} {row['arrived']:>8.3g} "
-            f"{share(row['kept']):>7} {row['changed']:>8.1%}"
-        )
-    lines += [*more(rows), ""]
+    told = lambda row: (
+        f"{row['frobenius_norm']:>8.3g} {row['arrived']:>8.3g} {share(row['kept']):>7} {row['changed']:>8.1%}"
+    )
+    lines += [*by_matrix(rows, 42, told), ""]
     lines += [textwrap.fill(f"note              {note}", 80, subsequent_indent=" " * 18) for note in found["notes"]]
-    return "\n".join([
-        *lines, *textwrap.wrap(sentence(found), 80),
-        f"saved             {output}, {size_of(output):,} bytes",
-    ])  # fmt: skip
+    return [*lines, *textwrap.wrap(sentence(found), 80)]
 
 
 def share(value: float | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapter_show import BASE, JSON, MOST, PATH, common_start, labelled, more
+from .adapter_show import BASE, JSON, PATH, by_matrix
 from .options import command, number, option, whole
 from .outputs import require_writable
 
@@ -51,12 +51,8 @@ def resize(args: argparse.Namespace) -> int:
     """
     from ..interop import workbench
 
-    if (args.rank is None) == (args.energy is None):
-        raise ValueError("give one of --rank and --energy: --rank 4, or --energy 0.99")
+    require_one(args, "--rank 4")
     found = workbench.resize(args.path, args.output, args.rank, args.energy, args.base, progress=True)
-    if args.json:
-        print(json.dumps(found))
-        return 0
     lines = [f"{'':<44} {'rank':>9} {'norm':>8} {'lost':>9} {'of it':>6}"]
     lines += losses(found["matrices"], lambda row: f"{row['rank_before']} -> {row['rank']}")
     share = found["lost"] / found["norm"]
@@ -64,10 +60,8 @@ def resize(args: argparse.Namespace) -> int:
         "",
         f"lost              {found['lost']:.3g} of {found['norm']:.3g} in norm ({share:.2%}), "
         f"{share**2:.3%} of the energy",
-        f"saved             {args.output}, {size_of(args.output):,} bytes; {args.path} has {size_of(args.path):,}",
     ]
-    print("\n".join(lines))
-    return 0
+    return tell(args, found, lines, f"; {args.path} has {size_of(args.path):,}")
 
 
 @command(
@@ -88,16 +82,11 @@ def combine(args: argparse.Namespace) -> int:
     if len(weights) < len(args.adapters):
         raise ValueError("an adapter is named twice; add its weights")
     found = workbench.combine(weights, args.output, args.rank, args.base, progress=True)
-    if args.json:
-        print(json.dumps(found))
-        return 0
     lines = [f"{'':<44} {'ranks':>9} {'norm':>8} {'lost':>9} {'of it':>6}"]
     lines += losses(found["matrices"], lambda row: f"{ranks_of(row)} -> {row['rank']}")
     lines += ["", *(f"note              {note}" for note in found["notes"])]
     lines.append(f"error             {found['lost']:.3g} of {found['norm']:.3g} in norm")
-    lines.append(f"saved             {args.output}, {size_of(args.output):,} bytes")
-    print("\n".join(lines))
-    return 0
+    return tell(args, found, lines)
 
 
 def ranks_of(row: Mapping[str, Any]) -> str:
@@ -107,12 +96,25 @@ def ranks_of(row: Mapping[str, Any]) -> str:
 
 def losses(rows: Sequence[Mapping[str, Any]], ranks: Any) -> list[str]:
     """A line a matrix: its ranks, its norm, and what was lost of it."""
-    start, lines = len(common_start([row["name"] for row in rows])), []
-    for row in rows[:MOST]:
+
+    def told(row: Mapping[str, Any]) -> str:
         share = row["lost"] / row["frobenius_norm"] if row["frobenius_norm"] else 0.0
-        lines.append(f"{labelled(row['name'][start:], 44)} {ranks(row):>9} {row['frobenius_norm']:>8.3g} "
-                     f"{row['lost']:>9.3g} {share:>6.1%}")  # fmt: skip
-    return lines + more(rows)
+        return f"{ranks(row):>9} {row['frobenius_norm']:>8.3g} {row['lost']:>9.3g} {share:>6.1%}"
+
+    return by_matrix(rows, 44, told)
+
+
+def require_one(args: argparse.Namespace, example: str) -> None:
+    """Raise ValueError unless one of --rank and --energy is given."""
+    if (args.rank is None) == (args.energy is None):
+        raise ValueError(f"give one of --rank and --energy: {example}, or --energy 0.99")
+
+
+def tell(args: argparse.Namespace, found: Mapping[str, Any], lines: Sequence[str], beside: str = "") -> int:
+    """Print what was found, as JSON or in lines with what was written (and `beside` it): -> the exit code."""
+    saved = f"saved             {args.output}, {size_of(args.output):,} bytes{beside}"
+    print(json.dumps(found) if args.json else "\n".join([*lines, saved]))
+    return 0
 
 
 def size_of(path: str | Path) -> int:

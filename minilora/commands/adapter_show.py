@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,9 @@ def grouped(rows: Sequence[Mapping[str, Any]], part: int, heading: str, shares: 
 
 def beside_base(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line a matrix: the update beside the weight."""
-    start = len(common_start([row["name"] for row in rows]))
-    lines = [f"{'beside the base':<38} {'weight':>8} {'ratio':>8} {'amplification':>13} {'intruders':>9}"]
-    for row in rows[:MOST]:
-        told = cells(row, weight_norm=8, relative_norm=8, amplification=13)
-        lines.append(f"{labelled(row['name'][start:], 38)} {told} {row['intruders']:>9}")
-    return lines + more(rows)
+    told = lambda row: f"{cells(row, weight_norm=8, relative_norm=8, amplification=13)} {row['intruders']:>9}"
+    head = f"{'beside the base':<38} {'weight':>8} {'ratio':>8} {'amplification':>13} {'intruders':>9}"
+    return [head, *by_matrix(rows, 38, told)]
 
 
 def cells(row: Mapping[str, Any], **widths: int) -> str:
@@ -175,9 +172,11 @@ def cells(row: Mapping[str, Any], **widths: int) -> str:
     return " ".join(f"{'-' if row[key] is None else format(row[key], '.3g'):>{width}}" for key, width in widths.items())
 
 
-def more(rows: Sequence[Any]) -> list[str]:
-    """How many lines were left out."""
-    return [f"... and {len(rows) - MOST} more; --json has all"] if len(rows) > MOST else []
+def by_matrix(rows: Sequence[Mapping[str, Any]], width: int, told: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """A line a matrix, its name in a column of this width and what is told of it; and how many were left out."""
+    start = len(common_start([row["name"] for row in rows])) if rows else 0
+    lines = [f"{labelled(row['name'][start:], width)} {told(row)}" for row in rows[:MOST]]
+    return lines + ([f"... and {len(rows) - MOST} more; --json has all"] if len(rows) > MOST else [])
 
 
 def sentence(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -227,12 +226,8 @@ def comparison_table(found: Mapping[str, Any], first: str, second: str) -> str:
     from ..interop import workbench
 
     rows = found["matrices"]
-    start = len(common_start([row["name"] for row in rows]))
     lines = [f"{'':<40} {'cosine':>8} {'B / A':>8} {'phi of A':>9} {'phi of B':>9}"]
-    for row in rows[:MOST]:
-        told = cells(row, cosine=8, norm_ratio=8, similarity_A=9, similarity_B=9)
-        lines.append(f"{labelled(row['name'][start:], 40)} {told}")
-    lines += more(rows)
+    lines += by_matrix(rows, 40, lambda row: cells(row, cosine=8, norm_ratio=8, similarity_A=9, similarity_B=9))
     for path, names in ((first, found["only_first"]), (second, found["only_second"])):
         lines += [f"{path} alone changes {len(names)} more, as {names[0]}"] if names else []
     words = workbench.in_words(found["cosine"], found["norm_ratio"])
