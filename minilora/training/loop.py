@@ -42,9 +42,9 @@ def train_step(
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
     tokens, targets: (B, T) integers; a target of -100 does not count; of an encoder that labels texts the targets are
-    (B,). mask: (B, T), 1 where a token counts and 0 where
-    it is padding, for a model that takes one. The batch is split over the cores and the gradients are added in a fixed
-    order, so the same call gives the same bits; pieces: how many it is split into, if not one for each core.
+    (B,). mask: (B, T), 1 where a token counts and 0 where it is padding, for a model that takes one. The batch is split
+    over the cores and the gradients are added in a fixed order, so the same call gives the same bits; pieces: how many
+    it is split into, if not one for each core.
     accumulate: in how many parts the batch is computed, one after the other, in the memory of one. rng: a Generator for
     dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left alone.
     Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the parameters are
