@@ -338,6 +338,7 @@ def test_adapters(name, device, tmp_path):
     assert_same(device, compute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "int4", "int8"])
 def test_quantised_bases(kind, double, device, tmp_path):

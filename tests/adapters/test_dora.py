@@ -69,6 +69,7 @@ def hold_norms(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("exact_norm", [False, True])
 def test_gradients(method, exact_norm):

@@ -188,6 +188,7 @@ def test_a_batch_split_over_the_cores_has_the_gradients_of_the_whole(config):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 @every_kind
 def test_virtual_tokens_learn(config):
     model = add_adapter(base("float32"), config)

@@ -71,6 +71,7 @@ def merged():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_odd_arguments(name, tmp_path, recwarn, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a path of "x" is a good one

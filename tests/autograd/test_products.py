@@ -61,6 +61,7 @@ def einsum_call(draw, operands):
     return f"{left}->{'...' * ('...' in left)}{output}", arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operands", [1, 2, 3])
 @given(data=st.data())
 def test_einsum(operands, data):

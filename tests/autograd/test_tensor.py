@@ -608,6 +608,7 @@ def test_a_tensor_of_a_tensor_shares_its_data():
 DEPTH = 50_000
 
 
+@pytest.mark.slow
 def test_a_chain_of_50000_nodes_differentiates():
     x = ml.Tensor(1.0, requires_grad=True)
     y = x
@@ -679,6 +680,7 @@ def held_bytes(layer, x, weights, biases):
     return with_tape / y.data.nbytes, after / y.data.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FROZEN)
 def test_24_frozen_layers_hold_no_more_than_2_activations(kind):
     """The output is one activation. Were the weights trainable, every layer would keep its input as well."""

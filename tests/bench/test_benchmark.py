@@ -267,6 +267,7 @@ def test_amounts_have_units(value, unit, words):
     assert report.amount(value, unit) == words
 
 
+@pytest.mark.slow
 def test_the_figure_is_large_enough_and_says_what_the_rows_say(tmp_path):
     record = long_record()
     picture = figure.ratios(record)

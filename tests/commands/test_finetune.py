@@ -117,6 +117,7 @@ def test_labels_from_a_file(base, capsys):
     assert "--task: got 'sing'; there are" in the_error(capsys, "finetune", "--task", "sing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, head", [("bert-base", "masked"), ("roberta-base", "none"), ("distilbert-base", "labels")]
 )
@@ -175,6 +176,7 @@ OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt"
 OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OTHERS)
 def test_finetune_by_every_method_writes_an_adapter_that_generate_takes(method, base, capsys):
     assert finetune("--method", method, *OTHERS[method], "--output", "adapter.npz") == 0

@@ -128,6 +128,7 @@ def fail_with(error):
     return failing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "full"])
 @pytest.mark.parametrize(
     "make",
@@ -176,6 +177,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
 @pytest.mark.parametrize("moment", ["save_adapter", pytest.param("generate", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_its_end_is_all_there(moment, base):
@@ -194,6 +196,7 @@ def limited(blocks, *argv):
     return subprocess.run(["bash", "-c", f"ulimit -f {blocks}; {words}"], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits as POSIX has them")
 def test_a_full_disk_costs_the_checkpoint_and_not_the_result(base):
     """The adapter has 5 KB, the checkpoint 18 and more."""

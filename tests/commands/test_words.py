@@ -30,6 +30,7 @@ QUICKLY = ["| true", "> /dev/full", ">&-"]
 TOO = ["| head -1", ">&- 2>&-", "2>&1 | true", "2>/dev/full >/dev/full", "< /dev/null >&-"]
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("where", [*QUICKLY, *(pytest.param(where, marks=pytest.mark.slow) for where in TOO)])
 def test_a_result_is_saved_though_nobody_listens(where, base):
