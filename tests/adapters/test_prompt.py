@@ -147,6 +147,7 @@ def test_gradients(config, method):
     assert report.passed, str(report)
 
 
+@pytest.mark.slow
 @every_kind
 def test_dropout_has_gradients_and_its_own_generator(config):
     model = adapted(config, dropout=0.3)

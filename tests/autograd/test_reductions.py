@@ -39,6 +39,7 @@ REFERENCES = {  # name -> (what computes it elsewhere, the shortest axis it take
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 @given(data=st.data())
 def test_reductions(name, data):

@@ -135,6 +135,7 @@ def test_ctrl_c_anywhere_is_one_line(capsys, monkeypatch, here):
     assert the_error(capsys, "generate", code=130) == "minilora: interrupted"
 
 
+@pytest.mark.slow
 def test_python_m_minilora_and_a_closed_pipe():
     run = subprocess.run([sys.executable, "-m", "minilora", "mege"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")

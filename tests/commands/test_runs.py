@@ -106,6 +106,7 @@ def test_a_later_run_with_the_same_output_leaves_an_earlier_ones_checkpoint(base
     assert left == ["a.checkpoint-2.npz", "a.checkpoint.npz", "a.npz", "base.json", "base.npz", "text.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["k.npz", "a.checkpoint.npz"])
 def test_a_checkpoint_that_was_named_is_never_removed(named, base, capsys, stop, monkeypatch):
     stop(2)

@@ -125,6 +125,7 @@ def test_a_reader_that_ends_at_once_is_no_mistake(capsys, monkeypatch):
     assert "no command" in the_error(capsys, "cont")
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("columns", [60, *(pytest.param(columns, marks=pytest.mark.slow) for columns in (30, 100))])
 def test_a_progress_bar_takes_one_line_of_any_terminal(columns, base):

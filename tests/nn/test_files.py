@@ -150,6 +150,7 @@ def run(code, *argv):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("compress", [True, False])
 def test_a_full_disk_names_file_and_size_and_leaves_the_old_file(compress, tmp_path):

@@ -118,6 +118,7 @@ def test_an_unwritable_folder_is_an_error(tmp_path):
         style.save(draw_all()["loss"], tmp_path / "file" / "loss")
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_touched():
     code = "import sys; from minilora.pictures import training; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

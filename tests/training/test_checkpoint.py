@@ -327,6 +327,7 @@ def test_a_text_that_has_changed_is_refused(make_model, corpus, tmp_path, text_p
     assert bits(ml.train(load_checkpoint(path), progress=False)) == bits(whole)
 
 
+@pytest.mark.slow
 def test_a_text_of_another_python_is_refused(make_model, tmp_path, monkeypatch):
     run = run_of(make_model(), ml.load_corpus("unicode-names"))
     path = save_checkpoint(run, tmp_path / "run.npz")
