@@ -337,7 +337,7 @@ def _sequence(runs: Runs, seed: int) -> Any:
     yield "base", model
     for stage in TASKS:
         spec = runs.spec(method="full", corpus=stage, lr=best_rate(runs, "full", stage), seed=seed)
-        train(Run(model, runs.corpus(stage), settings(spec, runs.scale)), progress=False)
+        train(Run(model, runs.corpus(stage), settings(spec)), progress=False)
         runs.bar.update()
         yield stage, model
 

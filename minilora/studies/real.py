@@ -11,7 +11,6 @@ import functools
 import platform
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -23,12 +22,11 @@ from ..adapters.lora import lora_layers
 from ..analysis import low_rank, rank
 from ..interop import pretrained
 from ..training.corpus import PYTHON, Corpus
-from ..training.loop import evaluate, train_step
-from ..training.optim import cosine_schedule
+from ..training.loop import evaluate
 from ..training.parallel import cores
-from ..training.run import Run, Settings
+from ..training.run import Run
 from ..training.tasks import PAIRS, answers, load_task, task_named
-from .runs import Runs, Spec, configuration
+from .runs import Runs, Spec, configuration, settings, trained
 from .turns import processor
 
 MODEL = "smollm2-135m"
@@ -74,6 +72,11 @@ def study_real(runs: Runs) -> list[dict[str, Any]]:
     return rows
 
 
+def clocks() -> np.ndarray:
+    """Now, in seconds and in processor seconds: (2,)"""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 class RealRuns(Runs):
     """Runs on a model that others trained, kept and shared as those on the shipped one."""
 
@@ -95,13 +98,15 @@ class RealRuns(Runs):
         add_adapter(model, configuration(spec), spec.seed)
         curve: dict[str, list] = {"step": [], "loss": [], "old_loss": []}
         looks, times = {round(spec.steps * i / spec.looks) for i in range(1, spec.looks + 1)}, np.zeros(2)
-        for step, taken in trained(Run(model, pairs, settings(spec)), spec.steps):
-            times += taken
+        started = clocks()
+        for step in trained(Run(model, pairs, settings(spec)), spec.steps):
+            times += clocks() - started
             self.bar.set_postfix_str(f"lr={spec.lr:g} seed={spec.seed} step {step} of {spec.steps}")
             if step in looks:
                 curve["step"].append(step)
                 curve["loss"].append(round(evaluate(model, pairs, 3 * WINDOWS), 5))
                 curve["old_loss"].append(round(evaluate(model, old, WINDOWS), 5))
+            started = clocks()
         seconds, processor_seconds = times.round(1).tolist()
         record: dict[str, Any] = {"spec": dataclasses.asdict(spec), "python": PYTHON, "curve": curve}
         record |= {"seconds": seconds, "processor_seconds": processor_seconds}  # of the training alone
@@ -119,24 +124,6 @@ class RealRuns(Runs):
             for q, answer, mark in list(zip(questions, said, marks, strict=True))[:SHOWN]
         ]
         return {"right": sum(marks), "asked": len(marks), "shown": shown}
-
-
-def settings(spec: Spec) -> Settings:
-    """How a run is trained."""
-    return Settings(max(spec.steps, 1), spec.batch_size, spec.lr, warmup=max(spec.steps // 10, 1), seed=spec.seed)
-
-
-def trained(run: Run, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(steps taken, the last one's seconds and processor seconds) from 0 up to `stop`, each as `train` takes it."""
-    clocks = lambda: np.array([time.perf_counter(), time.process_time()])
-    yield 0, np.zeros(2)
-    s = run.settings
-    for step in range(stop):
-        started = clocks()
-        run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
-        tokens, targets, _ = run.corpus.batch(s.batch_size, run.model.context, run.rng)
-        train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
-        yield step + 1, clocks() - started
 
 
 @functools.cache

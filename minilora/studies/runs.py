@@ -8,8 +8,8 @@ per character on held-out text, times in seconds, sizes in bytes.
 import hashlib
 import json
 import tracemalloc
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from ..adapters.qlora import quantize_model
 from ..nn.files import write_beside
 from ..nn.storage import load_model, save_model
 from ..training.corpus import PYTHON, Corpus, load_corpus
-from ..training.loop import evaluate, train, train_step
+from ..training.loop import evaluate, length_of, train_step
+from ..training.optim import cosine_schedule
 from ..training.run import Run, Settings
+from ..training.stopping import stop_at_signals
 from .turns import beside
 
 FORMAT = 1  # of the records; a file with another number was made by another version
@@ -42,7 +44,8 @@ class Spec:
     rank_stabilized and targets are LoRA's and DoRA's; options: whatever else the method's configuration takes.
     start: how A and B begin ("lora": A random and B zero; "both zero"; "both random"). lr_ratio: B's learning rate over
     A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of the training text there
-    is (None: all of it). keep: whether what was trained is kept, for studies that look at it.
+    is (None: all of it). keep: whether what was trained is kept, for studies that look at it. looks: how often on the
+    way the losses on both texts are measured, the end among them.
     """
 
     corpus: str = "unicode-names"
@@ -61,11 +64,14 @@ class Spec:
     options: dict[str, Any] = field(default_factory=dict)
     lr_ratio: float = 1.0
     quantized: dict[str, Any] = field(default_factory=dict)
+    looks: int = 5
 
     @property
     def key(self) -> str:
-        """A name for the files of this run."""
-        text = json.dumps([FORMAT, asdict(self)], sort_keys=True)
+        """A name for the files of this run, made from what differs from the defaults: new fields leave old names."""
+        usual = {f.name: getattr(type(self)(), f.name) for f in fields(self)}
+        changed = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        text = json.dumps([FORMAT, type(self).__name__, changed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -167,16 +173,22 @@ class Runs:
         prepare(model, spec)
         if spec.characters is not None:
             corpus = replace(corpus, train=corpus.train[: spec.characters])
-        run = Run(model, corpus, settings(spec, self.scale))
-        train(run, progress=False)
+        run = Run(model, corpus, settings(spec))
+        texts = {"loss": corpus, "old_loss": self.corpus(OLD_TEXT)}
+        curve: dict[str, list] = {"step": [], **{name: [] for name in texts}}
+        at = {round(spec.steps * look / spec.looks) for look in range(spec.looks + 1)}
+        for step in trained(run, spec.steps):
+            if step in at:
+                curve["step"].append(step)
+                for name, text in texts.items():
+                    curve[name].append(round(evaluate(model, text, self.scale.windows), 5))
         stored = run.optimizer.parameters if spec.method == "full" else stored_parameters(model).values()
         record = {
             "spec": asdict(spec),
             "python": PYTHON,
             "before": before,
-            "curve": run.validation,
-            "loss": evaluate(model, corpus, self.scale.windows),
-            "old_loss": evaluate(model, self.corpus(OLD_TEXT), self.scale.windows),
+            "curve": curve,
+            **{name: curve[name][-1] for name in texts},
             "trainable": sum(p.size for p in run.optimizer.parameters),
             "stored_bytes": sum(p.data.nbytes for p in stored),
         }
@@ -190,15 +202,32 @@ def _finished(path: Path, spec: Spec) -> bool:
     return json.loads(path.read_text(encoding="utf-8"))["curve"]["step"][-1] == spec.steps
 
 
-def settings(spec: Spec, scale: Scale) -> Settings:
-    """How a run is trained, at a scale."""
+def trained(run: Run, stop: int) -> Iterator[int]:
+    """The steps taken, 0 first, then after each up to `stop`, as `train` takes them: a look between them changes none.
+
+    Ctrl-C, SIGTERM and SIGHUP end it after the step that it is in, with KeyboardInterrupt.
+    """
+    s, length = run.settings, length_of("train", run.model, run.corpus, run.settings.window)
+    with stop_at_signals() as interrupt:
+        yield 0
+        for step in range(stop):
+            run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
+            tokens, targets, *_ = run.corpus.batch(s.batch_size, length, run.rng)
+            train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
+            if interrupt.is_set():
+                raise KeyboardInterrupt
+            yield step + 1
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+
+
+def settings(spec: Spec) -> Settings:
+    """How a run is trained."""
     return Settings(
-        steps=spec.steps,
+        steps=max(spec.steps, 1),
         batch_size=spec.batch_size,
         lr=spec.lr,
         warmup=max(spec.steps // 10, 1),
-        evaluate_every=max(spec.steps // 5, 1),
-        evaluation_windows=scale.windows,
         seed=spec.seed,
         lr_ratio=spec.lr_ratio,
     )
@@ -252,7 +281,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
     for name, spec in specs.items():
         model = base_model(spec)
         prepare(model, spec)
-        run = Run(model, runs.corpus(spec.corpus), settings(spec, runs.scale))
+        run = Run(model, runs.corpus(spec.corpus), settings(spec))
         steps[name] = _probe(run)
         moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
         held[name] = weight_bytes(model) + moments

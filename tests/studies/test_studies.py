@@ -3,7 +3,7 @@
 import json
 import platform
 import signal
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 import minilora as ml
 from minilora.analysis.methods import plan
 from minilora.studies import alternatives, runs
+from minilora.studies.real import RealSpec
 from minilora.studies.runs import QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import NEEDS, STUDIES, load_records, run_study
 from minilora.training import loop
@@ -27,6 +28,21 @@ def test_equal_specs_have_equal_keys_and_different_ones_different():
     assert Spec().key == Spec().key
     changed = [Spec(rank=4), Spec(lr=1e-3), Spec(seed=1), Spec(targets=("q_proj",)), Spec(characters=10)]
     assert len({spec.key for spec in [Spec(), *changed]}) == 6
+    later = make_dataclass("Spec", [("pull", float, 0.0)], bases=(Spec,), frozen=True)  # a field that came afterwards
+    assert later(rank=4).key == Spec(rank=4).key != later(rank=4, pull=1.0).key
+    assert replace(RealSpec(), lr=1e-2, steps=100).key != Spec().key
+
+
+@pytest.mark.slow
+def test_looks_on_the_way_change_nothing_and_are_what_train_measures(tmp_path):
+    few, many = (Runs(tmp_path, TINY, progress=False).record(Spec(steps=4, batch_size=2, looks=n)) for n in (1, 4))
+    assert few["curve"]["step"] == [0, 4] and many["curve"]["step"] == [0, 1, 2, 3, 4]
+    assert [few[name] for name in ("loss", "old_loss")] == [many[name] for name in ("loss", "old_loss")]
+    model = ml.add_lora(ml.load_model("base"), ml.LoRAConfig(8, 16.0, runs.ALL))
+    wanted = ml.Settings(4, 2, 1e-2, warmup=1, evaluate_every=1, evaluation_windows=TINY.windows)
+    run = ml.train(ml.Run(model, "unicode-names", wanted), progress=False)
+    assert many["curve"]["loss"] == run.validation["loss"]
+    assert many["old_loss"] == round(ml.evaluate(model, "python-docs", TINY.windows), 5)
 
 
 @pytest.mark.slow
@@ -195,7 +211,8 @@ def stop(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             return step(*args)
 
-        monkeypatch.setattr(loop, "train_step", interrupted)
+        for place in (loop, runs):
+            monkeypatch.setattr(place, "train_step", interrupted)
         return taken
 
     return at
