@@ -18,10 +18,10 @@ from .gguf_file import open_gguf
 from .names import Place, module_names
 from .npz_files import open_archive
 from .pairs import AdapterFile, Pair
+from .shards import CONFIG, open_weights
 from .sources import Source
 from .tensor_files import Stored, open_tensors
 
-INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types whose linear layers are (d_in, d_out)
 CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 OURS = ("blocks", "wte", "wpe", "ln_f", "head")  # what names of our modules begin with
@@ -127,9 +127,7 @@ def open_base(path: str | Path) -> Base:
         if header.get("kind") != "model":
             raise ValueError(f"{path} holds {header.get('kind', 'something else')!r}, expected a model")
         return Base(path, tensors, {})
-    tensors = {}
-    for shard in shards(path):
-        tensors.update(open_tensors(shard)[0])
+    tensors = {name: tensor for held in open_weights(path).values() for name, tensor in held.items()}
     return Base(path, tensors, read_json(path / CONFIG))
 
 
@@ -157,26 +155,6 @@ def _floats(read: Callable[[], Any]) -> Callable[[], np.ndarray]:
         return value.dequantize(np.float32) if isinstance(value, Packed) else value
 
     return floats
-
-
-def shards(folder: Path) -> list[Path]:
-    """The files of weights in a folder. Raises FileNotFoundError where one is missing, ValueError for pickled ones."""
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
-            raise ValueError(f"{folder / INDEX} has no weight_map of names and files")
-        files = [folder / name for name in sorted({*names.values()})]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names")
-        return files
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if pickled := sorted(folder.glob("*.bin")):
-        raise ValueError(
-            f"{pickled[0]} is pickled, and may run any program as soon as it is opened; where you trust its author, "
-            f"transformers converts it: from_pretrained({str(folder)!r}).save_pretrained('new')"
-        )
-    raise FileNotFoundError(f"there is no {SINGLE} in {str(folder)!r}, and no {INDEX}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

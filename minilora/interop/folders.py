@@ -13,10 +13,10 @@ from ..autograd.backend import to_numpy
 from ..nn.architectures import Architecture, from_hugging_face
 from .config_out import labels_of, with_head
 from .names import TIED, family_of, module_names
+from .shards import CONFIG, open_weights
 from .sources import Share, Source, Value, as_value, compare, shares
-from .tensor_files import Stored, float_type, open_tensors
+from .tensor_files import Stored, float_type
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 BUFFERS = re.compile(  # what older versions wrote beside the parameters, and every model makes anew
     r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.\w*inv_freq|embeddings\.(position|token_type)_ids|embed_scale)$"
@@ -38,7 +38,7 @@ def open_folder(folder: Path) -> Source:
     bare = from_hugging_face(folder / CONFIG, folder.resolve().name)
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     architecture = with_head(bare, config)
-    found = _tensors(folder)
+    found = {name: tensor for held in open_weights(folder).values() for name, tensor in held.items()}
     ours, theirs = shares(architecture, module_names(architecture))
     aside = [BUFFERS, *(what for key, what in ASIDE.items() if key in (architecture.family, architecture.head))]
     found = {name: tensor for name, tensor in found.items() if not any(what.search(name) for what in aside)}
@@ -62,41 +62,6 @@ def open_folder(folder: Path) -> Source:
 
 def _reader(stored: Stored, share: Share) -> Callable[[], Value]:
     return lambda: as_value(share.of(stored.read()))
-
-
-def _tensors(folder: Path) -> dict[str, Stored]:
-    """{name: tensor} of the one file of weights, or of all those in the index."""
-    if (folder / WEIGHTS).is_file():
-        return open_tensors(folder / WEIGHTS)[0]
-    if not (folder / INDEX).is_file():
-        if pickled := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*")):
-            raise ValueError(never_opened(pickled[0]))
-        other = sorted(folder.glob("*.gguf"))
-        fix = f"open {other[0]}" if other else f"a model's folder has {WEIGHTS}, or {INDEX} and its shards"
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; {fix}")
-    try:
-        places = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-        shards = sorted({*places.values()})
-        wrong = next((name for name in shards if Path(name).name != name), None)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / INDEX} is no index of tensors, {{weight_map: {{name: file}}}}: {error}") from None
-    if wrong is not None:
-        raise ValueError(f"{folder / INDEX}: it names the file {wrong!r}, expected one in this folder")
-    if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, of {len(shards)} that {INDEX} names")
-    held = {shard: open_tensors(folder / shard)[0] for shard in shards}
-    if absent := [name for name, shard in places.items() if name not in held[shard]]:
-        raise ValueError(f"{folder}: {places[absent[0]]} has no {absent[0]}, which {INDEX} says is there")
-    return {name: tensor for shard in shards for name, tensor in held[shard].items() if places.get(name) == shard}
-
-
-def never_opened(path: Path) -> str:
-    """Why a pickled file is refused, and what makes another one of it."""
-    code = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{path.parent}')"
-    return (
-        f"{path} is pickled: opening it would run whatever code is in it. Where you trust it, convert it once: "
-        f"python -c \"{code}.save_pretrained('{path.parent}')\""
-    )
 
 
 def _known_as(name: str, architecture: Architecture, expected: Any) -> str:

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from ..nn.files import write_beside
 from ..training.parallel import blas_of_one_thread
 from .adapter_writing import folder_beside
-from .base_weights import CONFIG, INDEX, SINGLE, Base, shards
+from .base_weights import Base
 from .edits import copied, edited
 from .folders import FLOATS
+from .shards import CONFIG, INDEX, WEIGHTS, open_weights
 from .tensor_files import Stored, open_tensors, write_tensors
 
-WEIGHTS = (  # endings of files that hold weights in another form, which merging would leave behind
+ENDINGS = (  # endings of files that hold weights in another form, which merging would leave behind
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".tflite",
     ".npz", ".index.json",
 )  # fmt: skip
@@ -48,9 +49,10 @@ def require_new(output: Path) -> None:
 def write_folder(output: Path, base: Base, plan: Any, dtype: np.dtype | None, progress: bool) -> None:
     """Everything beside the output, then renamed: the folder is whole, or not there at all."""
     folder = base.path if base.path.is_dir() else base.path.parent
-    files = shards(base.path) if base.path.is_dir() else [base.path]
-    names = {path: path.name if base.path.is_dir() else SINGLE for path in files}
-    where = {name: path for path in files for name in open_tensors(path)[0]}  # of one that is there twice the last
+    held = open_weights(base.path) if base.path.is_dir() else {base.path: open_tensors(base.path)[0]}
+    files = list(held)
+    names = {path: path.name if base.path.is_dir() else WEIGHTS for path in files}
+    where = {name: path for path, tensors in held.items() for name in tensors}  # of one that is there twice the last
     merged = {name: merged_tensor(base, name, plan, dtype) for name in (*where, *plan.edits.keys() - where.keys())}
     added = {name: copied(f"{base.path}: {name}", stored, float_of(stored, dtype)) for name, stored in plan.new.items()}
     size = sum(tensor.nbytes for tensor in (*merged.values(), *added.values()))
@@ -68,12 +70,12 @@ def write_folder(output: Path, base: Base, plan: Any, dtype: np.dtype | None, pr
             index |= dict.fromkeys(inside, name)
             metadata = {"format": "pt", **open_tensors(path)[1]}
             writers[name] = functools.partial(write_tensors, tensors=inside, metadata=metadata)
-        if len(files) > 1 or (base.path.is_dir() and (base.path / INDEX).is_file()):
+        if set(names.values()) != {WEIGHTS}:
             text = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
             writers[INDEX] = text_writer(text)
         if base.config:
             writers[CONFIG] = text_writer(config_of(plan.config, dtype))
-        for path in other_files(folder) if base.path.is_dir() or base.path.name == SINGLE else ():
+        for path in other_files(folder) if base.path.is_dir() or base.path.name == WEIGHTS else ():
             writers.setdefault(str(path.relative_to(folder)), copier(path))
         with blas_of_one_thread():  # products of stretches are too small for two, which would wait for each other
             folder_beside(output, writers)
@@ -120,7 +122,7 @@ def other_files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and not name.endswith(WEIGHTS):
+            if not name.startswith(".") and not name.endswith(ENDINGS):
                 yield Path(place, name)
 
 

@@ -17,8 +17,9 @@ from ..nn.transformer import Transformer
 from . import fetch
 from .config_out import config_for
 from .extras import extra
-from .folders import WEIGHTS, as_stored, never_opened, open_folder
+from .folders import as_stored, open_folder
 from .gguf_file import open_gguf
+from .shards import WEIGHTS, never_opened
 from .sources import Source, built
 from .tensor_files import write_tensors
 

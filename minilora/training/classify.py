@@ -144,7 +144,7 @@ class Share:
         """(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),  p = right / n,  z = 1.96"""
         n, p, z = self.total, self.right / self.total, 1.959964
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -109,6 +109,20 @@ def test_shards_are_read_through_their_index(tmp_path):
     np.testing.assert_array_equal(weight_under(open_base(tmp_path), tmp_path, "a.v", (6, 5)), W + 1)
 
 
+def test_a_folder_is_read_alike_wherever_it_is_opened(tmp_path):
+    """Where there is one file and an index beside it, transformers takes the file; a tensor of a shard that the index
+    forgot is there as well; and of one in two shards it is the one that the index names."""
+    W = np.ones((6, 5), "float32")
+    save_file({"q.weight": W, "v.weight": W}, tmp_path / "model-1.safetensors")
+    save_file({"q.weight": 2 * W, "k.weight": W}, tmp_path / "model-2.safetensors")
+    places = {"q.weight": "model-1.safetensors", "k.weight": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert {*open_base(tmp_path).tensors} == {"q.weight", "v.weight", "k.weight"}
+    assert open_base(tmp_path).tensors["q.weight"].read().max() == 1
+    save_file({"q.weight": 3 * W}, tmp_path / "model.safetensors")
+    assert {*open_base(tmp_path).tensors} == {"q.weight"} and open_base(tmp_path).tensors["q.weight"].read().max() == 3
+
+
 def test_kernels_and_tables_lie_as_their_updates_do(tmp_path):
     """A convolution's weight is flattened, an embedding's transposed."""
     kernel, table = np.random.default_rng(0).normal(size=(5, 3, 2, 2)), np.random.default_rng(1).normal(size=(7, 4))
@@ -126,7 +140,9 @@ def test_what_is_no_base_is_one_line(tmp_path):
     adapter = peft_folder(tmp_path / "a", {"q": draw()})
     with pytest.raises(ValueError, match=r"a.npz holds 'adapter', expected a model"):
         open_base(ml.save_adapter(ml.add_lora(ml.load_model(), ml.LoRAConfig()), tmp_path / "a.npz"))
-    with pytest.raises(FileNotFoundError, match=r"there is no model.safetensors in .*a"):
+    with pytest.raises(
+        FileNotFoundError, match=r"a has no model.safetensors; a model's folder has model.safetensors, or"
+    ):
         open_base(adapter)
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint 'nowhere'"):
         open_base("nowhere")
@@ -139,7 +155,8 @@ def test_what_is_no_base_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config.json holds a list, expected a table"):
         open_base(tmp_path)
-    for words in ('{"weight_map": 3}', '{"weight_map": {"x": "../x"}}'):
+    (tmp_path / "model.safetensors").unlink()
+    for words, told in (('{"weight_map": 3}', "is no index of tensors"), ('{"weight_map": {"x": "../x"}}', "'../x'")):
         (tmp_path / "model.safetensors.index.json").write_text(words)
-        with pytest.raises(ValueError, match="has no weight_map of names and files"):
+        with pytest.raises(ValueError, match=told):
             open_base(tmp_path)

@@ -179,3 +179,4 @@ def test_the_interval_is_wilsons():
     ]:
         np.testing.assert_allclose(Share(right, total).interval, (low, high), atol=5e-5)
     assert str(Share(81, 263)) == "30.8 % of 263 (95 % interval 25.5 to 36.6)"
+    assert not [n for n in range(1, 300) if "-0.0" in str(Share(0, n)) or Share(n, n).interval[1] > 1]
