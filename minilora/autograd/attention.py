@@ -7,6 +7,7 @@ import numpy as np
 
 from .backend import array_module, at_least_float32, by_value, floating, narrow, wide
 from .fused import largest, row_dot
+from .parts import in_parts
 from .tensor import register
 
 __all__ = ["attention", "join_heads", "rotate", "split_heads"]
@@ -65,6 +66,8 @@ def _turned(x, cos, sin):
 
 
 QUERIES = 64  # that causal attention takes at a time, leaving out the keys that none of them sees
+LONG = 512  # positions from which on P is computed again in the backward pass, so that what is kept grows with T
+HEADS = 2  # of a long text at a time, so that a block's scores stay in a core's cache; and the cores share them
 
 
 @register
@@ -82,10 +85,12 @@ def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=Non
 
     A row of P = softmax(scale q k^T) needs no other row, so long texts are taken in blocks of queries: all that is
     computed of P's upper triangle, where it is zero, lies in the blocks on the diagonal. Keys add up their cotangents.
-    What it buys at T = 128: a quarter of what is kept, and a seventh of the time.
+    What it buys at T = 128: a quarter of what is kept, and a seventh of the time. From 512 positions on no block keeps
+    its part of P: the vjp computes it again from q, k and the rows' largest scores and sums, to the same bits (Dao et
+    al. 2022, "FlashAttention", section 3.1 and appendix B.4), so that memory grows with T, not with T^2.
     """
     group, window = _checked(q, k, v, causal, window)
-    shape, t, s = q.shape, q.shape[-2], k.shape[-2]
+    shape, s = q.shape, k.shape[-2]
     if keep is not None:
         dtype = q.real.dtype
         keep = by_value(keep) if keep.dtype == dtype else keep.astype(dtype)
@@ -94,13 +99,11 @@ def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=Non
     if group > 1:  # heads that look at the same keys side by side: (..., K, H / K, T, D)
         q, keep, mask = (x if x is None else _by_group(x, k.shape[-3], group) for x in (q, keep, mask))
     rest = {"mask": mask, "group": group, "scale": 1 / math.sqrt(shape[-1] or 1) if scale is None else float(scale)}
-    if window is None and (not causal or t == 1 or array_module(q) is not np):  # a GPU is quicker with one large block
-        o, vjp = attend(q, k, v, keep, causal, **rest)
+    rest["again"] = s >= LONG
+    if s >= LONG and array_module(q) is np and q.shape[: k.ndim - 2] == k.shape[:-2] == v.shape[:-2] != ():
+        o, vjp = _by_heads(q, k, v, keep, causal, window, rest)
     else:
-        with np.errstate(invalid="ignore"):
-            o, vjp = _in_blocks(q, k, v, keep, QUERIES if array_module(q) is np else t, window, rest)
-        if not array_module(o).isfinite(o).all():  # 0 times infinity is no 0: a query leaves out what it does not see
-            o, vjp = _in_blocks(q, k, v, keep, 1, window, rest)
+        o, vjp = _whole(q, k, v, keep, causal, window, rest)
     if group == 1:
         return o, vjp
     grouped = o.shape  # (..., K, H / K, T, D)
@@ -110,6 +113,53 @@ def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=Non
         return dq.reshape(*dq.shape[:-4], *shape[-3:]), dk, dv
 
     return o.reshape(*grouped[:-4], *shape[-3:-1], grouped[-1]), of_heads
+
+
+def _whole(q, k, v, keep, causal, window, rest):
+    """Attention of all heads, and its vjp: at once, or in blocks of queries. rest: `attend`'s other arguments."""
+    t = q.shape[-2]
+    if window is None and (not causal or t == 1 or array_module(q) is not np):  # a GPU is quicker with one large block
+        o, vjp = attend(q, k, v, keep, causal, **rest)
+    else:
+        with np.errstate(invalid="ignore"):
+            o, vjp = _in_blocks(q, k, v, keep, QUERIES if array_module(q) is np else t, window, rest)
+        if not array_module(o).isfinite(o).all():  # 0 times infinity is no 0: a query leaves out what it does not see
+            o, vjp = _in_blocks(q, k, v, keep, 1, window, rest)
+    return o, vjp
+
+
+def _by_heads(q, k, v, keep, causal, window, rest):
+    """`_whole` of a few heads of k and v at a time, side by side where cores share the parts of one thing."""
+    axis = -4 if rest["group"] > 1 else -3  # of the heads in q, which has an axis more in groups
+    places = [slice(h, h + HEADS) for h in range(0, k.shape[-3], HEADS)]
+
+    def part(h):
+        few = {**rest, "mask": _heads(rest["mask"], h, axis)}
+        return _whole(
+            _heads(q, h, axis), _heads(k, h, -3), _heads(v, h, -3), _heads(keep, h, axis), causal, window, few
+        )
+
+    found = in_parts(part, [(h,) for h in places])
+
+    def vjp(g):
+        some = lambda h, pull: pull(_heads(g, h, axis))
+        parts = in_parts(some, [(h, pull) for h, (_, pull) in zip(places, found, strict=True)])
+        dqs, dks, dvs = zip(*parts, strict=True)
+        return _together(dqs, g, axis), _together(dks, k, -3), _together(dvs, v, -3)
+
+    return _together([o for o, _ in found], q, axis), vjp
+
+
+def _heads(x, places, axis):
+    """What is of these heads; all of what is one for every head."""
+    return x if x is None or x.ndim < -axis or x.shape[axis] == 1 else x[(..., places, *[slice(None)] * (-axis - 1))]
+
+
+def _together(parts, like, axis):
+    """Parts of heads beside one another again, in the memory order of `like`."""
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return np.concatenate(parts, axis, out=np.empty_like(like, parts[0].dtype, shape=shape))
 
 
 def _checked(q, k, v, causal, window):
@@ -180,12 +230,16 @@ def _in_blocks(q, k, v, keep, size, window, rest):
         vjps.append(vjp_of_part)
 
     def vjp(g):
-        dqs, dks, dvs = zip(*(pull(g[..., rows, :]) for pull, (rows, _) in zip(vjps, blocks, strict=True)), strict=True)
-        dk, dv = (_among(d[-1], blocks[-1][1], s) for d in (dks, dvs))
-        for (_, seen), dk_part, dv_part in zip(blocks[:-1], dks, dvs, strict=False):
+        *others, (rows, seen) = blocks
+        last, *ends = vjps[-1](g[..., rows, :])
+        dk, dv = (_among(d, seen, s) for d in ends)
+        dqs = []
+        for pull, (rows, seen) in zip(vjps, others, strict=False):
+            dq, dk_part, dv_part = pull(g[..., rows, :])
+            dqs.append(dq)
             dk[..., seen, :] += dk_part
             dv[..., seen, :] += dv_part
-        return _stacked(dqs, g), dk, dv
+        return _stacked([*dqs, last], g), dk, dv
 
     return _stacked(parts, q), vjp
 
@@ -204,7 +258,7 @@ def _among(part, seen, s):
     return whole
 
 
-def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
+def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None, again=False):
     """Attention, all queries at once: -> O, and its vjp, which returns (dq, dk, dv).
 
     With S = scale q k^T, P = softmax(S), O = P v:
@@ -214,6 +268,7 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
     are short, instead of P. Scores stand transposed, keys down and queries across: NumPy takes a maximum over
     columns twice as fast as one over rows. With a group, q is (..., K, H / K, T, D) and k is (..., K, S, D): the
     queries of the heads that look at the same keys stand below one another, as if they were queries of one head.
+    again: E is not kept; the vjp computes it from q, k and the largest scores once more.
     """
     xp, shape, t = array_module(q), q.shape, q.shape[-2]
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
@@ -221,33 +276,49 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
     if group > 1:
         q = q.reshape(*shape[:-3], group * t, shape[-1])
     apart = lambda x: x if group == 1 else x.reshape(*x.shape[:-2], group, t, x.shape[-1])
-    e = k @ q.swapaxes(-1, -2)  # (..., S, T)
-    if causal and t > 1:
-        own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        own += _unseen(xp, t, group, e.real.dtype)
-    if mask is not None:
-        e += xp.where(_across(xp, mask, group, t), 0, -np.inf).astype(e.real.dtype)
+    across = lambda x: _across(xp, x, group, t)
+
+    def scores():
+        e = k @ q.swapaxes(-1, -2)  # (..., S, T)
+        if causal and t > 1:
+            own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
+            own += _unseen(xp, t, group, e.real.dtype)
+        if mask is not None:
+            e += xp.where(across(mask), 0, -np.inf).astype(e.real.dtype)
+        return e
+
+    e = scores()
     top = largest(e, -2)
-    e -= top if mask is None else xp.where(top == -np.inf, 0, top)  # a query that sees no key: E is 0 all the same
+    top = top if mask is None else xp.where(top == -np.inf, 0, top)  # a query that sees no key: E is 0 all the same
+    e -= top
     xp.exp(e, out=e)
     sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
     if mask is not None:
         sums[sums == 0] = np.inf  # and its f is 0
     f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
-    kept = e if keep is None else e * _across(xp, keep, group, t)  # (..., S, T)
+    kept = e if keep is None else e * across(keep)  # (..., S, T)
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
     o *= f
+    held = None if again else (e, kept)
 
     def vjp(g):
         g = (g if group == 1 else g.reshape(o.shape)) * f
+        e, kept = held or _again(xp, scores(), top, keep if keep is None else across(keep))
         ds = v @ g.swapaxes(-1, -2)  # (..., S, T), dP^T at first
         if keep is not None:
-            ds *= _across(xp, keep, group, t)
+            ds *= across(keep)
         ds -= row_dot(g, o).swapaxes(-1, -2)
         ds *= e
         return apart(ds.swapaxes(-1, -2) @ (k * scale)), ds @ q, kept @ g
 
     return apart(o), vjp
+
+
+def _again(xp, e, top, keep):
+    """E of `attend` from its scores, in their place, and what dropout left of it."""
+    e -= top
+    xp.exp(e, out=e)
+    return e, e if keep is None else e * keep
 
 
 def _across(xp, mask, group, t):

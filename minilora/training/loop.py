@@ -12,6 +12,7 @@ import numpy as np
 
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
+from ..autograd.parts import shared_by
 from ..autograd.signatures import checked
 from ..autograd.tensor import grad, no_grad
 from ..nn.language_model import as_mask, as_tokens
@@ -104,7 +105,12 @@ def loss_and_gradients(
     loss, gradients = 0.0, [None] * len(parameters)
     with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
         for part in parts:
-            for one, found in in_parallel(piece, _split(*part, most)):
+            pieces_of_part = _split(*part, most)
+            with shared_by(
+                in_parallel if len(pieces_of_part) < _pieces_of(parameters) else None
+            ):  # some cores are free
+                computed = in_parallel(piece, pieces_of_part)
+            for one, found in computed:
                 loss += one
                 gradients = [_sum(g, other) for g, other in zip(gradients, found, strict=True)]
     if all(g is None for g in gradients):

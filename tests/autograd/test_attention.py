@@ -1,6 +1,7 @@
 """Attention: equal to the composition of elementary primitives, right in every gradient, blind to the future."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,6 +107,41 @@ def test_attention_in_several_blocks_of_queries(t, s, queries, dropout, monkeypa
     keep = (rng.random((2, 3, t, s)) < 0.7) / 0.7 if dropout else None
     check_same(lambda *a: ops.attention(*a, keep), lambda *a: attention_composed(*a, keep), qkv)
     check_gradients(lambda *a: ops.attention(*a, keep), qkv)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 7}, {"mask": True}, {"keep": True}, {"causal": False}])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_what_is_computed_again_is_the_same_bit_for_bit(heads, options, monkeypatch):
+    rng, t, s = np.random.default_rng(0), 21, 25
+    q, k, v = (rng.normal(size=(2, h, n, 8)).astype("float32") for h, n in ((4, t), (heads, s), (heads, s)))
+    options = dict(options)
+    if "mask" in options:
+        options["mask"] = rng.random((2, s)) < 0.7
+    if "keep" in options:
+        options["keep"] = (rng.random((2, 4, t, s)) < 0.9) / 0.9
+    monkeypatch.setattr(blocks, "QUERIES", 8)
+    monkeypatch.setattr(blocks, "HEADS", 1)
+    found = []
+    for long in (512, 1):
+        monkeypatch.setattr(blocks, "LONG", long)
+        leaves = [ml.Tensor(x, requires_grad=True) for x in (q, k, v)]
+        out = ops.attention(*leaves, **options)
+        found.append([out.data, *ml.grad(ops.sum(out * out), leaves)])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("long", [512, 10**9])
+def test_memory_of_a_long_text_grows_with_its_length(long, monkeypatch):
+    """At twice the length twice as much, and not four times, which it is where P is kept."""
+    monkeypatch.setattr(blocks, "LONG", long)
+    peaks = []
+    for t in (512, 1024):
+        q, k, v = (ml.Tensor(np.ones((1, 2, t, 8), "float32"), requires_grad=True) for _ in range(3))
+        tracemalloc.start()
+        ml.grad(ops.sum(ops.attention(q, k, v)), [q, k, v])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert math.log2(peaks[1] / peaks[0]) < 1.15 if long == 512 else math.log2(peaks[1] / peaks[0]) > 1.6
 
 
 def test_several_blocks_leave_heads_side_by_side_in_memory():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
+from minilora.autograd import attention
 from minilora.nn.architectures import find
 from minilora.nn.layers import Embedding
 from minilora.nn.module import Module
@@ -165,6 +166,28 @@ def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(mak
         with threadpool_limits(1 if count == 1 else None, "blas"):  # a single core's BLAS has one thread
             results.append(bits(ml.train(run, progress=False)))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(rows, make_model, monkeypatch):
+    """A batch of one row is one piece: two cores share its heads, to the same bits. With two rows none is free."""
+    monkeypatch.setattr(attention, "LONG", 8)
+    monkeypatch.setattr(attention, "HEADS", 1)
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    model, lots = make_model(lora=LORA), []
+
+    def watched(function, parts):
+        lots.append(len(parts))
+        return parallel.in_parallel(function, parts)
+
+    monkeypatch.setattr(loop, "in_parallel", watched)
+    shared = loss_and_gradients(model, model.parameters(), *batch(rows))
+    layers, heads = model.config.n_layer, model.config.n_head
+    assert lots == ([1] + [heads] * 2 * layers if rows == 1 else [2])  # forward and backward
+    monkeypatch.setattr(loop, "in_parallel", lambda function, parts: [function(*part) for part in parts])
+    alone = loss_and_gradients(model, model.parameters(), *batch(rows))
+    assert shared[0] == alone[0]
+    assert all(np.array_equal(a, b) for a, b in zip(shared[1], alone[1], strict=True) if a is not None)
 
 
 def test_a_step_draws_two_words_whatever_the_batch(make_model):
