@@ -25,7 +25,7 @@ from ..nn.files import write_beside
 from ..nn.storage import load_model, save_model
 from ..training.corpus import PYTHON, Corpus, load_corpus
 from ..training.loop import evaluate, length_of, train_step
-from ..training.optim import cosine_schedule
+from ..training.optim import AdamW, cosine_schedule
 from ..training.run import Run, Settings
 from ..training.stopping import stop_at_signals
 from .turns import beside
@@ -45,7 +45,7 @@ class Spec:
     start: how A and B begin ("lora": A random and B zero; "both zero"; "both random"). lr_ratio: B's learning rate over
     A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of the training text there
     is (None: all of it). keep: whether what was trained is kept, for studies that look at it. looks: how often on the
-    way the losses on both texts are measured, the end among them.
+    way the losses on both texts are measured, the end among them. pull: weight decay towards the base (`pull_back`).
     """
 
     corpus: str = "unicode-names"
@@ -65,6 +65,7 @@ class Spec:
     lr_ratio: float = 1.0
     quantized: dict[str, Any] = field(default_factory=dict)
     looks: int = 5
+    pull: float = 0.0
 
     @property
     def key(self) -> str:
@@ -177,7 +178,7 @@ class Runs:
         texts = {"loss": corpus, "old_loss": self.corpus(OLD_TEXT)}
         curve: dict[str, list] = {"step": [], **{name: [] for name in texts}}
         at = {round(spec.steps * look / spec.looks) for look in range(spec.looks + 1)}
-        for step in trained(run, spec.steps):
+        for step in trained(run, spec.steps, spec.pull):
             if step in at:
                 curve["step"].append(step)
                 for name, text in texts.items():
@@ -202,23 +203,38 @@ def _finished(path: Path, spec: Spec) -> bool:
     return json.loads(path.read_text(encoding="utf-8"))["curve"]["step"][-1] == spec.steps
 
 
-def trained(run: Run, stop: int) -> Iterator[int]:
+def trained(run: Run, stop: int, pull: float = 0.0) -> Iterator[int]:
     """The steps taken, 0 first, then after each up to `stop`, as `train` takes them: a look between them changes none.
 
-    Ctrl-C, SIGTERM and SIGHUP end it after the step that it is in, with KeyboardInterrupt.
+    pull: after each step the weights go back towards where they began (`pull_back`). Ctrl-C, SIGTERM and SIGHUP end it
+    after the step that it is in, with KeyboardInterrupt.
     """
     s, length = run.settings, length_of("train", run.model, run.corpus, run.settings.window)
+    began = [p.data.copy() for p in run.optimizer.parameters] if pull else []
     with stop_at_signals() as interrupt:
         yield 0
         for step in range(stop):
             run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
             tokens, targets, *_ = run.corpus.batch(s.batch_size, length, run.rng)
             train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
+            if pull:
+                pull_back(run.optimizer, began, pull)
             if interrupt.is_set():
                 raise KeyboardInterrupt
             yield step + 1
         if interrupt.is_set():
             raise KeyboardInterrupt
+
+
+def pull_back(optimizer: AdamW, began: Sequence[np.ndarray], pull: float) -> None:
+    """w <- w - lr pull (w - w_0): weight decay towards the base in place of 0, decoupled from the gradient as AdamW's.
+
+    The penalty pull / 2 |w - w_0|^2 is Li, Grandvalet & Davoine's L2-SP (2018, "Explicit Inductive Bias for Transfer
+    Learning with Convolutional Networks"), which adds it to the loss; Adam would divide its gradient by its size.
+    """
+    for p, w_0 in zip(optimizer.parameters, began, strict=True):
+        p.data -= optimizer.lr * pull * (p.data - w_0)
+        p.changed()
 
 
 def settings(spec: Spec) -> Settings:

@@ -46,6 +46,27 @@ def test_looks_on_the_way_change_nothing_and_are_what_train_measures(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_pull_moves_the_weights_a_share_of_the_way_back_to_where_they_began():
+    """w - lr pull (w - w_0), after each step, at that step's rate; with lr pull = 1 nothing is left of the step."""
+    new = lambda: ml.Run(ml.load_model("base"), "unicode-names", ml.Settings(3, 2, 1e-2, warmup=1, window=16))
+    pulled, by_hand = new(), new()
+    began = [p.data.copy() for p in pulled.optimizer.parameters]
+    steps, free = runs.trained(pulled, 3, 20.0), runs.trained(by_hand, 3)
+    for step in range(4):
+        assert next(steps) == next(free) == step
+        if step:
+            for p, w_0 in zip(by_hand.optimizer.parameters, began, strict=True):
+                p.data[...] = p.data - by_hand.optimizer.lr * 20 * (p.data - w_0)
+                p.changed()
+        pairs = zip(pulled.optimizer.parameters, by_hand.optimizer.parameters, strict=True)
+        assert all(np.array_equal(p.data, q.data) for p, q in pairs)
+    assert not np.allclose(pulled.model.wte.weight.data, began[0], rtol=0, atol=1e-3)
+    pulled.optimizer.lr = 0.5
+    runs.pull_back(pulled.optimizer, began, 2.0)
+    assert all(np.allclose(p.data, w, atol=1e-6) for p, w in zip(pulled.optimizer.parameters, began, strict=True))
+
+
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_the_same_spec_gives_the_same_numbers(cache, tmp_path, monkeypatch):
     kept = Runs(cache, TINY, progress=False)
     spec = kept.spec(rank=2)
