@@ -287,7 +287,7 @@ def weight_bytes(plan: Plan, bits: int) -> int:
     """Bytes of all weights, base and added, when the base's are held in 32, 16, 8 or 4 bits.
 
     8 and 4 bits hold the matrices of the blocks only; embeddings, norms, biases and the head stay in 16. 8 bits bring
-    one 32-bit scale a row (Dettmers et al. 2022, "LLM.int8()", section 2.1), 4 bits one 8-bit scale for each 64 weights
+    one 32-bit scale a row (Dettmers et al. 2022, "LLM.int8()", section 3.1), 4 bits one 8-bit scale for each 64 weights
     and one 32-bit scale for each 256 of those: 4.127 bits a weight (Dettmers et al. 2023, "QLoRA", section 3).
     Raises ValueError for other bits, or when weights that are to be trained would be quantised.
     """
@@ -321,8 +321,9 @@ def activation_bytes(plan: Plan, batch: int, length: int, bits: int, engine: str
     """Bytes kept for the backward pass of one step, and the workspace at its peak. The loss keeps 32-bit probabilities.
 
     Our own, of a vocabulary's many logits, keeps the gradient of its input instead (`autograd/head.py`).
-    For a GPT fully trained in 16 bits without dropout, this is Korthikanti et al.'s 2 B T C (16 + H T / C) a block,
-    their eq. 1 less its dropout masks.
+    For a GPT fully trained in 16 bits this is 2 B T C (16 + H T / C) a block. Korthikanti et al.'s eq. 1 counts
+    dropout, too: B T C (34 + 5 H T / C). Without its masks, 2 B T C + B H T^2, there would be B T C (32 + 4 H T / C);
+    without what dropout makes of attention's weights, 2 B H T^2 (with no dropout it is the weights), there is ours.
     """
     if engine not in ENGINES:
         raise ValueError(f"count: unknown engine {engine!r}; there are {', '.join(ENGINES)}")

@@ -171,7 +171,7 @@ def _full(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
 
 
 def _last_blocks(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
-    """The last n blocks are trained, the rest is frozen (FT-Top2 in table 3: Li & Liang 2021, section 6.1)."""
+    """The last n blocks are trained, the rest is frozen (FT-Top2 in table 3: Li & Liang 2021, section 5.2)."""
     if o.blocks > a.layers:
         raise ValueError(f"last-blocks: blocks = {o.blocks}, but {a.name} has {a.layers}")
     last = tuple(f"blocks.{i}." for i in range(a.layers - o.blocks, a.layers))
@@ -192,7 +192,7 @@ def _prompt(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
 
 
 def _prefix(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
-    """2 L l K D: l keys and l values in every block (Li & Liang 2021, section 4; after training, without the MLP)."""
+    """2 L l K D: l keys and l values in every block (Li & Liang 2021, sections 4.2 and 4.3: the MLP is dropped)."""
     shape = (a.layers, o.tokens, a.key_value_heads * a.dim)
     return {"front.keys": shape, "front.values": shape}, _saved(base, o)
 
@@ -213,7 +213,10 @@ def _houlsby(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]
 
 
 def _pfeiffer(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
-    """One bottleneck a block, after the MLP (Pfeiffer et al. 2021, section 3.2; with a norm: Lin et al. 2020)."""
+    """One bottleneck a block, after the MLP (Pfeiffer et al. 2021, appendix A.2; with a norm: Lin et al. 2020).
+
+    Their best form (figure 5) has the block's own norms around the adapter: no parameter more, and left out here.
+    """
     places = [f"blocks.{i}.mlp.adapter" for i in range(a.layers)]
     return {name: shape for place in places for name, shape in _adapter(a, place, o).items()}, {}
 

@@ -1,8 +1,10 @@
 """The trainable-parameter columns of the LoRA paper, computed, beside what the paper prints.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", tables 2, 3 and 4; sizes from its appendix D and,
-where noted, from the code released with it. Where formula and print differ, both are shown and the note says what is
-known about it.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", tables 2, 3 and 4; ranks and widths from its
+appendix D, for GPT-3's adapters from appendix F.2, table 15, and where noted from the code released with it. Where
+formula and print differ, both are shown and the note says what is known about it. A dagger is the paper's: runs in the
+setup of Houlsby et al. 2019. PreLayer's length on GPT-2 is not in the paper, which refers to Li & Liang 2021 for it:
+they give 5 for E2E, and the column prints 0.1 % of the model, as their table does.
 """
 
 from typing import Any
@@ -20,30 +22,31 @@ _ROWS: list[tuple[int, str, str, str, str, dict[str, Any], str]] = [
     (2, "RoB_base (LoRA)", "0.3", "roberta-base", "lora", {"rank": 8}, ""),
     (2, "RoB_large (FT)", "355.0", "roberta-large", "full", {}, "print: nominal size"),
     (2, "RoB_large (LoRA)", "0.8", "roberta-large", "lora", {"rank": 8}, ""),
-    (2, "RoB_large (Adpt^P)", "3.0", "roberta-large", "pfeiffer", {"bottleneck": 64}, "3.0 if a million is 2^20"),
-    (2, "RoB_large (Adpt^P)", "0.8", "roberta-large", "pfeiffer", {"bottleneck": 16}, ""),
-    (2, "RoB_large (Adpt^H)", "6.0", "roberta-large", "houlsby", {"bottleneck": 64}, "6.0 if a million is 2^20"),
-    (2, "RoB_large (Adpt^H)", "0.8", "roberta-large", "houlsby", {"bottleneck": 8}, ""),
+    (2, "RoB_large (Adpt^P)†", "3.0", "roberta-large", "pfeiffer", {"bottleneck": 64}, "3.0 if a million is 2^20"),
+    (2, "RoB_large (Adpt^P)†", "0.8", "roberta-large", "pfeiffer", {"bottleneck": 16}, ""),
+    (2, "RoB_large (Adpt^H)†", "6.0", "roberta-large", "houlsby", {"bottleneck": 64}, "6.0 if a million is 2^20"),
+    (2, "RoB_large (Adpt^H)†", "0.8", "roberta-large", "houlsby", {"bottleneck": 8}, ""),
+    (2, "RoB_large (LoRA)†", "0.8", "roberta-large", "lora", {"rank": 8}, ""),
     (2, "DeB_XXL (FT)", "1500.0", "deberta-v2-xxlarge", "full", {}, "print: nominal size"),
-    (2, "DeB_XXL (LoRA)", "4.7", "deberta-v2-xxlarge", "lora", {"rank": 16}, "r = 16 in the released code"),
+    (2, "DeB_XXL (LoRA)", "4.7", "deberta-v2-xxlarge", "lora", {"rank": 16}, "appendix D.2: r = 8; its code: 16"),
     (3, "GPT-2 M (FT)", "354.92", "gpt2-medium", "full", {}, "no cause given for the 0.10 more"),
     (3, "GPT-2 M (Adapter^L)", "0.37", "gpt2-medium", "pfeiffer", {"bottleneck": 6, "adapter_norm": True}, ""),
     (3, "GPT-2 M (Adapter^L)", "11.09", "gpt2-medium", "pfeiffer", {"bottleneck": 224, "adapter_norm": True}, ""),
     (3, "GPT-2 M (Adapter^H)", "11.09", "gpt2-medium", "houlsby", {"bottleneck": 112}, "no width gives the print"),
     (3, "GPT-2 M (FT^Top2)", "25.19", "gpt2-medium", "last-blocks", {"blocks": 2}, ""),
-    (3, "GPT-2 M (PreLayer)", "0.35", "gpt2-medium", "prelayer", {"tokens": 14}, "length not given; 14 is nearest"),
+    (3, "GPT-2 M (PreLayer)", "0.35", "gpt2-medium", "prelayer", {"tokens": 14}, "length 5 gives 0.12; 14 is nearest"),
     (3, "GPT-2 M (LoRA)", "0.35", "gpt2-medium", "lora", {}, "formula: 0.39. print: 0.1 % of model"),
     (3, "GPT-2 L (FT)", "774.03", "gpt2-large", "full", {}, ""),
     (3, "GPT-2 L (Adapter^L)", "0.88", "gpt2-large", "pfeiffer", {"bottleneck": 8, "adapter_norm": True}, ""),
     (3, "GPT-2 L (Adapter^L)", "23.00", "gpt2-large", "pfeiffer", {"bottleneck": 248, "adapter_norm": True}, ""),
-    (3, "GPT-2 L (PreLayer)", "0.77", "gpt2-large", "prelayer", {"tokens": 17}, "length not given; 17 is nearest"),
+    (3, "GPT-2 L (PreLayer)", "0.77", "gpt2-large", "prelayer", {"tokens": 17}, "length 5 gives 0.23; 17 is nearest"),
     (3, "GPT-2 L (LoRA)", "0.77", "gpt2-large", "lora", {}, "formula: 0.74. print: 0.1 % of model"),
     (4, "GPT-3 (FT)", "175255.8", "gpt3-175b", "full", {}, "no cause given for the 0.4 % more"),
     (4, "GPT-3 (BitFit)", "14.2", "gpt3-175b", "bitfit", {}, "11 C a block; 12 C gives the print"),
     (4, "GPT-3 (PreEmbed)", "3.2", "gpt3-175b", "prompt", {"tokens": 256 + 8}, ""),
     (4, "GPT-3 (PreLayer)", "20.2", "gpt3-175b", "prelayer", {"tokens": 8 + 8}, "the paper's own formula is less"),
-    (4, "GPT-3 (Adapter^H)", "7.1", "gpt3-175b", "houlsby", {"bottleneck": 1}, ""),
-    (4, "GPT-3 (Adapter^H)", "40.1", "gpt3-175b", "houlsby", {"bottleneck": 8}, ""),
+    (4, "GPT-3 (Adapter^H)", "7.1", "gpt3-175b", "houlsby", {"bottleneck": 1}, "r = 1 in table 15"),
+    (4, "GPT-3 (Adapter^H)", "40.1", "gpt3-175b", "houlsby", {"bottleneck": 8}, "r = 8 in table 15"),
     (4, "GPT-3 (LoRA)", "4.7", "gpt3-175b", "lora", {"rank": 2, "target_modules": ("v_proj",)}, ""),
     (4, "GPT-3 (LoRA)", "37.7", "gpt3-175b", "lora", {"rank": 8}, ""),
 ]

@@ -171,10 +171,10 @@ def truncations(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(r, state dict) for each rank: W_before + the best rank-r approximation of Delta W = W_after - W_before.
 
-    The test of LoRA's hypothesis (Hu et al. 2021, section 4.1: "updates to the weights also have a low intrinsic
-    rank"): load each state, measure the validation loss, plot it against r. r = 0 leaves Delta W out. The matrices
-    that `select` names are truncated; everything else (biases, norms, embeddings) comes from `rest`, "after" or
-    "before". Each Delta W is decomposed once, whatever the number of ranks.
+    The test of LoRA's hypothesis (Hu et al. 2021, section 4.1: "the updates to the weights also have a low 'intrinsic
+    rank' during adaptation"): load each state, measure the validation loss, plot it against r. r = 0 leaves Delta W
+    out. The matrices that `select` names are truncated; everything else (biases, norms, embeddings) comes from `rest`,
+    "after" or "before". Each Delta W is decomposed once, whatever the number of ranks.
     Raises ValueError for state dicts that do not match, and for ranks beyond the smallest matrix.
     """
     ranks, (before, after) = list(ranks), _matching(before, after)
@@ -313,7 +313,7 @@ def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
 def intruder_dimensions(before: Any, after: Any, k: int = 10, epsilon: float = 0.5) -> np.ndarray:
     """Which of the first k singular vectors of W_after are intruders: best cosine below epsilon.   -> indices from 0
 
-    Shuttleworth et al. 2024, definition 1. `len` of it is the count that the paper plots.
+    Shuttleworth et al. 2024, definition 1 (3.1 in the newer version). `len` of it is the count that the paper plots.
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"intruder_dimensions: epsilon = {epsilon}, expected 0 < epsilon <= 1")

@@ -158,7 +158,7 @@ def test_layers_and_matrices_have_their_names():
 def test_the_papers_columns():
     """Every row within its print, but for those marked; and what the marks say is so."""
     rows = paper.paper_rows()
-    assert [len(paper.paper_rows(t)) for t in (2, 3, 4)] == [13, 12, 8]
+    assert [len(paper.paper_rows(t)) for t in (2, 3, 4)] == [14, 12, 8]
     for row in rows:
         assert row["agrees"] or row["note"], row["row"]
         assert float(row["printed"]) * 1e6 == pytest.approx(row["formula"], rel=0.2)
@@ -200,12 +200,20 @@ def test_memory_of_weights_gradients_and_state():
 
 
 def test_activations_are_korthikantis():
-    """s b h (34 + 5 a s / h) a block, of which 2 s b h and 3 a s^2 b are dropout's masks and copies (eq. 1)."""
+    """s b h (34 + 5 a s / h) a block, in parts (section 4.1, eq. 1): ours are those that remain without dropout."""
     a = counting.Architecture("one block", 10, 64, 1, 4, 256, 32)
     b, s, h = 3, 32, 64
     walk = costs.Walk(counting.plan(a, "full"), b, s, costs.PYTORCH)
     block = sum(v for k, v in walk.kept.items() if k.startswith("blocks.0")) - 2 * b * s  # less the norms' factors
-    assert 2 * block == s * b * h * 32 + 2 * 4 * s * s * b
+    n, squares = s * b * h, 4 * s * s * b  # entries of x, and of all four heads' weights
+    attention = {"x of q, k, v": 2 * n, "q and k": 4 * n, "v": 2 * n, "x of o": 2 * n, "softmax": 2 * squares}
+    others = {"x of up": 2 * n, "x of gelu": 8 * n, "x of down": 8 * n, "x of two norms": 4 * n}
+    masks = {"of the weights": squares, "after attention": n, "after the MLP": n}
+    dropped = {"the weights with dropout": 2 * squares}  # without it, they are what softmax kept already
+    parts = [sum(part.values()) for part in (attention, others, masks, dropped)]
+    assert sum(parts) == n * 34 + 5 * squares  # eq. 1
+    assert sum(parts) - sum(masks.values()) == n * 32 + 4 * squares  # without its masks alone
+    assert 2 * block == parts[0] + parts[1] == n * 32 + 2 * squares  # without its copy of the weights, too
 
 
 def test_operations_by_hand():

@@ -26,10 +26,11 @@ BY_HAND = [  # (table, row, what is printed, the formula)
     (2, "RoB_base (LoRA)", "0.3", lora("RoB_base", 8)),
     (2, "RoB_large (FT)", "355.0", 355_359_744),
     (2, "RoB_large (LoRA)", "0.8", lora("RoB_large", 8)),
-    (2, "RoB_large (Adpt^P)", "3.0", adapter("RoB_large", 64)),
-    (2, "RoB_large (Adpt^P)", "0.8", adapter("RoB_large", 16)),
-    (2, "RoB_large (Adpt^H)", "6.0", adapter("RoB_large", 64, places=2)),
-    (2, "RoB_large (Adpt^H)", "0.8", adapter("RoB_large", 8, places=2)),
+    (2, "RoB_large (Adpt^P)†", "3.0", adapter("RoB_large", 64)),
+    (2, "RoB_large (Adpt^P)†", "0.8", adapter("RoB_large", 16)),
+    (2, "RoB_large (Adpt^H)†", "6.0", adapter("RoB_large", 64, places=2)),
+    (2, "RoB_large (Adpt^H)†", "0.8", adapter("RoB_large", 8, places=2)),
+    (2, "RoB_large (LoRA)†", "0.8", lora("RoB_large", 8)),
     (2, "DeB_XXL (FT)", "1500.0", 1_564_549_632),
     (2, "DeB_XXL (LoRA)", "4.7", lora("DeB_XXL", 16)),
     (3, "GPT-2 M (FT)", "354.92", 354_823_168),
@@ -63,6 +64,18 @@ def test_every_row_by_hand():
         assert row["agrees"] == (
             abs(row["formula"] / 1e6 - float(row["printed"])) <= 0.5 * 10 ** -len(row["printed"].split(".")[1])
         )
+
+
+def test_the_notes_say_where_ranks_and_widths_are_from():
+    """DeBERTa's printed count needs twice the rank that the appendix prints; GPT-3's widths are in table 15."""
+    note = {(r["row"], r["printed"]): r["note"] for r in paper_rows()}
+    assert round(lora("DeB_XXL", 8) / 1e6, 1) == 2.4 and round(lora("DeB_XXL", 16) / 1e6, 1) == 4.7
+    assert "appendix D.2: r = 8" in note["DeB_XXL (LoRA)", "4.7"] and "code: 16" in note["DeB_XXL (LoRA)", "4.7"]
+    for row, tokens in (("GPT-2 M (PreLayer)", 24 * 1024 * 5), ("GPT-2 L (PreLayer)", 36 * 1280 * 5)):
+        assert any(f"length 5 gives {tokens / 1e6:.2f};" in words for (name, _), words in note.items() if name == row)
+    table_15 = {1: "7.1", 4: "21.2", 8: "40.1", 16: "77.9", 64: "304.4"}  # its column of Adapter-H, all five
+    assert all(f"{adapter('GPT-3', r, places=2) / 1e6:.1f}" == printed for r, printed in table_15.items())
+    assert [note["GPT-3 (Adapter^H)", table_15[r]] for r in (1, 8)] == ["r = 1 in table 15", "r = 8 in table 15"]
 
 
 def test_the_savings_by_hand():

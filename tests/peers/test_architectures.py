@@ -7,8 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minilora.interop.config_out import CLASSES, config_for
+from minilora.interop.names import family_of, module_names
 from minilora.nn import config_json
-from minilora.nn.architectures import from_hugging_face, parameters, size
+from minilora.nn.architectures import MODELS, from_hugging_face, parameters, size
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 transformers = pytest.importorskip("transformers", reason="this test needs transformers: pip install 'minilora[peers]'")
@@ -175,3 +177,42 @@ def test_no_other_family_gets_a_hint_that_misleads():
         with pytest.raises(ValueError, match="unknown model_type") as error:
             from_hugging_face({"model_type": family})
         assert "did you mean" not in str(error.value)
+
+
+# --- the named models ------------------------------------------------------------------------------------------------
+
+
+def shapes_in_their_file(a):
+    """{parameter's name there: its shape}, of ours: one below the other where they share a matrix."""
+    names, shapes = module_names(a), {}
+    for name, (d_out, *d_in) in parameters(a).items():
+        path, _, kind = name.rpartition(".")
+        there, turned = f"{names[path].module}.{kind}", names[path].transposed
+        rows = shapes[there][-1 if turned else 0] if there in shapes else 0
+        shapes[there] = (*d_in, rows + d_out) if turned else (rows + d_out, *d_in)
+    return shapes
+
+
+@pytest.mark.parametrize("name", [n for n, a in MODELS.items() if a.family in {f for f, _ in CLASSES.values()}])
+def test_a_named_model_is_transformers_own_class_parameter_by_parameter(name):
+    """Built on the meta device from our sizes, in full depth: the same names, the same shapes, and no other."""
+    a = MODELS[name]
+    config = config_for(a)
+    with torch.device("meta"):
+        built = getattr(transformers, config["architectures"][0])(CONFIG_MAPPING[a.family].from_dict(config))
+    bare = "" if a.causal else family_of(a).prefix  # an encoder without a head has no prefix there
+    ours = {name.removeprefix(bare): shape for name, shape in shapes_in_their_file(a).items()}
+    assert ours == {name: tuple(p.shape) for name, p in built.named_parameters()}
+
+
+# transformers' own defaults, typed by its authors after these models' published files
+AS_BY_DEFAULT = {
+    "gpt2": "gpt2", "bert-base": "bert", "distilbert-base": "distilbert", "llama-2-7b": "llama",
+    "mistral-7b": "mistral", "gemma-7b": "gemma", "phi-3-mini": "phi3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS_BY_DEFAULT)
+def test_a_named_model_has_the_sizes_that_transformers_gives_its_family(name):
+    there = from_hugging_face({"model_type": AS_BY_DEFAULT[name], **CONFIG_MAPPING[AS_BY_DEFAULT[name]]().to_dict()})
+    assert parameters(there) == parameters(MODELS[name])

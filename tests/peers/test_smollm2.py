@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minilora.interop.names import gguf_names
 from minilora.interop.pretrained import load_pretrained
+from minilora.nn.architectures import MODELS, parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[peers]'")
@@ -51,6 +53,18 @@ def test_logits_are_those_of_transformers_reading_the_same_file(smollm2, theirs)
     assert np.abs(held(tokens).data - logits).max() <= 2e-4
     assert {m.quantized.kind for _, m in held.named_modules() if hasattr(m, "quantized")} == {"Q4_1", "Q8_0"}
     np.testing.assert_allclose(held.loss(tokens, tokens).item(), ours.loss(tokens, tokens).item(), rtol=1e-5)
+
+
+def test_the_file_holds_every_parameter_that_is_counted_and_no_other(smollm2):
+    """The sizes of `count smollm2-135m`, typed by hand, against the file's own list of tensors."""
+    gguf = pytest.importorskip("gguf", reason="this test needs gguf: pip install 'minilora[models]'")
+    a = MODELS["smollm2-135m"]
+    counted = {}
+    for name, shape in parameters(a).items():
+        path, _, kind = name.rpartition(".")
+        counted[f"{gguf_names(a)[path].module}.{kind}"] = shape
+    held = {t.name: tuple(map(int, t.shape[::-1])) for t in gguf.GGUFReader(smollm2).tensors}  # the last axis first
+    assert held == counted and sum(map(np.prod, held.values())) == 134_515_008
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says the peak")
