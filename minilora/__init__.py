@@ -41,6 +41,7 @@ from .training.corpus import load_corpus
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
 from .training.pairs import load_pairs
+from .training.reinforce import reinforce, reinforce_step, write_episodes
 from .training.run import Run, Settings
 
 merge_lora, unmerge_lora, remove_lora = (
@@ -120,6 +121,8 @@ __all__ = [
     "ops",
     "quantize",
     "quantize_model",
+    "reinforce",
+    "reinforce_step",
     "remove_adapter",
     "remove_lora",
     "requantize",
@@ -135,4 +138,5 @@ __all__ = [
     "unmerge_adapter",
     "unmerge_lora",
     "use_backend",
+    "write_episodes",
 ]

@@ -498,7 +498,7 @@ def test_numpy_functions_on_device_data_fail(module, stand_in, monkeypatch):
     def compute():
         model = ml.add_lora(make_model(), EVERY_LAYER)
         optimizer = ml.AdamW(model.parameters(trainable=True))
-        loop._diagnosis(model, optimizer, [p.data for p in optimizer.parameters], 1.0)
+        loop.diagnosis(model, optimizer, [p.data for p in optimizer.parameters], 1.0)
         train(model, 1)
         combine_adapters(model, {"default": 0.5}, "svd")
 

@@ -105,6 +105,7 @@ def lora_arrays() -> dict:
     return {"x": x, "W": W, "b": np.ones(3), "A": A, "B": B, "s": 2.0, "g": matrix(5, 3), "h": x @ A.T}
 
 
+WRITERS = ("write_episodes", "reinforce_step", "reinforce")  # of so many texts, so long
 GOOD = {  # a parameter's name, or a function's and its, -> what makes a value of it
     "model": model, "config": lambda: ml.LoRAConfig(rank=2), "GPT.config": lambda: CONFIG, "corpus": corpus,
     "Transformer.architecture": lambda: CONFIG,
@@ -130,6 +131,9 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "vocab_size": lambda: 9, "block_size": lambda: 8, "n_layer": lambda: 1, "n_head": lambda: 2, "n_embd": lambda: 4,
     "best_cosines.k": lambda: 2, "intruder_dimensions.k": lambda: 2,
     "state": lambda: model().state_dict(), "get_module.name": lambda: "blocks.0", "astype.dtype": lambda: "float64",
+    "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
+    "reinforce_step.rng": lambda: np.random.default_rng(0),
+    **{f"{name}.{size}": lambda: 2 for name in WRITERS for size in ("samples", "longest")},
     "max_new_tokens": lambda: 2, "optimizer": lambda: None, "output": lambda: None, "inputs": lambda: None,
     **dict.fromkeys(("x", "W", "b", "A", "B", "s", "g", "h"), lambda: None),
 }  # fmt: skip
@@ -141,7 +145,7 @@ def together(name: str) -> dict:
         return {n: a for n, a in lora_arrays().items() if n in inspect.signature(getattr(ml, name)).parameters}
     if name == "grad":
         return gradient()
-    if name == "train_step":
+    if name in ("train_step", "reinforce_step", "reinforce"):
         m, optimizer = trained()
         return {"model": m, "optimizer": optimizer}
     if name in ("truncations", "truncate_update"):
@@ -340,7 +344,7 @@ def test_odd_arguments(name, part):
         given = arguments(function)
         if takes(function, parameter, "Callable") and callable(make(None)):
             continue  # what it does is for its author to say
-        if (parameter, odd) == ("max_new_tokens", "a large number"):
+        if odd == "a large number" and parameter in ("max_new_tokens", "steps", "samples"):
             continue  # which takes as long as it says
         given[parameter] = make(given[parameter])
         before, here = state(given), f"{name}({parameter} = {odd})"

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
 from ..autograd.parts import shared_by
 from ..autograd.signatures import checked
-from ..autograd.tensor import grad, no_grad
+from ..autograd.tensor import Tensor, grad, no_grad
 from ..nn.language_model import as_mask, as_tokens
 from .checkpoint import save_checkpoint
 from .checks import NORM, described, integer, number
@@ -59,7 +60,7 @@ def train_step(
     loss, gradients = loss_and_gradients(model, optimizer.parameters, tokens, targets, rng, pieces, mask, accumulate)
     norm = clip_gradients(gradients, max_norm) if max_norm is not None else 0.0
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(_diagnosis(model, optimizer, gradients, loss))
+        raise FloatingPointError(diagnosis(model, optimizer, gradients, loss))
     optimizer.step(gradients)
     return loss
 
@@ -81,21 +82,48 @@ def loss_and_gradients(
     into pieces that the cores share.
     """
     tokens, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
-    wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
-    most = integer("train_step: pieces", pieces, 1) if pieces is not None else _pieces_of(parameters)
+    most = None if pieces is None else integer("train_step: pieces", pieces, 1)
     parts = _split(0, len(tokens), integer("train_step: accumulate", accumulate, 1))
     total = counting(targets)
     # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
     # cores. So the batches that are drawn after it are those of the records.
     seed = None if rng is None else rng.integers(2**63, size=2)
 
-    def piece(start: int, stop: int) -> tuple[float, list]:
+    def loss_of(start: int, stop: int) -> tuple[Tensor | None, float]:
         rows = None if seed is None else RowsOf(seed, start, stop - start)
-        share, gradients = counting(targets[start:stop]) / total, [None] * len(parameters)
-        if not share:
-            return 0.0, gradients
+        share = counting(targets[start:stop]) / total
         padding = {} if mask is None else {"mask": mask[start:stop]}
-        loss = model.loss(tokens[start:stop], targets[start:stop], rows, **padding)
+        return model.loss(tokens[start:stop], targets[start:stop], rows, **padding) if share else None, share
+
+    with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
+        loss, gradients = add_up(loss_of, parameters, parts, most)
+    if all(g is None for g in gradients):
+        raise ValueError(
+            "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
+            "AdamW(model.parameters()) takes those that the model trains now"
+        )
+    return loss, gradients
+
+
+def add_up(
+    loss_of: Callable[[int, int], tuple[Tensor | None, float]],
+    parameters: list,
+    parts: list[tuple[int, int]],
+    most: int | None = None,
+) -> tuple[float, list[Array | None]]:
+    """The sum of a batch's losses, each times its share, and of their gradients; None for a parameter not reached.
+
+    loss_of(start, stop): the loss of these rows, or None, and its share. Each part (start, stop), one after the other,
+    is split into at most so many pieces (None: one for each core), which the cores share; they are added in order.
+    """
+    wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
+    most = _pieces_of(parameters) if most is None else most
+
+    def piece(start: int, stop: int) -> tuple[float, list]:
+        gradients: list[Array | None] = [None] * len(parameters)
+        loss, share = loss_of(start, stop)
+        if loss is None:
+            return 0.0, gradients
         if loss.node is not None and wanted:
             found = grad(loss, [parameters[i] for i in wanted], cotangent=share, unused="none")
             for i, g in zip(wanted, found, strict=True):
@@ -103,21 +131,13 @@ def loss_and_gradients(
         return loss.item() * share, gradients
 
     loss, gradients = 0.0, [None] * len(parameters)
-    with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
-        for part in parts:
-            pieces_of_part = _split(*part, most)
-            with shared_by(
-                in_parallel if len(pieces_of_part) < _pieces_of(parameters) else None
-            ):  # some cores are free
-                computed = in_parallel(piece, pieces_of_part)
-            for one, found in computed:
-                loss += one
-                gradients = [_sum(g, other) for g, other in zip(gradients, found, strict=True)]
-    if all(g is None for g in gradients):
-        raise ValueError(
-            "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
-            "AdamW(model.parameters()) takes those that the model trains now"
-        )
+    for part in parts:
+        pieces = _split(*part, most)
+        with shared_by(in_parallel if len(pieces) < _pieces_of(parameters) else None):  # some cores are free
+            computed = in_parallel(piece, pieces)
+        for one, found in computed:
+            loss += one
+            gradients = [_sum(g, other) for g, other in zip(gradients, found, strict=True)]
     return loss, gradients
 
 
@@ -171,7 +191,7 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -
     return tokens, targets, mask
 
 
-def _diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
+def diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
     """Which step and which parameter: what a person needs to know about a loss that is not finite."""
     # Values before gradients: one broken value breaks every gradient.
     names = {id(p): name for name, p in model.named_parameters()}
