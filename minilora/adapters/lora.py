@@ -272,6 +272,12 @@ class LoRALinear(LowRank, Linear):
             return ops.lora_linear(x, self.weight, self.bias, *self.factors(), self.config.scale)
         return added(ops.linear(x, self.weight, self.bias), self.update(x, rng))
 
+    def plain(self) -> Any:
+        """What the base's layer does; and beside it, where it is not merged, A^T and s B^T."""
+        weight, bias, updates = super().plain()
+        A, B = self.factors()
+        return weight, bias, updates if self.unmerged is not None else [(A.data.T, self.config.scale * B.data.T)]
+
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """What is added to the base layer's output: s (x' A^T) B^T with x' = dropout(x).   (..., d_in) -> (..., d_out)
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array
 from ..autograd.tensor import Tensor, primitive
+from ..nn.decode import plain_of
 from ..nn.layers import parameter
 from .adapter import Put, StandIn, stand_in_for
 from .initialise import Start
@@ -84,6 +85,14 @@ class Summed(StandIn):
         """x: (..., d_in), or what the layer takes, -> (..., d_out)"""
         y = super().__call__(x)
         return y if self.unmerged is not None else added(y, *(part.update(x, rng) for part in self.parts))
+
+    def plain(self) -> Any:
+        """What the base's layer does, and every update beside it; None where one is no product of two matrices."""
+        parts = [plain_of(part) for part in self.parts]
+        weight, bias, updates = super().plain()  # type: ignore[misc]
+        if self.unmerged is not None or None in parts:
+            return None if self.unmerged is None else (weight, bias, updates)
+        return weight, bias, [*updates, *(update for part in parts for update in part[2])]  # type: ignore[index]
 
     def delta(self) -> Array:
         """Delta W = sum_i Delta W_i, (d_out, d_in)"""

@@ -17,7 +17,7 @@ from ..autograd import ops
 from ..autograd.backend import Array
 from ..autograd.fused import check_tokens
 from ..autograd.tensor import Tensor
-from ..nn.layers import Embedding, Linear
+from ..nn.layers import Embedding, Linear, Plain
 from ..nn.module import Module
 from .adapter import Put, StandIn
 from .attach import take_away
@@ -101,6 +101,10 @@ class QuantizedEmbedding(Held, Embedding):
         check_tokens("embedding", tokens, self.quantized.shape[0])
         return Tensor(self.quantized.rows(tokens))
 
+    def plain(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        """Rows are made floats as they are looked up, and all of them for the logits, a stretch after the other."""
+        return lambda tokens: self.quantized.rows(tokens), functools.partial(by_stretches, self.quantized)
+
     def logits(self, x: Tensor) -> Tensor:
         """x W^T, where the table is the output head as well.   (..., C) -> (..., V)"""
         return product(x, self.quantized)
@@ -110,6 +114,11 @@ class QuantizedEmbedding(Held, Embedding):
         if type(self) is not QuantizedEmbedding:
             return super().cross_entropy(x, targets, bias)
         return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0], bias)
+
+
+def by_stretches(weight: Packed, x: Array) -> Array:
+    """x W^T on arrays, of rows of W that are made, used and let go while they are in a core's cache."""
+    return np.concatenate([x @ rows.T for _, rows in weight.stretches(x.dtype)], axis=-1)
 
 
 def product(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
@@ -143,6 +152,11 @@ class QuantizedLinear(Held, Linear):
         if self.merged_weight is not None:
             return ops.linear(x, self.merged_weight.astype(x.data.real.dtype, copy=False), self.bias)
         return product(x, self.quantized, self.bias)
+
+    def plain(self) -> Plain:
+        """W as a product with its codes; once merged, the floats."""
+        weight = functools.partial(by_stretches, self.quantized) if self.merged_weight is None else self.merged_weight
+        return weight, None if self.bias is None else self.bias.data, []
 
     def cross_entropy(self, x: Tensor, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
         """The loss of this layer as an output head, whose logits are never all held.   (..., d_in), (...) -> ()"""
@@ -201,6 +215,8 @@ class QLoRALinear(OnCodes, LoRALinear, QuantizedLinear):
         """x: (..., d_in) -> (..., d_out)"""
         y = QuantizedLinear.__call__(self, x)  # (..., d_out)
         return y if self.merged_weight is not None else added(y, self.update(x, rng))
+
+    plain = LoRALinear.plain
 
 
 def quantize_model(

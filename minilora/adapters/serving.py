@@ -41,6 +41,11 @@ class Rows(StandIn):
             raise ValueError(f"rows_use: the batch has {len(x)} rows, but adapters were named for {len(self.A)}")
         return added(super().__call__(x), self.update(x))
 
+    def plain(self) -> Any:
+        """What the base's layer does, and beside it an A^T and s B^T for each row."""
+        weight, bias, updates = super().plain()  # type: ignore[misc]
+        return weight, bias, [*updates, (self.A, self.B)]
+
     def update(self, x: Tensor) -> Tensor:
         """(x_i A_i^T) (s_i B_i)^T of every row.   (B, T, d_in) -> (B, T, d_out)"""
         wide = x if x.dtype.itemsize > 2 else cast(x, "float32")
@@ -50,6 +55,8 @@ class Rows(StandIn):
 
 class TableRows(Rows):
     """An embedding table with another update for each row of the batch."""
+
+    plain = lambda self: None  # the decoder looks up rows of one table
 
     def update(self, x: Any) -> Tensor:
         """s_i B_i a_t for token t of row i.   (B, T) -> (B, T, C)"""

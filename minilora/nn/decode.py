@@ -8,6 +8,7 @@ Shapes: B batch, S keys, C width, H heads, K heads of keys and values, D width o
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import check_tokens
-from .layers import Linear, RMSNorm
+from .layers import Embedding, Linear, RMSNorm
 
 # The primitives themselves, on arrays of float32 or more: -> y, vjps
 layer_norm, rms_norm, *_activations = (
@@ -28,48 +29,101 @@ ROOM = 256  # positions that keys and values have room for at first, beyond what
 
 
 def decodes(model: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a Decoder computes what a model does: its layers are of these kinds, or merged, in one precision.
+    """Whether a Decoder computes what a model does: its modules are of these kinds, or merged, or can say it plainly.
 
-    That is float32 or more: below, sums need more than the numbers have. Merged: W is in the layer's weight.
+    Floats are of one precision, float32 or more: below, sums need more than the numbers have.
     """
-    layers = [m for name, m in model.named_modules() if not name.startswith("front")]
-    simple = all(type(m) in kinds or getattr(m, "unmerged", None) for m in layers)
+    modules = [m for name, m in model.named_modules() if not name.startswith("front")]
+    simple = all(type(m) in kinds or getattr(m, "unmerged", None) or plain_of(m) is not None for m in modules)
     dtypes = {p.dtype for p in model.parameters()}
-    return simple and len(dtypes) == 1 and dtypes.pop().itemsize >= 4 and array_module(model.wte.weight.data) is np
+    return simple and len(dtypes) == 1 and dtypes.pop().itemsize >= 4 and array_module(model.ln_f.weight.data) is np
+
+
+def plain_of(layer: Any) -> Any:
+    """`layer.plain()`, if that and its __call__ are of one class, and so say one thing; once merged, its weight's."""
+    of_call = next((kind for kind in type(layer).__mro__ if vars(kind).keys() & {"__call__", "plain"}), object)
+    if "plain" in vars(of_call):
+        return layer.plain()
+    kind = next((kind for kind in (Linear, Embedding) if isinstance(layer, kind)), None)
+    return kind.plain(layer) if kind and getattr(layer, "unmerged", None) else None
+
+
+def product(layers: list[Linear], dtype: Any) -> Callable[[Array], Array]:
+    """x -> what layers make of one x, side by side.   (B, C) -> (B, d_1 + d_2 + ...)
+
+    Small weights are copied for it, made floats where they are few bits, with what is added to them: one product.
+    """
+    parts = [plain_of(layer) for layer in layers]
+    sizes = [layer.packed().get("weight") or layer.weight.shape for layer in layers]
+    if sum(math.prod(size) for size in sizes) > SMALL:
+        each = [_large(*part) for part in parts]
+        return each[0] if len(each) == 1 else lambda x: np.concatenate([y(x) for y in each], axis=1)
+    weights = [_floats(W, size[1], updates, dtype) for (W, _, updates), size in zip(parts, sizes, strict=True)]
+    W = weights[0] if len(weights) == 1 else np.concatenate(weights, axis=1)  # (C, d_1 + d_2 + ...)
+    biases = [np.zeros(size[0], dtype) if b is None else b for (_, b, _), size in zip(parts, sizes, strict=True)]
+    bias = None if all(b is None for _, b, _ in parts) else np.concatenate(biases)
+    rows = _rows([updates for _, _, updates in parts], sizes)
+    return _large(W.T, bias, [] if rows is None else [rows])
+
+
+def _large(W: Any, bias: Array | None, updates: list) -> Callable[[Array], Array]:
+    """x -> x W^T + b + the sum of x A^T B^T, where A and B may be each row's own"""
+
+    def y(x: Array) -> Array:
+        total = W(x) if callable(W) else x @ W.T
+        if bias is not None:
+            total += bias
+        for A, B in updates:
+            total += (x[:, None] @ A @ B)[:, 0] if A.ndim == 3 else x @ A @ B
+        return total
+
+    return y
+
+
+def _floats(W: Any, d_in: int, updates: list, dtype: Any) -> Array:
+    """W^T (d_in, d_out) in floats, in the order that a batch is quick with, with what is added alike for every row."""
+    W = W(np.eye(d_in, dtype=dtype)) if callable(W) else np.ascontiguousarray(W.T)
+    return sum((A @ B for A, B in updates if A.ndim == 2), W)
+
+
+def _rows(updates: list[list], sizes: list[tuple]) -> tuple[Array, Array] | None:
+    """A^T (B, C, r) and s B^T (B, r, d_1 + d_2 + ...) of the updates that are each row's own, r their ranks' sum"""
+    own = [(i, A, B) for i, those in enumerate(updates) for A, B in those if A.ndim == 3]
+    if not own:
+        return None
+    starts = np.cumsum([0, *(size[0] for size in sizes)])
+    total = sum(A.shape[2] for _, A, _ in own)
+    stacked = np.zeros((len(own[0][1]), total, starts[-1]), own[0][2].dtype)
+    at = 0
+    for i, A, B in own:
+        stacked[:, at : at + A.shape[2], starts[i] : starts[i + 1]] = B
+        at += A.shape[2]
+    return np.concatenate([A for _, A, _ in own], axis=2), stacked
 
 
 class Memory:
     """What the decoder knows of one block: its layers, what sets it apart, and the keys and values it has seen."""
-
-    weight: Array | None = None  # of q, k and v in one, where they are small
 
     def __init__(self, block: Any, seen: tuple, places: int):
         attn = self.attn = block.attn
         self.block, self.heads = block, attn.n_head
         self.kv_heads = getattr(attn, "kv_heads", attn.n_head)
         self.window, self.local = getattr(attn, "window", None), getattr(attn, "local", False)
-        self.gate = getattr(block.mlp, "gate_proj", None)
+        gate = getattr(block.mlp, "gate_proj", None)
         self.activation = ACTIVATIONS[getattr(block.mlp, "activation", "gelu_tanh")]
         self.q_norm, self.k_norm = getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)
         self.post = getattr(block, "ln_1_post", None), getattr(block, "ln_2_post", None)
-        self.qkv = [attn.q_proj, attn.k_proj, attn.v_proj]
-        if sum(m.weight.size for m in self.qkv) <= SMALL:
-            self.weight = np.concatenate([m.weight.data for m in self.qkv]).T  # (C, (H + 2K) D)
-            self.bias = None if attn.q_proj.bias is None else np.concatenate([m.bias.data for m in self.qkv])
         (b, k, s, d), dtype = seen[0].shape, seen[0].dtype  # (B, K, S, D)
+        self.qkv = product([attn.q_proj, attn.k_proj, attn.v_proj], dtype)
+        self.out, self.up, self.down = (
+            product([layer], dtype) for layer in (attn.o_proj, block.mlp.up_proj, block.mlp.down_proj)
+        )
+        self.gate = None if gate is None else product([gate], dtype)
         self.scale = getattr(attn, "scale", 1 / math.sqrt(d))
         self.shape = b, self.heads + 2 * k, d
         self.places = places
         self.keys, self.values = (np.empty((b, k, min(places, s + ROOM), d), dtype) for _ in range(2))
         self.keys[:, :, :s], self.values[:, :, :s] = (array.data for array in seen)
-
-    def project(self, x: Array) -> Array:
-        """Queries, keys and values of each head, side by side.   (B, C) -> (B, H + 2K, D)"""
-        if self.weight is None:
-            y = np.concatenate([linear(x, layer) for layer in self.qkv], axis=1)
-        else:
-            y = x @ self.weight if self.bias is None else x @ self.weight + self.bias
-        return y.reshape(self.shape)
 
     def write(self, t: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Put a position's keys and values at t: -> those that its query sees, (B, K, S, D)"""
@@ -91,13 +145,16 @@ class Decoder:
     def __init__(self, model: Any, cache: Any, frequencies: dict[bool, Array] | None = None):
         self.model, self.length, self.mask = model, cache.length, cache.mask
         self.positions = cache.length if self.mask is None else self.mask.sum(axis=1)  # of the next token
-        self.frequencies, self.dtype = frequencies or {}, model.wte.weight.dtype
+        self.frequencies, self.dtype = frequencies or {}, model.ln_f.weight.dtype
         self.blocks = [Memory(block, cache.pairs[i], model.places) for i, block in enumerate(model.blocks)]
         widths = {model.width, self.blocks[0].shape[-1]}
         self.means = {width: np.full((width, 1), 1 / width, self.dtype) for width in widths}  # x @ mean: of each row
         scaled = getattr(getattr(model, "architecture", None), "scaled_embedding", False)
         self.scale = math.sqrt(model.width) if scaled else None
-        self.head = getattr(model, "head", None) or model.wte
+        self.rows, self.logits = plain_of(model.wte)
+        if getattr(model, "head", None) is not None:
+            self.logits = product([model.head], self.dtype)
+        self.places = None if model.wpe is None else plain_of(model.wpe)[0]
 
     def __call__(self, tokens: Array) -> Array:
         """(B,) -> (B, V)"""
@@ -106,27 +163,27 @@ class Decoder:
             check_tokens("Decoder", tokens, vocab_size)  # which takes longer to ask, and says what came
         if self.length == model.places:
             raise ValueError(f"Decoder: the {model.limit} = {model.places} is full")
-        x = model.wte.weight.data[tokens]  # (B, C)
+        x = self.rows(tokens)  # (B, C)
         if self.scale is not None:
             x = x * self.scale
-        if model.wpe is not None:
-            x = x + model.wpe.weight.data[self.positions]
+        if self.places is not None:
+            x = x + self.places(self.positions)
         if self.mask is not None:
             self.mask = np.concatenate([self.mask, np.ones((len(tokens), 1), bool)], axis=1)  # (B, S)
         angles = {local: self.angles(f) for local, f in self.frequencies.items()} if self.frequencies else None
         for memory in self.blocks:
             block = memory.block
-            y = linear(self.attend(memory, self.norm(x, block.ln_1), angles), memory.attn.o_proj)
+            y = memory.out(self.attend(memory, self.norm(x, block.ln_1), angles))
             x = x + (y if memory.post[0] is None else self.norm(y, memory.post[0]))
             n = self.norm(x, block.ln_2)
-            inside = memory.activation(linear(n, block.mlp.up_proj if memory.gate is None else memory.gate))[0]
+            inside = memory.activation((memory.gate or memory.up)(n))[0]
             if memory.gate is not None:
-                inside *= linear(n, block.mlp.up_proj)  # (B, F)
-            y = linear(inside, block.mlp.down_proj)
+                inside *= memory.up(n)  # (B, F)
+            y = memory.down(inside)
             x += y if memory.post[1] is None else self.norm(y, memory.post[1])
         self.length += 1
         self.positions = self.positions + 1
-        return self.norm(x, model.ln_f) @ self.head.weight.data.T  # (B, V)
+        return self.logits(self.norm(x, model.ln_f))  # (B, V)
 
     def angles(self, frequencies: Array) -> tuple[Array, Array]:
         """cos and sin of the angles at this position: (R / 2,), or (B, 1, R / 2) where each text has its own"""
@@ -136,7 +193,7 @@ class Decoder:
 
     def attend(self, memory: Memory, x: Array, angles: dict[bool, tuple] | None) -> Array:
         """softmax(scale q k^T) v for one query a head   (B, C) -> (B, H D)"""
-        y, h, k = memory.project(x), memory.heads, memory.kv_heads  # (B, H + 2K, D)
+        y, h, k = memory.qkv(x).reshape(memory.shape), memory.heads, memory.kv_heads  # (B, H + 2K, D)
         if memory.q_norm is not None:
             y[:, :h], y[:, h : h + k] = self.norm(y[:, :h], memory.q_norm), self.norm(y[:, h : h + k], memory.k_norm)
         if angles is not None:
@@ -173,9 +230,3 @@ def turn(x: Array, cos: Array, sin: Array) -> None:
     half = cos.shape[-1]
     one, two = x[..., :half], x[..., half : 2 * half]
     one[...], two[...] = one * cos - two * sin, two * cos + one * sin
-
-
-def linear(x: Array, layer: Linear) -> Array:
-    """x W^T + b"""
-    y = x @ layer.weight.data.T
-    return y if layer.bias is None else y + layer.bias.data

@@ -1,15 +1,18 @@
 """Layers: a parameter or two and the primitive that uses them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..autograd import ops
-from ..autograd.backend import new_array
+from ..autograd.backend import Array, new_array
 from ..autograd.tensor import Tensor
 from .module import Module
 
 STANDARD_DEVIATION = 0.02  # of initial weights: Radford et al. 2018, "GPT", section 4.1
+
+Plain = tuple[Array | Callable[[Array], Array], Array | None, list[tuple[Array, Array]]]
 
 
 def parameter(values: Any, dtype: Any = np.float32) -> Tensor:
@@ -28,6 +31,10 @@ class Linear(Module):
         """x: (..., d_in) -> (..., d_out). `rng` is for the layers that take this one's place and drop out."""
         return ops.linear(x, self.weight, self.bias)
 
+    def plain(self) -> Plain:
+        """What this layer does, for `decode.py`: (W or x -> x W^T, b, [(A^T, s B^T) of what is added, ...])."""
+        return self.weight.data, None if self.bias is None else self.bias.data, []
+
     def cross_entropy(self, x: Tensor, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
         """The loss of this layer as an output head, whose logits are never all held.   (..., d_in), (...) -> ()"""
         if type(self) is Linear and self.bias is None:  # what takes its place adds to x W^T
@@ -44,6 +51,10 @@ class Embedding(Module):
     def __call__(self, tokens: Any) -> Tensor:
         """tokens: (...) integers -> (..., C)"""
         return ops.embedding(self.weight, tokens)
+
+    def plain(self) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        """For `decode.py`: tokens -> W[tokens], and x -> x W^T."""
+        return lambda tokens: self.weight.data[tokens], lambda x: x @ self.weight.data.T
 
     def logits(self, x: Tensor) -> Tensor:
         """x W^T, where the table is the output head as well (Press & Wolf 2017).   (..., C) -> (..., V)"""

@@ -5,6 +5,7 @@ import pytest
 
 import minilora as ml
 from minilora.autograd.tensor import no_grad
+from minilora.nn import decode
 from minilora.nn.decode import Decoder
 from minilora.nn.language_model import Cache
 
@@ -31,13 +32,26 @@ def test_each_position_has_the_model_s_logits(bias):
     assert decoder.length == 9 and cache.length == 2  # the model's cache stays what it was
 
 
-def lora(merged: bool) -> ml.GPT:
-    model = ml.add_lora(trained(), ml.LoRAConfig(rank=2, target_modules="*"))
+def moved(model: ml.GPT) -> ml.GPT:
     for p in model.parameters(trainable=True):
-        p.data = p.data + 0.5
-    if merged:
-        ml.merge_adapter(model)
+        p.data = p.data + 0.6 * np.random.default_rng(p.size).normal(size=p.shape)
     return model
+
+
+def lora(merge: bool, base: ml.GPT | None = None, targets: tuple = ("*",)) -> ml.GPT:
+    model = moved(ml.add_lora(base or trained(), ml.LoRAConfig(rank=2, target_modules=targets)))
+    return merged(model) if merge else model
+
+
+def merged(model: ml.GPT) -> ml.GPT:
+    ml.merge_adapter(model)
+    return model
+
+
+def two(config) -> ml.GPT:
+    model = lora(merge=False)
+    ml.add_adapter(model, config, name="other")
+    return ml.set_adapter(moved(model), ["default", "other"]) or model
 
 
 def mixed() -> ml.GPT:
@@ -49,27 +63,57 @@ def mixed() -> ml.GPT:
 
 MODELS = {
     "plain": (trained, True),
-    "merged LoRA": (lambda: lora(merged=True), True),
-    "LoRA": (lambda: lora(merged=False), False),
+    "merged LoRA": (lambda: lora(merge=True), True),
+    "LoRA": (lambda: lora(merge=False), True),
     "prefix": (lambda: ml.add_adapter(trained(), ml.PrefixConfig(2)), True),
     "bottleneck": (lambda: ml.add_adapter(trained(), ml.PfeifferConfig(2)), False),
     "float32": (lambda: trained().astype("float32"), True),
     "float16": (lambda: trained().astype("float16"), False),  # sums need more than its numbers have
     "two precisions": (mixed, False),
-    "quantised": (lambda: ml.quantize_model(trained(), block=4), False),
+    "quantised": (lambda: ml.quantize_model(trained(), block=4), True),
+    "QLoRA": (lambda: lora(merge=False, base=ml.quantize_model(trained(), block=4)), True),
+    "merged QLoRA": (lambda: lora(merge=True, base=ml.quantize_model(trained(), block=4)), True),
+    "two adapters at once": (lambda: two(ml.LoRAConfig(rank=1, target_modules=("*",))), True),
+    "LoRA beside DoRA": (lambda: two(ml.DoRAConfig(rank=2)), False),  # whose update is no product
+    "DoRA": (lambda: moved(ml.add_adapter(trained(), ml.DoRAConfig(rank=2))), False),
+    "merged DoRA": (lambda: merged(moved(ml.add_adapter(trained(), ml.DoRAConfig(rank=2)))), True),
+    "PiSSA": (lambda: moved(ml.add_lora(trained(), ml.LoRAConfig(2, init="pissa"))), True),
+    "a trained bias": (lambda: moved(ml.add_lora(trained(), ml.LoRAConfig(2, bias="lora_only"))), True),
+    "LoRA on the table": (lambda: lora(merge=False, targets=("wte", "q_proj")), False),
 }
 
 
+@pytest.mark.filterwarnings("ignore:add_lora. wte.weight is read directly")
+@pytest.mark.parametrize("small", [2**18, 0], ids=["copied", "as they are"])
 @pytest.mark.parametrize("name", MODELS)
-def test_who_decodes_and_that_the_text_is_the_same_without_a_cache(name):
+def test_who_decodes_and_that_the_text_is_the_same_without_a_cache(name, small, monkeypatch):
+    monkeypatch.setattr(decode, "SMALL", small)
     make, decoded = MODELS[name]
     model, cache = make(), Cache()
     with no_grad():
         model(TOKENS[:, :2], cache=cache)
     assert isinstance(model._reader(cache), Decoder) == decoded
-    texts = [model.generate(TOKENS[:, :2], 12, temperature=0, use_cache=use) for use in (True, False)]
+    texts = [model.generate(TOKENS[:, :2], 12, temperature=3.0, rng=0, use_cache=use) for use in (True, False)]
     np.testing.assert_array_equal(*texts)
     assert len(np.unique(texts[0][:, 2:])) > 2  # no text of one token over and over
+
+
+@pytest.mark.parametrize("small", [2**18, 0], ids=["copied", "as they are"])
+@pytest.mark.parametrize("bits", [False, True], ids=["floats", "few bits"])
+def test_rows_with_adapters_of_their_own_are_decoded(bits, small, monkeypatch):
+    monkeypatch.setattr(decode, "SMALL", small)
+    model = ml.quantize_model(trained(), block=4) if bits else trained()
+    ml.add_lora(model, ml.LoRAConfig(rank=2, target_modules=("q_proj", "v_proj", "up_proj")), name="one")
+    moved(ml.add_lora(model, ml.LoRAConfig(rank=3, target_modules=("k_proj", "v_proj")), name="other"))
+    with ml.rows_use(model, ["one", None, "other"]):
+        cache = Cache()
+        with no_grad():
+            model(TOKENS[:, :2], cache=cache)
+            decoder, whole = model._reader(cache), model(TOKENS).data  # (B, T, V)
+        assert isinstance(decoder, Decoder)
+        for t in range(2, 9):
+            np.testing.assert_allclose(decoder(TOKENS[:, t]), whole[:, t], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(whole, model(TOKENS).data, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
