@@ -6,9 +6,10 @@
     FIGURES                             {figure: (the studies it needs, the function that draws it)}
 
 The title of a figure is its conclusion, computed from the records. Two means over seeds are called different only where
-the ranges over the seeds do not overlap; else the title says that there is no clear difference. Error bars and bands
-reach from the least to the most over the seeds (half that distance to each side of the mean), or over the matrices
-where a caption says so. A figure carries its lesson as its label, and `caption` puts it behind what the figure shows.
+their error bars do not overlap; else the title says that there is no clear difference. An error bar that a caption
+calls the spread over seeds is half the distance from the least to the most, to each side of the mean (`SPREAD`); bands,
+and bars over matrices, reach from the least to the most. A figure carries its lesson as its label, and `caption` puts
+it behind what the figure shows.
 """
 
 import itertools
@@ -59,6 +60,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
 OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes")
 CORPUS = "unicode-names"
 
+SPREAD = " Spread: half the distance from the least seed to the most, drawn to each side of the mean."
 CAPTIONS: dict[str, str] = {
     "lora-layer": "A LoRA layer: blue with a solid edge is trained, grey with a dashed edge is frozen.",
     "lora-tape": (
@@ -119,7 +121,7 @@ CAPTIONS: dict[str, str] = {
     ),
     "starts": (
         "Three ways to begin: left the loss at step 0 and after training, right the norms of the gradients of all "
-        "A and all B at step 0."
+        "A and all B at step 0, of one seed; error bars are the spread over seeds."
     ),
     "data": (
         "Validation loss against the amount of training text, for LoRA of rank 1, of rank 8 and full fine-tuning; "
@@ -145,8 +147,8 @@ CAPTIONS: dict[str, str] = {
     ),
     "latency": (
         "Time of a generated token after a cached text and of a forward pass over the text, as ratios to the base "
-        "model's in the same run (Hu et al. 2021, table 1): medians over turns. Bold on colour: 1 is outside "
-        "the middle half of the turns' ratios."
+        "model's in the same run (Hu et al. 2021, table 1): medians over turns. Bold on colour: 1 is "
+        "further from the median than half the distance between the quartiles of the turns' ratios."
     ),
     "step-memory": (
         "Memory of a training step with AdamW on texts of 128 tokens, eight of them on the shipped model and one at "
@@ -174,7 +176,8 @@ CAPTIONS: dict[str, str] = {
 
 def caption(name: str, figure: Figure) -> str:
     """What a figure shows, and what these records say: the text to print under it."""
-    return f"{CAPTIONS[name]} {figure.get_label()}"
+    spread = SPREAD if "spread over seeds" in CAPTIONS[name] else ""
+    return f"{CAPTIONS[name]}{spread} {figure.get_label()}"
 
 
 def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORPUS) -> Figure:

@@ -272,7 +272,7 @@ def _against_chance(rows: Sequence[Row]) -> str:
     ratio = np.array([row["delta"] / row["random"] for row in rows])
     share = float(np.mean(ratio > 1))
     if share >= 0.9:
-        return f"ΔW's directions are no chance: W has {ratio.mean():.1f} times more there than at random"
+        return f"ΔW's directions are no chance: W has {ratio.mean():.1f} times as much there as at random"
     if share <= 0.5:
         return f"W has no more in ΔW's directions than at random ({ratio.mean():.1f} times)"
     return f"in {percent(share)} of the matrices W has more in ΔW's directions than at random"

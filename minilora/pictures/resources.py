@@ -134,7 +134,7 @@ def _ratios(axes: Axes, rows: Sequence[Row], columns: Sequence[tuple[int, int]])
 
 
 def _differs(row: Row) -> int:
-    """-1 or 1 where the base model's time, 1, lies outside the middle half of a method's ratios; else 0."""
+    """-1 or 1 where the base model's time, 1, is further from the median than half the quartiles' distance; else 0."""
     return clearly(row, {"ratio": 1.0, "ratio_spread": 0.0}, "ratio")
 
 
@@ -152,7 +152,7 @@ def _noise(rows: Sequence[Row]) -> str:
     spread = float(np.median([row["ratio_spread"] for row in merged]))
     return (
         f"Merged LoRA is within noise of the base model in {same} of {len(merged)} cases; "
-        f"the middle half of the turns lies within {spread:.2f} of the median there."
+        f"half the distance between the quartiles of the turns is {spread:.2f} there."
     )
 
 

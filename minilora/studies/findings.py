@@ -1,7 +1,7 @@
 """What a study's records say: reading them with care, comparing means over seeds, and telling it in words.
 
-Two means over seeds are called different only where the ranges over the seeds do not overlap. A number's spread is half
-the distance from its least to its most over the seeds, and stands beside it in a row as NAME_spread.
+A number's spread is half the distance from its least to its most over the seeds, and stands beside it in a row as
+NAME_spread. Two means over seeds are called different only where they lie further apart than their spreads together.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def clearly(a: Row, b: Row, number: str = "loss") -> int:
-    """-1 where a is below b, 1 where it is above, 0 where their ranges over the seeds overlap."""
+    """-1 where a is below b, 1 where it is above, 0 where they are no further apart than their spreads together."""
     gap = a[number] - b[number]
     return 0 if abs(gap) <= a[f"{number}_spread"] + b[f"{number}_spread"] else int(np.sign(gap))
 

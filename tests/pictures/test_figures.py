@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
 from minilora.pictures.choices import rank_choice
 from minilora.pictures.figures import CAPTIONS, FIGURES, caption, draw, make
-from minilora.studies import studies
+from minilora.studies import runs, studies
 
 
 def test_every_study_is_drawn_and_every_figure_has_a_caption(folder):
@@ -35,6 +37,22 @@ def test_letters_are_large_and_inside_the_picture(name, figure_of):
             assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, text
     assert all(text.get_fontsize() >= 14 for text in ticks)
     assert figure.get_label() and caption(name, figure).startswith(CAPTIONS[name])
+
+
+@pytest.mark.parametrize("name", ["matrices", "ranks", "starts", "sizes", "truncation"])
+def test_an_error_bar_is_what_its_caption_calls_the_spread(name, folder, figure_of):
+    """Mean and spread to each side: of losses 0, 0 and 3 that is -0.5 to 2.5, and not from the least to the most."""
+    figure = figure_of(name)
+    assert "half the distance from the least seed to the most, drawn to each side of the mean" in caption(name, figure)
+    rows = json.loads((folder / f"{name}.json").read_text("utf-8"))["rows"]
+    told = {(row["loss"] - row["loss_spread"], row["loss"] + row["loss_spread"]) for row in rows if row["loss_spread"]}
+    drawn = set()
+    for lines in (found for axes in figure.axes for found in axes.collections if isinstance(found, LineCollection)):
+        across = 0 if name == "matrices" else 1  # whose bars lie
+        drawn |= {tuple(sorted(np.round(part[:, across], 9))) for part in lines.get_segments() if len(part) == 2}
+    assert drawn and drawn & {tuple(np.round(ends, 9)) for ends in told}
+    summary = runs.summarise([{"loss": 0.0}, {"loss": 0.0}, {"loss": 3.0}], "loss")
+    assert (summary["loss"] - summary["loss_spread"], summary["loss"] + summary["loss_spread"]) == (-0.5, 2.5)
 
 
 @pytest.mark.slow

@@ -37,5 +37,5 @@ def test_similarity_compares_with_chance(title):
 
 
 def test_amplification_compares_with_random_directions(title):
-    assert "W has 4.0 times more there than at random; ΔW is 3.0 times W there" in title("amplification")
+    assert "W has 4.0 times as much there as at random; ΔW is 3.0 times W there" in title("amplification")
     assert title("amplification", lambda row: row.update(delta=0.2)).startswith("W has no more in ΔW's directions")
