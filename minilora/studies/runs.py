@@ -28,6 +28,7 @@ from ..training.loop import evaluate, length_of, train_step
 from ..training.optim import AdamW, cosine_schedule
 from ..training.run import Run, Settings
 from ..training.stopping import stop_at_signals
+from .choosing import Between
 from .turns import beside
 
 FORMAT = 1  # of the records; a file with another number was made by another version
@@ -42,10 +43,13 @@ class Spec:
 
     method: "full" trains every weight in place; every other is the name of a method in `adapters`. rank, alpha,
     rank_stabilized and targets are LoRA's and DoRA's; options: whatever else the method's configuration takes.
-    start: how A and B begin ("lora": A random and B zero; "both zero"; "both random"). lr_ratio: B's learning rate over
-    A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of the training text there
-    is (None: all of it). keep: whether what was trained is kept, for studies that look at it. looks: how often on the
-    way the losses on both texts are measured, the end among them. pull: weight decay towards the base (`pull_back`).
+    start: how A and B begin ("lora": A random and B zero; "B random": A zero; "both zero"; "both random"). lr_ratio:
+    B's learning rate over A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of
+    the training text there is, in one piece, which the seed draws (None: all of it). keep: whether what was trained is
+    kept, for studies that look at it. looks: how often on the way the losses on both texts are measured, the end among
+    them. pull: weight decay towards the base (`pull_back`). trained: which of A and B are, "AB", "A" or "B"; the other
+    is frozen as it began. choice: whether the looks measure, in the old text's place, windows between those that are
+    told of, so that a step can be chosen.
     """
 
     corpus: str = "unicode-names"
@@ -66,6 +70,8 @@ class Spec:
     quantized: dict[str, Any] = field(default_factory=dict)
     looks: int = 5
     pull: float = 0.0
+    trained: str = "AB"
+    choice: bool = False
 
     @property
     def key(self) -> str:
@@ -173,9 +179,11 @@ class Runs:
         before = evaluate(model, corpus, self.scale.windows)
         prepare(model, spec)
         if spec.characters is not None:
-            corpus = replace(corpus, train=corpus.train[: spec.characters])
+            corpus = replace(corpus, train=piece(corpus.train, spec.characters, spec.seed))
         run = Run(model, corpus, settings(spec))
         texts = {"loss": corpus, "old_loss": self.corpus(OLD_TEXT)}
+        if spec.choice:
+            texts = {"loss": corpus, "choice": Between(corpus.name, corpus.train, corpus.validation)}
         curve: dict[str, list] = {"step": [], **{name: [] for name in texts}}
         at = {round(spec.steps * look / spec.looks) for look in range(spec.looks + 1)}
         for step in trained(run, spec.steps, spec.pull):
@@ -194,6 +202,12 @@ class Runs:
             "stored_bytes": sum(p.data.nbytes for p in stored),
         }
         return record, model
+
+
+def piece(text: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """So much of a text in one piece, from a place that the seed draws: a text's first page is not like the others."""
+    start = np.random.default_rng(seed).integers(max(len(text) - size, 0) + 1)
+    return text[start : start + size]
 
 
 def _finished(path: Path, spec: Spec) -> bool:
@@ -268,6 +282,8 @@ def prepare(model: Any, spec: Spec) -> None:
     """Make the parameters trainable that the spec's method trains, and start them as it says."""
     if spec.method == "full":
         return  # in place: no second copy of the weights
+    if spec.start == "lora" and spec.trained == "A":
+        raise ValueError('study: trained = "A" from B = 0 would learn nothing; give start = "B random"')
     add_adapter(model, configuration(spec), spec.seed)
     rng = np.random.default_rng(spec.seed)
     for layer in lora_layers(model).values():
@@ -275,6 +291,11 @@ def prepare(model: Any, spec: Spec) -> None:
             layer.lora_A.data[...] = 0
         elif spec.start == "both random":
             layer.lora_B.data[...] = rng.normal(0, 1 / spec.rank, layer.lora_B.shape)
+        elif spec.start == "B random":  # what A's start is by its d_in, by B's d_in, which is r
+            layer.lora_A.data[...] = 0
+            layer.lora_B.data[...] = rng.uniform(-(spec.rank**-0.5), spec.rank**-0.5, layer.lora_B.shape)
+        for part in {"A", "B"} - set(spec.trained):
+            getattr(layer, f"lora_{part}").requires_grad = False
 
 
 def _probe(run: Run) -> Callable[[], float]:

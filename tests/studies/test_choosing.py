@@ -1,0 +1,48 @@
+"""How a study chooses: the walk ends where neither neighbour is lower; what is chosen on is not what is told of."""
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.studies.choosing import Between, descend, rates_around
+from minilora.studies.runs import FULL, Spec
+
+
+@pytest.mark.parametrize("start", [-4, 0, 3, 9])
+def test_the_walk_ends_at_the_bottom_of_a_valley_and_stays_on_a_plain(start):
+    assert descend(lambda k: (k - 3) ** 2, start) == 3
+    assert descend(lambda k: 1.0, start) == start
+    assert descend(lambda k: abs(k - 3) if k < 20 else float("inf"), start) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unicode-names", "python-code"])
+def test_windows_for_choosing_are_none_of_those_that_are_told_of(name):
+    corpus = ml.load_corpus(name)
+    told, choosing = corpus.validation_windows(128, FULL.windows), Between(name, corpus.train, corpus.validation)
+    tokens, targets = choosing.validation_windows(128, FULL.windows)
+    assert tokens.shape == (FULL.windows - 1, 128) and np.array_equal(tokens[:, 1:], targets[:, :-1])
+    assert len(np.unique(np.concatenate([told[0], tokens]), axis=0)) == 2 * FULL.windows - 1
+    whole = corpus.validation_windows(128)[0]
+    assert all((whole == window).all(axis=1).any() for window in tokens)  # of the held-out text all the same
+
+
+class Valley:
+    """Runs whose loss is least at one learning rate."""
+
+    def __init__(self, best):
+        self.best, self.taken, self.scale = best, [], FULL
+
+    def record(self, spec):
+        self.taken.append(spec)
+        return {"loss": abs(np.log2(spec.lr / self.best)), "other": spec.lr}
+
+
+@pytest.mark.parametrize("best", [1e-4, 8e-3, 1e-2, 0.3])
+def test_the_best_rate_is_inside_the_three_that_are_told(best):
+    runs = Valley(best)
+    lr, around = rates_around(runs, Spec(seed=7), 1e-2)
+    assert list(around)[1] == lr and around[lr] == min(around.values()) and 0.7 < lr / best < 1.42
+    assert np.allclose(np.diff(np.log2(list(around))), 1, atol=1e-3)
+    assert {spec.seed for spec in runs.taken} == {FULL.seeds[0]}
+    assert rates_around(runs, Spec(), 1e-2, 3.0, lambda record: abs(np.log(record["other"] / 1e-2)))[0] == 1e-2
