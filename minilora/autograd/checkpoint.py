@@ -28,7 +28,8 @@ def recompute(function: Callable[..., Tensor], *arguments: Any, **options: Any) 
     Every tensor that the function uses gets its gradient, whether it is among the arguments or, as a module's weights,
     is only known to the function: bit for bit what it gets without `recompute`, where it is used once. A generator
     among the arguments (dropout's) begins the second time where it began the first. The function must do the same
-    twice: the backward pass raises ValueError where a tensor has been written over since, or another result comes out.
+    twice: the backward pass raises ValueError where a tensor has been written over since, or another result comes out,
+    or the same one without a tensor that waits for its gradient.
     """
     start, spare = next(clock), [_replayable(value) for value in arguments]
     spares = {name: _replayable(value) for name, value in options.items()}
@@ -50,7 +51,9 @@ def recompute(function: Callable[..., Tensor], *arguments: Any, **options: Any) 
             blocks.reset(recording)
         if again.shape != first.shape or (abs(again.data - first) > _tolerance(first)).any():
             raise ValueError(f"recompute: the function gives another result; something that it uses {CHANGED}")
-        inside, _ = _split(again, start)
+        inside, reached = _split(again, start)
+        if any(map(_wanted, set(outside).difference(reached))):  # an adapter, say, was merged: its gradient would be 0
+            raise ValueError(f"recompute: which tensors the function uses {CHANGED}")
         cotangents = pull_back(inside, set(outside), {again.node: g}, False)
         return [cotangents[node] if node in cotangents else _zeros(g, node) for node in outside]
 
@@ -79,6 +82,12 @@ def _split(y: Tensor, start: int) -> tuple[list[Node], list[Node]]:
         inside.add(node)
         stack.extend(node.inputs)
     return sorted(inside, key=lambda node: node.order, reverse=True), list(outside) if inside else []
+
+
+def _wanted(node: Node) -> bool:
+    """Whether a gradient may arrive here: at what was computed, and at a leaf that has not been frozen since."""
+    leaf = node.leaf and node.leaf()
+    return leaf is None or leaf.node is node
 
 
 def _tolerance(first: Array) -> Array:

@@ -1,5 +1,6 @@
 """Computed again instead of kept: the same gradients bit for bit, in a fraction of the memory, or a refusal."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
@@ -115,6 +116,33 @@ def test_another_result_the_second_time_is_refused():
     for output in (y, z):
         with pytest.raises(ValueError, match="recompute: the function gives another result"):
             ml.grad(output, [x])
+
+
+@pytest.mark.parametrize("change", ["merged", "disabled", "switched"])
+def test_the_same_result_without_what_waits_for_a_gradient_is_refused(change):
+    """Merged, an adapter gives the same result up to rounding, and a fresh one, at B = 0, the base's: its gradient is
+    no zero for that."""
+    gpt = model() if change == "merged" else ml.add_lora(ml.GPT(CONFIG), ml.LoRAConfig(rank=2))
+    x = ml.Tensor(np.random.default_rng(0).standard_normal((2, 5, 8)).astype("float32"))
+    y = recompute(gpt.blocks[0], x).sum()
+    trained = gpt.blocks[0].parameters(trainable=True)
+    if change == "merged":
+        ml.merge_lora(gpt)
+    elif change == "switched":
+        ml.add_lora(gpt, ml.LoRAConfig(rank=2), name="other")
+    refused = pytest.raises(ValueError, match="recompute: which tensors the function uses has changed since")
+    with ml.lora_disabled(gpt) if change == "disabled" else contextlib.nullcontext(), refused:
+        ml.grad(y, trained, retain_graph=True)
+    if change == "disabled":
+        assert any(g.any() for g in ml.grad(y, trained))
+
+
+def test_what_was_frozen_since_is_no_reason_to_refuse():
+    x, w = (ml.Tensor(np.ones((2, 2)), requires_grad=True) for _ in range(2))
+    y = recompute(lambda x: ops.tanh(ops.matmul(x, w)), x).sum()
+    expected = ml.grad(ops.tanh(ops.matmul(x, w)).sum(), [x])
+    w.requires_grad = False
+    np.testing.assert_array_equal(ml.grad(y, [x]), expected)
 
 
 def test_a_function_that_returns_no_tensor():
