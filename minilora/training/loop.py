@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.state import adapter_parameters, carried
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
 from ..autograd.parts import shared_by
@@ -102,7 +103,19 @@ def loss_and_gradients(
             "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
             "AdamW(model.parameters()) takes those that the model trains now"
         )
+    if any(g is None for g in gradients):
+        _refuse_merged(model, parameters, gradients)
     return loss, gradients
+
+
+def _refuse_merged(model: Any, parameters: list, gradients: list[Array | None]) -> None:
+    """Raise ValueError where the adapter is merged, so that only what is beside it would be trained."""
+    state = carried(model)
+    own = adapter_parameters(model) if state is not None and state.merged else {}
+    names = {id(p): name for name, p in own.items() if p.requires_grad}
+    if idle := [names[id(p)] for p, g in zip(parameters, gradients, strict=True) if g is None and id(p) in names]:
+        fix = "unmerge_lora(model) first, or give the optimiser only what is beside it"
+        raise ValueError(f"train_step: the adapter is merged, and {idle[0]} would not be trained; {fix}")
 
 
 def add_up(

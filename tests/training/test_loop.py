@@ -221,6 +221,23 @@ def test_a_merged_or_disabled_adapter_leaves_nothing_to_train(make_model):
     ml.train_step(model, optimizer, *batch(4))
 
 
+def test_what_is_beside_a_merged_adapter_is_not_trained_without_it_unsaid(make_model):
+    model = make_model(lora=LORA)
+    model.ln_f.weight.requires_grad = True
+    optimizer, alone = ml.AdamW(model.named_parameters()), ml.AdamW([model.ln_f.weight])
+    ml.merge_lora(model)
+    before = model.ln_f.weight.data.copy()
+    with pytest.raises(
+        ValueError, match=r"the adapter is merged, and blocks\.0\..*lora_A would not be trained; unmerge"
+    ):
+        ml.train_step(model, optimizer, *batch(4))
+    np.testing.assert_array_equal(model.ln_f.weight.data, before)
+    ml.train_step(model, alone, *batch(4))
+    assert (model.ln_f.weight.data != before).any()
+    ml.unmerge_lora(model)
+    ml.train_step(model, optimizer, *batch(4))
+
+
 # Targets that do not count, and padding
 
 
