@@ -301,7 +301,7 @@ def best_cosines(before: Any, after: Any, k: int = 10) -> np.ndarray:
     """max_i |x_i . u_j| over all left singular vectors x_i of W_before, for the first k ones u_j of W_after.   -> (k,)
 
     1 where training kept a direction, low where it brought in a new one. Shuttleworth et al. 2024, "LoRA vs full
-    fine-tuning: an illusion of equivalence", algorithm 1.
+    fine-tuning: an illusion of equivalence", algorithm 1. `intruders.py` shrinks them.
     """
     before, after = _same_shape("best_cosines", before, after)
     _check_rank("best_cosines", k, after.shape, what="k")
