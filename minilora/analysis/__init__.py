@@ -1,9 +1,9 @@
-"""Floor 5, mathematics of what was trained and what it costs: rank, rounding, counting, costs, methods, the paper."""
+"""Floor 5, mathematics of what was trained and what it costs: rank, rounding, counting, costs, methods, and tables."""
 
 import importlib
 from typing import Any
 
-__all__ = ["costs", "counting", "intruders", "low_rank", "methods", "paper", "rank", "rounding"]
+__all__ = ["costs", "counting", "intruders", "low_rank", "methods", "paper", "peft_comparison", "rank", "rounding"]
 
 
 def __getattr__(name: str) -> Any:
