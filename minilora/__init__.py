@@ -16,15 +16,20 @@ from .adapters.attach import adapter_disabled, add_adapter, remove_adapter, set_
 from .adapters.bottleneck import HoulsbyConfig, PfeifferConfig
 from .adapters.combine import combine_adapters
 from .adapters.dora import DoRAConfig
+from .adapters.ia3 import IA3Config
 from .adapters.lora import LoRAConfig, add_lora, delta_weights, lora_backward, lora_forward
+from .adapters.lora_fa import LoRAFAConfig
+from .adapters.lora_ga import add_lora_ga
 from .adapters.lora_plus import lora_plus
 from .adapters.merge import merge_adapter, unmerge_adapter
+from .adapters.miss import MiSSConfig
 from .adapters.prefix import PrefixConfig, fold_prefix
 from .adapters.prompt import PromptConfig
 from .adapters.qlora import quantize_model, requantize
 from .adapters.quantization import quantize
 from .adapters.selected import BitFitConfig, FullConfig, LastBlocksConfig
 from .adapters.serving import rows_use
+from .adapters.vera import VeRAConfig
 from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
@@ -81,8 +86,11 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "HoulsbyConfig",
+    "IA3Config",
     "LastBlocksConfig",
     "LoRAConfig",
+    "LoRAFAConfig",
+    "MiSSConfig",
     "PfeifferConfig",
     "PrefixConfig",
     "PromptConfig",
@@ -91,10 +99,12 @@ __all__ = [
     "Settings",
     "Tensor",
     "Transformer",
+    "VeRAConfig",
     "adapter_disabled",
     "add_adapter",
     "add_classifier",
     "add_lora",
+    "add_lora_ga",
     "analysis",
     "classify",
     "combine_adapters",

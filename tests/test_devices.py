@@ -40,7 +40,7 @@ VARIANTS = {  # beside every method as it is by default
     "houlsby with norms": ml.HoulsbyConfig(bottleneck=3, adapter_norm=True, activation="relu"),
 }
 SMALL = {"lora": {"rank": 2}, "dora": {"rank": 2}, "prompt": {"tokens": 3}, "prefix": {"tokens": 3},
-         "last-blocks": {"blocks": 1}}  # fmt: skip
+         "last-blocks": {"blocks": 1}, "lora-fa": {"rank": 2}, "miss": {"rank": 3}, "vera": {"rank": 5}}  # fmt: skip
 CONFIGS = {name: kind(**SMALL.get(name, {})) for name, kind in ADAPTERS.items()} | VARIANTS
 
 

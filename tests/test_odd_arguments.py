@@ -127,6 +127,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "adapted_matrix.name": lambda: "q_proj.weight", "name": lambda: "gpt2",
     "before": matrix, "after": lambda: matrix(seed=1),
     "PromptConfig.tokens": lambda: 2, "PrefixConfig.tokens": lambda: 2, "LastBlocksConfig.blocks": lambda: 1,
+    "batches": lambda: [(text(6)[None], text(6)[None])],
     "add_classifier.labels": lambda: ["a", "b"], "texts": lambda: ["some", "text"],
     "vocab_size": lambda: 9, "block_size": lambda: 8, "n_layer": lambda: 1, "n_head": lambda: 2, "n_embd": lambda: 4,
     "best_cosines.k": lambda: 2, "intruder_dimensions.k": lambda: 2,

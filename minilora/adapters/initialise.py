@@ -59,3 +59,12 @@ STARTS: dict[str, Callable[[Array, int, float, np.random.Generator], Start]] = {
     "gaussian": gaussian,
     "pissa": pissa,
 }
+
+GRADIENT = "lora-ga"  # begins from a gradient, which `lora_ga.py` or a file brings: here it has a place
+
+
+def start_of(init: str, W: Array, r: int, s: float, rng: np.random.Generator) -> Start:
+    """How a layer with the weight W begins; where the gradient decides, room for A and B and what they start with."""
+    if init == GRADIENT:
+        return np.zeros((r, W.shape[1])), np.zeros((W.shape[0], r)), True
+    return STARTS[init](W, r, s, rng)

@@ -27,7 +27,7 @@ from .attach import add_adapter
 from .bypass import bypassed
 from .copies import copies
 from .embedding import LoRAEmbedding, adapted_table, tie
-from .initialise import STARTS
+from .initialise import GRADIENT, STARTS, start_of
 from .low_rank import LowRank, Summed, added, cast
 from .state import active_adapter, check_model
 from .targets import OUTPUTS, Patterns, by_pattern, in_layers, match_targets, patterns
@@ -94,7 +94,8 @@ class LoRAConfig:
     regular expression as a string (`targets.py`). An embedding table ("wte") or an untied head ("head") is meant only
     by a pattern with its name in it. dropout: on the input of A, where a generator is given. init: "kaiming" draws A
     from U(-1/sqrt(d_in), 1/sqrt(d_in)), "gaussian" from N(0, 1/r^2), and B is zero (of a table A is zero and B from
-    N(0, 1): `embedding.py`); "pissa" starts both from W's singular vectors (`initialise.py`).
+    N(0, 1): `embedding.py`); "pissa" starts both from W's singular vectors (`initialise.py`), "lora-ga" from those of
+    the loss's gradient, for which it needs a text: `add_lora_ga` (`lora_ga.py`).
 
     exclude_modules: targets that are left out. layers_to_transform: the layers, by number, that targets must be in.
     rank_pattern, alpha_pattern: {pattern: rank or alpha} of the targets that differ. bias: "none", or train the biases
@@ -104,7 +105,7 @@ class LoRAConfig:
     Raises ValueError for values outside these, and, once the model is seen, for a pattern that means nothing in it.
     """
 
-    inits: ClassVar[tuple[str, ...]] = tuple(STARTS)
+    inits: ClassVar[tuple[str, ...]] = (*STARTS, GRADIENT)
     rank: int = 8
     alpha: float = 16
     target_modules: Patterns = ("q_proj", "v_proj")
@@ -184,8 +185,14 @@ class LoRAConfig:
             first.setdefault(id(layers[path]), path)
         return {path: layers[path] for path in first.values()}
 
-    def check(self, model: Module) -> None:
-        """Raise ValueError for a rank that a matrix cannot have: a person chose it, where a file says what it holds."""
+    def check(self, model: Module, gradient: bool = False) -> None:
+        """Raise ValueError for a rank that a matrix cannot have: a person chose it, where a file says what it holds.
+
+        gradient: whether there is one to start from, where the start needs it.
+        """
+        if self.init == GRADIENT and not gradient:
+            fix = "add_lora_ga(model, config, [(tokens, targets), ...]) takes them"
+            raise ValueError(f"add_lora: init = {GRADIENT!r} starts from the loss's gradient on some batches; {fix}")
         found = self.chosen(model)
         for path, config in self.of_each(list(found)).items():
             if config.rank > min(shape := shape_of(found[path])):
@@ -262,7 +269,7 @@ class LoRALinear(LowRank, Linear):
     """A linear layer with an update beside it; it shares `weight` and `bias` with the layer whose place it takes."""
 
     def __init__(self, base: Linear, config: LoRAConfig, rng: np.random.Generator):
-        self.begin(base, config, STARTS[config.init](base.weight.data, config.rank, config.scale, rng))
+        self.begin(base, config, start_of(config.init, base.weight.data, config.rank, config.scale, rng))
 
     def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """x: (..., d_in) -> (..., d_out)"""

@@ -44,7 +44,8 @@ class LowRank(StandIn):
 
     def extra_repr(self) -> str:
         """Rank and alpha; a quantised base's kind; whether it is merged."""
-        return ", ".join(filter(None, (f"rank {self.config.rank}, alpha {self.config.alpha:g}", super().extra_repr())))
+        alpha = f"alpha {self.config.alpha:g}" if hasattr(self.config, "alpha") else ""
+        return ", ".join(filter(None, (f"rank {self.config.rank}", alpha, super().extra_repr())))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r) of the update s B A; where corrected, [A; A - A0] and [B - B0, B0]"""

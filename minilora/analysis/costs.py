@@ -133,6 +133,7 @@ class Walk:
         self.operations.append(Operation(name, products, products * (self.live + trained)))
         rank = plan.added.get(f"{name}.lora_A", (0,))[0] if name != "wte" else 0  # a tied head keeps W
         self._keep(x, n * d_in, trained or rank > 0)
+        self._beside(name, d_out, d_in)
         if rank:
             down, up = 2 * n * rank * d_in, 2 * n * rank * d_out  # h = x A^T and h B^T
             self.operations.append(Operation(f"{name}.lora", down + up, down * (1 + self.live) + 2 * up))
@@ -141,6 +142,21 @@ class Walk:
             self.operations.append(Operation(f"{name}.norm", 2 * rank * d_in * d_out + 2 * d_in * d_out, 0))
             self._keep(f"{name}.direction", n * d_out)
         return self.live or self._trains(name)
+
+    def _beside(self, name: str, d_out: int, d_in: int) -> None:
+        """LoRA-FA, VeRA, MiSS and IA3, of which no A is trained: nothing needs the layer's input but IA3 in front."""
+        added, n = self.plan.added, self.rows
+        r = self.plan.frozen.get(f"{name}.lora_A", added.get(f"{name}.vera_d", added.get(f"{name}.miss_D", (0,))))[0]
+        pieces = f"{name}.miss_D" in added  # h is a sum of pieces of x, and no product
+        down, up = 0 if pieces else 2 * n * r * d_in, 2 * n * r * d_out
+        if r:
+            trained = f"{name}.vera_d" not in added  # B, or D; of VeRA no matrix is
+            backward = up * trained + (up if self.live or not trained else 0) + down * self.live
+            self.operations.append(Operation(f"{name}.{'miss' if pieces else 'lora'}", down + up, backward))
+            self._keep(f"{name}.h", n * r)
+        if f"{name}.vera_d" in added:
+            self._keep(f"{name}.out", n * d_out)  # what v stretches
+        self._keep(f"{name}.stretched", n * added.get(f"{name}.ia3_l", (0,))[0], f"{name}.ia3_l" in added)
 
     def _attention(self, block: str) -> None:
         a, n, plan = self.plan.architecture, self.rows, self.plan
@@ -284,7 +300,7 @@ OPTIMIZERS = ("adamw", "adamw-16bit", "sgd")
 
 
 def weight_bytes(plan: Plan, bits: int) -> int:
-    """Bytes of all weights, base and added, when the base's are held in 32, 16, 8 or 4 bits.
+    """Bytes of all weights, base, added and drawn, when the base's are held in 32, 16, 8 or 4 bits.
 
     8 and 4 bits hold the matrices of the blocks only; embeddings, norms, biases and the head stay in 16. 8 bits bring
     one 32-bit scale a row (Dettmers et al. 2022, "LLM.int8()", section 3.1), 4 bits one 8-bit scale for each 64 weights
@@ -294,13 +310,14 @@ def weight_bytes(plan: Plan, bits: int) -> int:
     if bits not in (32, 16, 8, 4):
         raise ValueError(f"count: {bits} bits a weight, expected 32, 16, 8 or 4")
     full = 4 if bits == 32 else 2
+    more = size(plan.added) + size(plan.frozen) + plan.drawn
     if bits >= 16:
-        return full * (size(plan.base) + size(plan.added))
+        return full * (size(plan.base) + more)
     held = {n: s for n, s in plan.base.items() if n.startswith("blocks.") and n.endswith("_proj.weight")}
     if both := [name for name in held if name in plan.trained]:
         raise ValueError(f"count: {plan.method} trains {both[0]}, which cannot be held in {bits} bits; use 16 or 32")
     scales = 4 * sum(shape[0] for shape in held.values()) if bits == 8 else 0
-    others = size(plan.base) - size(held) + size(plan.added)
+    others = size(plan.base) - size(held) + more
     return int(size(held) * QUANTISED[bits] / 8) + scales + full * others
 
 

@@ -20,7 +20,7 @@ from ..nn.checks import whole
 from ..nn.config_json import FAMILIES
 from ..nn.module import Module, shown
 from .costs import ENGINES, OPTIMIZERS, Walk, activation_bytes, latency, training_memory, weight_bytes
-from .methods import METHODS, Options, Plan, describe, plan
+from .methods import METHODS, RANKED, Options, Plan, describe, plan
 from .paper import paper_rows, paper_table, savings
 
 __all__ = [
@@ -73,7 +73,7 @@ def count(
     name: Any,
     method: str = "lora",
     rank: int = 4,
-    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj"),
+    target_modules: str | tuple[str, ...] | None = None,
     *,
     batch: int = 1,
     length: int | None = None,
@@ -86,6 +86,7 @@ def count(
 
     name: a model's name, a Hugging Face config (dictionary or path of a .json), an `Architecture`, a GPTConfig, a GPT,
     or the path of a minilora file (.npz). An adapter or a checkpoint says itself what is trained, and how.
+    target_modules: by default q_proj and v_proj, of ia3 k_proj, v_proj and down_proj.
     batch, length: texts in a step and tokens in each (default 1, and the context up to 2,048, less the positions that
     virtual tokens take). bits a base weight: 32, 16, 8 or 4 (default 16, for our own model 32). optimizer: "adamw",
     "adamw-16bit" or "sgd". engine: what is kept for the backward pass, "pytorch", "flash" or "minilora" (default: our
@@ -93,22 +94,25 @@ def count(
 
     -> {"model", "method", "rank", "target_modules" (both None for methods that have none), "total_parameters" (with
     what the method adds), "trainable_parameters", "trainable_fraction", "checkpoint_bytes" (what one task stores: the
-    trained parameters in 32 bits or 16), "training_memory_bytes": {"weights", "gradients", "optimizer_state",
-    "activations"}}.   Raises ValueError for unknown names (listing those there are) and for sizes that do not fit.
+    trained parameters, and what is frozen beside them, in 32 bits or 16), "training_memory_bytes": {"weights",
+    "gradients", "optimizer_state", "activations"}}.   Raises ValueError for unknown names (listing those there are) and
+    for sizes that do not fit.
     """
-    chosen = plan(name, method, rank=rank, target_modules=target_modules, **options)
+    named = {} if target_modules is None else {"target_modules": target_modules}
+    chosen = plan(name, method, rank=rank, **named, **options)
     length, bits, engine = _defaults(chosen, batch, length, bits, engine)
-    trainable, low_rank = size(chosen.trainable), not {"lora", "dora"}.isdisjoint(chosen.method.split(" + "))
-    total, wanted = size(chosen.base) + size(chosen.added), chosen.options.target_modules
+    trainable, kinds = size(chosen.trainable), set(chosen.method.split(" + "))
+    low_rank, targeted = not kinds.isdisjoint(RANKED), not kinds.isdisjoint((*RANKED, "ia3"))
+    total, wanted = size(chosen.base) + size(chosen.added) + size(chosen.frozen), chosen.options.target_modules
     return Count(
         model=chosen.architecture.name,
         method=chosen.method,
         rank=chosen.options.rank if low_rank else None,
-        target_modules=(wanted if isinstance(wanted, str) else list(wanted)) if low_rank else None,
+        target_modules=(wanted if isinstance(wanted, str) else list(wanted)) if targeted else None,
         total_parameters=total,
         trainable_parameters=trainable,
         trainable_fraction=trainable / total,
-        checkpoint_bytes=trainable * (4 if bits == 32 else 2),
+        checkpoint_bytes=(trainable + size(chosen.frozen)) * (4 if bits == 32 else 2),
         training_memory_bytes=training_memory(chosen, batch, length, bits, optimizer, engine),
     )
 
@@ -165,7 +169,7 @@ def by_matrix(name: Any, method: str = "lora", **options: Any) -> dict[str, dict
 
 def _grouped(chosen: Plan, group: Any) -> dict[str, dict[str, int]]:
     groups: dict[str, dict[str, int]] = {}
-    for name, shape in {**chosen.base, **chosen.added}.items():
+    for name, shape in {**chosen.base, **chosen.added, **chosen.frozen}.items():
         numbers = groups.setdefault(group(name), {"total": 0, "trainable": 0})
         numbers["total"] += size({name: shape})
         numbers["trainable"] += size({name: shape}) if name in chosen.trainable else 0

@@ -7,22 +7,26 @@ The formulas are those of Hu et al. 2021, "LoRA", section 5.1, and of each metho
 
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..adapters.ia3 import IA3Config
 from ..adapters.targets import Patterns, match_targets, patterns
 from ..nn.architectures import Architecture, find, labelled, parameters, size
 from ..nn.checks import unknown, whole
 from ..nn.storage import blaming, load_arrays
 
 Shapes = dict[str, tuple[int, ...]]
+STARTED = (".lora_A0", ".lora_B0")  # what a corrected start keeps: stored, and never trained
 
 
 @dataclass(frozen=True)
 class Options:
     """The sizes that methods have; each uses its own.
 
-    rank, target_modules: LoRA and DoRA. modules_to_save: what these, prompts and prefixes train in full beside.
+    rank, target_modules: LoRA and what is made like it; target_modules: of IA3, too, whose default is its paper's;
+    feedforward_modules: those whose inputs it stretches. modules_to_save: what these, prompts and prefixes train in
+    full beside.
     bottleneck: the width of adapters; adapter_norm: whether each brings a layer norm of its own. tokens: the length of
     a prompt or prefix.
     blocks: how many blocks, from the last, are trained. labels: of a head for labels, "classifier", 0 without one.
@@ -36,9 +40,10 @@ class Options:
     blocks: int = 2
     modules_to_save: Patterns = ()
     labels: int = 0
+    feedforward_modules: Patterns = ("down_proj",)
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "modules_to_save"):
+        for name in ("target_modules", "modules_to_save", "feedforward_modules"):
             object.__setattr__(self, name, patterns(getattr(self, name), f"count: {name}"))
         for name in ("rank", "bottleneck", "tokens", "blocks"):
             whole("count", name, getattr(self, name))
@@ -51,7 +56,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method on an architecture: `base` shapes, the parameters `added`, and which of the base's are `trained`."""
+    """A method on an architecture: `base` shapes, the parameters `added`, and which of the base's are `trained`.
+
+    frozen: what is added, stored and never trained: LoRA-FA's A, a start that is kept. drawn: how many numbers come
+    from a seed and are no parameters: VeRA's pair of random matrices.
+    """
 
     architecture: Architecture
     method: str
@@ -60,6 +69,14 @@ class Plan:
     added: Shapes
     trained: Shapes
     bits: int | None = None  # what the base's matrices are held in, where a file says that they are quantised
+    frozen: Shapes = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> int:
+        """r (d_in + d_out) of the widest layers that share a pair."""
+        pairs = [name.rpartition(".")[0] for name in self.added if name.endswith(".vera_d")]
+        shapes = [self.base[f"{name}.weight"] for name in pairs]
+        return sum(max(sizes) for sizes in zip(*shapes, strict=True)) * self.options.rank if pairs else 0
 
     @property
     def trainable(self) -> Shapes:
@@ -93,11 +110,13 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     architecture = find(model)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(unknown("method", str(method), list(METHODS)))
-    if odd := options.keys() - {field.name for field in fields(Options)}:
+    if odd := options.keys() - {f.name for f in fields(Options)}:
         raise TypeError(f"count: no option {min(odd)!r}; there are {', '.join(f.name for f in fields(Options))}")
     if str(model).endswith(".npz") and (held := _held(model, architecture)) is not None:
         _agree(model, held, method, Options(**options))
         return held
+    if method == "ia3":  # which has targets of its own
+        options = {"target_modules": IA3Config.target_modules, **options}
     labels = getattr(model, "labels", ())  # a model's are words; an Architecture's are a number, among its parameters
     if isinstance(labels, tuple) and labels:
         options = {"labels": len(labels), **options}
@@ -106,7 +125,8 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
         architecture = labelled(architecture, chosen.labels)
     base = _with_head(architecture, chosen.labels)
     added, trained = METHODS[method](architecture, base, chosen)
-    planned = Plan(architecture, method, chosen, base, added, trained)
+    frozen = {name: added.pop(name) for name in [*added] if method == "lora-fa" and name.endswith(".lora_A")}
+    planned = Plan(architecture, method, chosen, base, added, trained, None, frozen)
     if planned.virtual >= architecture.context:
         room = f"no room for a text in the context of {architecture.name}, {architecture.context}"
         raise ValueError(f"{method}: {planned.virtual} virtual tokens leave {room}")
@@ -120,19 +140,24 @@ def _held(path: Any, architecture: Architecture) -> Plan | None:
         return None
     with blaming(path):
         if header["kind"] == "adapter":
-            held, shapes = header.get("quantized", []), {name: array.shape for name, array in arrays.items()}
+            held, stored = header.get("quantized", []), {name: array.shape for name, array in arrays.items()}
+            fixed = [one["config"]["target_modules"] for one in header["methods"] if one["kind"] == "lora-fa"]
+            drawn = {f"{name}.lora_A" for wanted in fixed for name in targets(architecture, wanted)}
+            shapes = {n: s for n, s in stored.items() if n not in drawn and not n.endswith(STARTED)}
         else:
             held = [settings["kind"] for settings in header["quantization"].values()]
             if len(several := header.get("carried", {}).get("active", ())) > 1:
                 raise ValueError(f"{', '.join(several)} are in use together; save_adapter each, and count those files")
-            shapes = {name: arrays[f"model.{name}"].shape for name in header["trainable"]}
+            stored = {name.removeprefix("model."): array.shape for name, array in arrays.items()}
+            shapes = {name: stored[name] for name in header["trainable"]}
         methods, labels = header["methods"] or [{"kind": "full", "config": {}}], len(header.get("labels", ()))
-        own, base = {field.name for field in fields(Options)}, _with_head(architecture, labels)
+        own, base = {f.name for f in fields(Options)}, _with_head(architecture, labels)
         options = Options(**{k: v for m in methods for k, v in m["config"].items() if k in own}, labels=labels)
         added = {name: shape for name, shape in shapes.items() if name not in base}
         trained = {name: shape for name, shape in base.items() if name in shapes}
         bits = (8 if "int8" in held else 4) if held else None
-        return Plan(architecture, " + ".join(m["kind"] for m in methods), options, base, added, trained, bits)
+        frozen = {n: s for n, s in stored.items() if n.endswith((*STARTED, ".lora_A")) and n not in shapes}
+        return Plan(architecture, " + ".join(m["kind"] for m in methods), options, base, added, trained, bits, frozen)
 
 
 def _with_head(architecture: Architecture, labels: int) -> Shapes:
@@ -163,6 +188,14 @@ def targets(architecture: Architecture, wanted: Patterns) -> Shapes:
     by_name |= {name.removesuffix(".weight"): s for name, s in parameters(a).items() if name in outputs}  # type: ignore
     layers |= by_name
     return {name: layers[name] for name in match_targets(wanted, list(layers), by_name=by_name)}
+
+
+def linear_targets(architecture: Architecture, wanted: Patterns, method: str) -> Shapes:
+    """`targets` of a method that takes linear layers alone. Raises ValueError for an embedding table."""
+    found = targets(architecture, wanted)
+    if table := next((name for name in found if name in ("wte", "wpe", "token_types")), ""):
+        raise ValueError(f"{method}: {table} is an embedding table, and {method} is for linear layers")
+    return found
 
 
 def _full(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
@@ -245,6 +278,35 @@ def _dora(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
     return {**added, **{f"{n}.magnitude": (d_out,) for n, (d_out, _) in targets(a, o.target_modules).items()}}, trained
 
 
+def _lora_fa(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """LoRA's, of which A is frozen: r d_out trained (Zhang et al. 2023, "LoRA-FA", section 3)."""
+    return _lora(a, base, o)
+
+
+def _vera(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """r + d_out for each target: d and v; the pair of matrices is drawn (Kopiczko et al. 2024, "VeRA", section 3.1)."""
+    added: Shapes = {}
+    for name, (d_out, _) in linear_targets(a, o.target_modules, "vera").items():
+        added |= {f"{name}.vera_d": (o.rank,), f"{name}.vera_b": (d_out,)}
+    return added, _saved(base, o)
+
+
+def _miss(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """r d_out for each target: D (Kang & Yin 2024, "MiSS")."""
+    added: Shapes = {}
+    for name, (d_out, d_in) in linear_targets(a, o.target_modules, "miss").items():
+        if o.rank > d_in:
+            raise ValueError(f"miss: rank {o.rank} exceeds d_in = {d_in} of {name}")
+        added[f"{name}.miss_D"] = (o.rank, d_out)
+    return added, _saved(base, o)
+
+
+def _ia3(a: Architecture, base: Shapes, o: Options) -> tuple[Shapes, Shapes]:
+    """d_out for each target, d_in where its inputs are stretched (Liu et al. 2022, "IA3", section 3.3)."""
+    inputs, found = (linear_targets(a, wanted, "ia3") for wanted in (o.feedforward_modules, o.target_modules))
+    return {f"{n}.ia3_l": (shape[n in inputs],) for n, shape in found.items()}, _saved(base, o)
+
+
 METHODS: dict[str, Callable[[Architecture, Shapes, Options], tuple[Shapes, Shapes]]] = {
     "full": _full,
     "last-blocks": _last_blocks,
@@ -255,7 +317,14 @@ METHODS: dict[str, Callable[[Architecture, Shapes, Options], tuple[Shapes, Shape
     "pfeiffer": _pfeiffer,
     "lora": _lora,
     "dora": _dora,
+    "lora-fa": _lora_fa,
+    "vera": _vera,
+    "miss": _miss,
+    "ia3": _ia3,
 }
+
+
+RANKED = ("lora", "dora", "lora-fa", "vera", "miss")  # methods with a rank, on target modules
 
 
 def describe(chosen: Plan) -> str:
@@ -265,7 +334,9 @@ def describe(chosen: Plan) -> str:
 
 def _describe(chosen: Plan, method: str) -> str:
     o = chosen.options
-    if method in ("lora", "dora"):
+    if method == "ia3":
+        return f"ia3, {len(chosen.added)} vectors"
+    if method in RANKED:
         names = o.target_modules if isinstance(o.target_modules, str) else ", ".join(o.target_modules)
         return f"{method}, rank {o.rank} on {names}"
     if method in ("houlsby", "pfeiffer"):

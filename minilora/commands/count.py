@@ -11,6 +11,10 @@ from .options import command, names_in, option, refuse_ignored, refuse_other_met
 TAKES = {  # which options a method takes, of those that only some take
     "lora": ("--rank", "--targets"),
     "dora": ("--rank", "--targets"),
+    "lora-fa": ("--rank", "--targets"),
+    "vera": ("--rank", "--targets"),
+    "miss": ("--rank", "--targets"),
+    "ia3": ("--targets",),
     "houlsby": ("--bottleneck", "--adapter-norm"),
     "pfeiffer": ("--bottleneck", "--adapter-norm"),
     "prompt": ("--tokens",),
@@ -22,10 +26,11 @@ TAKES = {  # which options a method takes, of those that only some take
 @command(
     option("model", "base", "a model's name, such as gpt3-175b, a Hugging Face folder or config.json, a .gguf file, or "
            "a file of minilora's", nargs="?"),
-    option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora or dora",
-           metavar="NAME"),
-    option("--rank", 4, "LoRA's and DoRA's r", type=whole(1), metavar="N"),
-    option("--targets", "q_proj,v_proj", "layers to adapt, by commas", type=names_in, metavar="NAMES"),
+    option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora, dora, "
+           "lora-fa, vera, miss or ia3", metavar="NAME"),
+    option("--rank", 4, "r of LoRA and what is made like it", type=whole(1), metavar="N"),
+    option("--targets", None, "layers to adapt, by commas (default q_proj,v_proj; of ia3 k_proj,v_proj,down_proj)",
+           type=names_in, metavar="NAMES"),
     option("--bottleneck", 64, "the width of bottleneck adapters", type=whole(1), metavar="N"),
     option("--adapter-norm", False, "bottleneck adapters have a layer norm of their own", action="store_true"),
     option("--tokens", 20, "virtual tokens of prompt and prefix tuning", type=whole(1), metavar="N"),
@@ -60,7 +65,8 @@ def count(args: argparse.Namespace) -> int:
     method, model = {} if args.compare else {"method": args.method}, described(args.model)
     elsewhere = ("command", "given", "traceback", "model", "method", "targets", "compare", "paper", "json")
     options = {name: value for name, value in vars(args).items() if name not in elsewhere}
-    options["target_modules"] = args.targets
+    if args.targets is not None:
+        options["target_modules"] = args.targets
     if args.paper:
         rows = {"rows": counting.paper_rows(), "savings": counting.savings()}
         print(json.dumps(rows) if args.json else counting.paper_table())

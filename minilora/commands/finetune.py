@@ -5,15 +5,20 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import minilora as ml
 
 from ..adapters.adapter import METHODS
+from ..adapters.initialise import GRADIENT
+from ..adapters.lora import LoRAConfig
 from ..adapters.state import active_adapter
 from ..demo import LEARNING_RATE
 from ..nn.architectures import find
 from ..nn.storage import BASE
 from ..training.corpus import BUILT_IN
 from ..training.examples import Examples
+from ..training.loop import length_of
 from .models import base_name, is_pretrained, load_model, with_tokenizer
 from .options import (
     ACCUMULATE,
@@ -56,17 +61,23 @@ from .runs import (
 RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
 OTHERS_RATES, OTHERS_RATE = {"full": 1e-5, "last-blocks": 1e-5, "prompt": 0.01, "prefix": 0.01}, 5e-4
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
+BESIDE = ("--rank", "--targets", "--lora-dropout")
 OUTPUT: dict[str, Any] = {"type": output_file, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": output_folder, "metavar": "FOLDER"}
 TAKES = {  # which options a method takes, of those that only some take
-    "lora": LOW_RANK,
+    "lora": (*LOW_RANK, "--init"),
     "dora": LOW_RANK,
+    "lora-fa": LOW_RANK,
+    "vera": BESIDE,
+    "miss": BESIDE,
+    "ia3": ("--targets",),
     "houlsby": ("--bottleneck",),
     "pfeiffer": ("--bottleneck",),
     "prompt": ("--virtual",),
     "prefix": ("--virtual",),
     "last-blocks": ("--blocks",),
 }
+THEIR_OWN = {"vera": ("rank",), "ia3": ("targets",)}  # what has another default in the method's configuration
 
 
 @command(
@@ -76,14 +87,18 @@ TAKES = {  # which options a method takes, of those that only some take
            "given, the categories of Unicode's characters from their names; sql, repair: learn to answer what "
            "minilora evaluate asks", type=one_of("classify", *TASKS), metavar="NAME"),
     MODEL,
-    option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, houlsby, pfeiffer, "
-           "prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS), metavar="NAME"),
-    option("--rank", 8, "LoRA's and DoRA's r, the width of the thin matrices", type=whole(1), metavar="N"),
+    option("--method", "lora", "full trains all weights; beside frozen ones train lora, dora, lora-fa, vera, miss, "
+           "ia3, houlsby, pfeiffer, prompt and prefix; bitfit and last-blocks train some", type=one_of(*METHODS),
+           metavar="NAME"),
+    option("--rank", 8, "r of LoRA and what is made like it, the width of the thin matrices (of vera 256)",
+           type=whole(1), metavar="N"),
     option("--alpha", 16.0, "LoRA's scale: the update counts alpha / r", type=RATE, metavar="X"),
-    option("--targets", "*", "layers to adapt, by commas, such as q_proj,v_proj; * is every linear layer",
-           type=names_in, metavar="NAMES"),
+    option("--targets", "*", "layers to adapt, by commas, such as q_proj,v_proj; * is every linear layer (default of "
+           "ia3 k_proj,v_proj,down_proj)", type=names_in, metavar="NAMES"),
     option("--lora-dropout", 0.0, "the share of LoRA's inputs dropped in training", type=FRACTION, metavar="P"),
     option("--rslora", False, "scale by alpha / sqrt(r)", action="store_true"),
+    option("--init", "kaiming", "how lora's A and B begin: kaiming, gaussian, pissa, or lora-ga, from the loss's "
+           "gradient on four batches", type=one_of(*LoRAConfig.inits), metavar="NAME"),
     option("--bottleneck", 16, "the width of houlsby's and pfeiffer's adapters", type=whole(1), metavar="N"),
     option("--virtual", 16, "virtual tokens of prompt and prefix", type=whole(1), metavar="N"),
     option("--blocks", 2, "how many blocks last-blocks trains", type=whole(1), metavar="N"),
@@ -179,21 +194,21 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         refuse_no_head(args, model)
         virtual = args.virtual if "--virtual" in TAKES.get(args.method, ()) else 0
         corpus = read_labels(args.corpus if "corpus" in args.given else None, model, virtual)
-        more = new_head(model, corpus.labels, args.method in ("lora", "dora"))
-    if args.method != "full":
+        more = new_head(model, corpus.labels, "--targets" in TAKES.get(args.method, ()))
+    if args.method == "lora" and args.init == GRADIENT:
+        add_by_gradient(args, model)
+    elif args.method != "full":
         ml.add_adapter(model, METHODS[args.method](**method_options(args), **more), rng=args.seed)
     elif args.quantize:
         raise ValueError(f"--quantize {args.quantize} --method full: quantised weights cannot be trained; use lora")
     elif dtype not in (None, "float32", "float64"):
         raise ValueError(f"--dtype {dtype} --method full: weights held in 16 bits or fewer stay frozen; use lora")
-    if args.task in TASKS:
-        corpus = read_task(args, model)
-    elif args.task is None:
-        corpus = read_corpus(args.corpus, model, args.window)
+    if args.task != "classify":
+        corpus = read_text(args, model)
     rates, rate = (OTHERS_RATES, OTHERS_RATE) if others else (RATES, LEARNING_RATE["lora"])
     settings = ml.Settings(
         steps=args.steps,
-        batch_size=args.batch or (16 if not others else 8 if isinstance(corpus, Examples) else 1),
+        batch_size=batch_of(args, corpus),
         lr=args.lr or rates.get(args.method, rate),
         seed=args.seed,
         checkpoint_every=args.checkpoint_every,
@@ -208,11 +223,31 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
     return run
 
 
+def read_text(args: argparse.Namespace, model: Any) -> Any:
+    """What there is to learn, where it is no labels."""
+    return read_task(args, model) if args.task in TASKS else read_corpus(args.corpus, model, args.window)
+
+
+def batch_of(args: argparse.Namespace, corpus: Any) -> int:
+    """How many windows or examples a step takes."""
+    return args.batch or (16 if not is_pretrained(args.model) else 8 if isinstance(corpus, Examples) else 1)
+
+
+def add_by_gradient(args: argparse.Namespace, model: Any) -> None:
+    """LoRA that begins from the gradient on four batches of the text. Raises ValueError for labels."""
+    if args.task == "classify":
+        raise ValueError("--init lora-ga --task classify: a new head's gradient says nothing yet; use kaiming or pissa")
+    corpus, rng = read_text(args, model), np.random.default_rng(args.seed)
+    length = length_of("finetune", model, corpus, args.window)
+    batches = [corpus.batch(batch_of(args, corpus), length, rng)[:2] for _ in range(4)]
+    ml.add_lora_ga(model, LoRAConfig(**method_options(args)), batches, rng=args.seed)
+
+
 def refuse_no_head(args: argparse.Namespace, model: Any) -> None:
     """Raises ValueError for a method that trains no head for labels, and for a result that could not be written."""
     came = f"--task {args.task} --method {args.method}"
-    if args.method not in ("full", "lora", "dora", "prompt", "prefix"):
-        raise ValueError(f"{came}: its head is trained by lora, dora, prompt, prefix and full")
+    if args.method != "full" and "modules_to_save" not in METHODS[args.method].__dataclass_fields__:
+        raise ValueError(f"{came}: lora and what is made like it, ia3, prompt, prefix and full train its head")
     if args.method == "full" and is_pretrained(args.model) and find(model).causal:
         raise ValueError(f"{came}: a decoder that others trained is written without a head for labels; use lora")
 
@@ -232,5 +267,6 @@ def new_head(model: Any, labels: tuple[str, ...], exclude: bool) -> dict[str, An
 def method_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the configuration of the chosen method takes of the command line."""
     names = {"targets": "target_modules", "lora_dropout": "dropout", "rslora": "rank_stabilized", "virtual": "tokens"}
-    taken = [destination(flag) for flag in TAKES.get(args.method, ())]
+    own = [name for name in THEIR_OWN.get(args.method, ()) if name not in args.given]
+    taken = [name for flag in TAKES.get(args.method, ()) if (name := destination(flag)) not in own]
     return {names.get(name, name): getattr(args, name) for name in taken}

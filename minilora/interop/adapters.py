@@ -12,9 +12,9 @@ def save_adapter(model: Any, path: str | Path, name: str | None = None, format: 
     """Write one adapter alone; returns where.
 
     name: which; by default the one in use. format: "minilora" writes an .npz with the fingerprint of the base model,
-    "peft" a folder that PEFT loads, of LoRA, DoRA, prompts and prefixes. Raises ValueError where there is no adapter,
-    where parameters of the base are trained beside it, which its file would lack, for values that are not finite
-    (which, and where), and for a method that the format has no form for.
+    "peft" a folder that PEFT loads, of LoRA, DoRA, IA3, prompts and prefixes. Raises ValueError where there is no
+    adapter, where parameters of the base are trained beside it, which its file would lack, for values that are not
+    finite (which, and where), and for a method that the format has no form for.
     """
     one_of(format, ("minilora", "peft"), "save_adapter: format")
     if format == "minilora":

@@ -18,6 +18,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.attach import attach, build
 from ..adapters.dora import DoRAConfig
 from ..adapters.files import fill
+from ..adapters.ia3 import IA3Config
 from ..adapters.lora import LoRAConfig
 from ..adapters.prefix import PrefixConfig
 from ..adapters.prompt import PromptConfig
@@ -33,7 +34,7 @@ from .peft_modules import HEAD, UNSURE, Arrays, Theirs, architecture_of
 def load(model: Any, folder: Path, name: str = "default") -> Any:
     """Put an adapter of a PEFT folder on a model, under a name; returns the model.
 
-    LoRA, DoRA and rsLoRA, PiSSA where it was converted, prompts and prefixes, with what is trained beside them. Raises
+    LoRA, DoRA and rsLoRA, PiSSA where it was converted, IA3, prompts and prefixes, with what is trained beside. Raises
     ValueError, and changes nothing, for what is no such folder, does not fit the model, or is not acted on here.
     """
     refuse_merged(changeable(model, "load_adapter"), "load_adapter")
@@ -204,9 +205,31 @@ def _virtual(model: Any, file: AdapterFile, kind: str) -> tuple[np.ndarray, Arra
     return found, beside, tuple(saved)
 
 
+def _ia3(model: Any, file: AdapterFile) -> tuple[IA3Config, Arrays]:
+    """The numbers that stretch: (1, d_in) in front of a matrix of theirs, (d_out, 1) behind one."""
+    theirs, others = Theirs(model), {**file.others}
+    held = {name.removesuffix(".ia3_l"): others.pop(name) for name in [*others] if name.endswith(".ia3_l")}
+    arrays: Arrays = {}
+    paths: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for module, stored in held.items():
+        (d_out, d_in), factor = theirs.shape(module), wide(stored.read())
+        if (shape := factor.shape) not in ((1, d_in), (d_out, 1)):
+            raise ValueError(f"{module}.ia3_l has shape {shape}, expected (1, {d_in}) or ({d_out}, 1); {UNSURE}")
+        inputs = shape == (1, d_in)
+        for path, place in theirs.of(module):
+            paths[inputs][path] = None
+            arrays[f"{path}.ia3_l"] = factor.reshape(-1)[slice(None) if inputs else place.rows or slice(None)]
+    if odd := sorted(meant(file.config, theirs.kinds) ^ held.keys()):
+        which, has = ("does not mean", "is there") if odd[0] in held else ("means", "is missing")
+        raise ValueError(f"its configuration {which} {odd[0]}, whose ia3_l {has}")
+    beside, saved = _beside(theirs, replace(file, others=others))
+    every = _short(model, paths[True] | paths[False])
+    return IA3Config(every, _short(model, paths[True]), modules_to_save=tuple(saved)), arrays | beside
+
+
 def wide(array: np.ndarray) -> np.ndarray:
     """At least float32: numbers of 16 bits, those that NumPy does not know among them, become so."""
     return array if array.dtype.kind == "f" and array.dtype.itemsize >= 4 else array.astype(np.float32)
 
 
-READERS = {"LORA": _lora, "PROMPT_TUNING": _prompt, "PREFIX_TUNING": _prefix}
+READERS = {"LORA": _lora, "PROMPT_TUNING": _prompt, "PREFIX_TUNING": _prefix, "IA3": _ia3}

@@ -16,17 +16,18 @@ VIRTUAL = (  # and what a prompt's or a prefix's does
     "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
     "prompt_tuning_init", "modules_to_save",
 )  # fmt: skip
+IA3 = ("target_modules", "feedforward_modules", "exclude_modules", "fan_in_fan_out", "modules_to_save")
 WITHOUT_EFFECT = (  # what says where a file is from, how the training began, or how it is computed
     "peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version",
     "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "velora_config", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
-    "encoder_hidden_size", "prefix_projection", "init_weights",
+    "encoder_hidden_size", "prefix_projection", "init_weights", "init_ia3_weights",
 )  # fmt: skip
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
     """Raise ValueError for a field that is set and not acted on, by its name; False, null and {} are as if left out."""
-    known = {*WITHOUT_EFFECT, *(LORA if config["peft_type"] == "LORA" else VIRTUAL)}
+    known = {*WITHOUT_EFFECT, *{"LORA": LORA, "IA3": IA3}.get(config["peft_type"], VIRTUAL)}
     for name, value in config.items():
         if name not in known and value not in (None, False, [], {}, ""):
             raise ValueError(f"{name} = {shown(value)} is not acted on here: the outputs would be others than PEFT's")

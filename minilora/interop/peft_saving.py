@@ -18,11 +18,14 @@ import numpy as np
 
 from ..adapters.adapter import Adapter
 from ..adapters.files import to_store
+from ..adapters.ia3 import IA3, IA3Config
 from ..adapters.lora import LoRAConfig
 from ..adapters.low_rank import LowRank
+from ..adapters.miss import MiSSConfig
 from ..adapters.prefix import PrefixConfig
 from ..adapters.prompt import PromptConfig
 from ..adapters.state import base_parameters
+from ..adapters.vera import VeRAConfig
 from ..autograd.backend import to_numpy
 from ..nn.files import write_beside
 from .peft_config import written_targets
@@ -44,8 +47,11 @@ def save(model: Any, folder: Path, name: str | None = None) -> Path:
         config, tensors = _lora(model, adapter)
     elif kinds <= {PromptConfig, PrefixConfig} and len(adapter.configs) == 1:
         config, tensors = _virtual(model, adapter)
+    elif kinds == {IA3Config}:
+        config, tensors = _ia3(model, adapter)
     else:
-        raise ValueError(f"save_adapter: PEFT has no form for {adapter.kind}; format='minilora' keeps it")
+        why = "PEFT has another form" if kinds & {VeRAConfig, MiSSConfig} else "PEFT has no form"
+        raise ValueError(f"save_adapter: {why} for {adapter.kind}; format='minilora' keeps it")
     words = json.dumps({**_common(model), **config}, indent=2, sort_keys=True).encode()
     write_tensors(folder / WEIGHTS, {key: Stored.of(np.ascontiguousarray(array)) for key, array in tensors.items()})
     write_beside(folder / CONFIG, lambda file: file.write(words))
@@ -185,6 +191,41 @@ def _magnitude(model: Any, layer: Any, path: str) -> np.ndarray:
     if layer is not None:
         return to_numpy(layer.magnitude.data)
     return np.sqrt((to_numpy(model.get_module(path).weight.data) ** 2).sum(axis=1))
+
+
+def _ia3(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:
+    """The numbers that stretch each of their matrices; a part of one that is not adapted is stretched by 1."""
+    theirs = Theirs(model, bare=architecture_of(model).head == "none")
+    layers = {path: m for path, m in adapter.distinct().items() if isinstance(m, IA3)}
+    tensors: Arrays = {}
+    inputs: list[str] = []
+    for module, parts in theirs.places.items():
+        there = [layers[path] for path, _ in parts if path in layers]
+        if not there or (module == HEAD and theirs.tied):
+            continue
+        stretched = [to_numpy(layer.ia3_l.data) for layer in there]
+        if any(layer.feedforward for layer in there):
+            if len(there) < len(parts) or not all(np.array_equal(stretched[0], one) for one in stretched):
+                raise ValueError(
+                    f"save_adapter: inputs of parts of {module} are stretched apart, which PEFT has no form for"
+                )
+            inputs.append(module)
+            tensors[f"{module}.ia3_l"] = stretched[0][None, :]  # (1, d_in)
+            continue
+        tensors[f"{module}.ia3_l"] = factor = np.ones((theirs.shape(module)[0], 1), stretched[0].dtype)  # (d_out, 1)
+        for path, place in (one for one in parts if one[0] in layers):
+            factor[place.rows or slice(None), 0] = to_numpy(layers[path].ia3_l.data)
+    targets = [name.removesuffix(".ia3_l") for name in tensors]
+    beside, saved, whole = _beside(model, theirs, adapter, dict.fromkeys(targets, 1))
+    return {
+        "peft_type": "IA3",
+        "target_modules": written_targets(targets, theirs.kinds),
+        "feedforward_modules": written_targets(inputs, theirs.kinds),
+        "fan_in_fan_out": any(place.transposed for parts in theirs.places.values() for _, place in parts),
+        "init_ia3_weights": True,
+        "modules_to_save": saved or None,
+        **({"task_type": "SEQ_CLS"} if whole else {}),
+    }, {PREFIX + name: value for name, value in (tensors | beside).items()}
 
 
 def _virtual(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Arrays]:

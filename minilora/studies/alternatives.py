@@ -26,6 +26,7 @@ from .runs import (
     OLD_TEXT,
     SCALE,
     Runs,
+    Scale,
     Spec,
     base_model,
     best_rate,
@@ -33,6 +34,7 @@ from .runs import (
     over_seeds,
     peak_bytes,
     prepare,
+    rates_of,
     settings,
     summarise,
     weight_bytes,
@@ -61,11 +63,35 @@ COMPARED: dict[str, dict[str, Any]] = {
     "pissa": {**QV, "options": {"init": "pissa"}},
     "dora": {**QV, "method": "dora"},
     "qlora": {**QV, "quantized": NF4},
+    "lora-ga": {**QV, "options": {"init": "lora-ga"}},
+    "lora-fa": {**QV, "method": "lora-fa", "rank": 16, "alpha": SCALE * 16},
+    "miss": {**QV, "method": "miss", "rank": 16},
+    "vera": {"method": "vera", "rank": 256},  # on all matrices; of more random directions a step is slow
+    "ia3": {"method": "ia3"},
+}
+
+# Rates that hold a method's best inside, where those of `rates_of` do not: LoRA on few matrices asks for high ones.
+GRIDS: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("lora-all", "lora-qv", "pissa", "dora", "qlora"), (3e-3, 1e-2, 3e-2, 1e-1)),
+    **dict.fromkeys(("lora-ga", "miss"), (3e-3, 1e-2, 3e-2)),
+    **dict.fromkeys(("lora-fa", "vera"), (1e-2, 3e-2, 1e-1)),
+    "prefix-mlp": (3e-3, 1e-2, 3e-2),
+    "ia3": (3e-2, 1e-1, 3e-1),
 }
 
 
+def grid(scale: Scale, name: str) -> tuple[float, ...]:
+    """The learning rates that a method of COMPARED is tried at."""
+    usual = rates_of(scale, COMPARED[name].get("method", "lora"))
+    return GRIDS.get(name, usual) if len(scale.seeds) > 1 else usual
+
+
 def study_methods(runs: Runs) -> list[dict[str, Any]]:
-    """Every method at its own best learning rate: what is learned, forgotten, trained, stored, and paid in a step."""
+    """Every method at its own best learning rate: what is learned, forgotten, trained, stored, and paid in a step.
+
+    The rate is chosen by the new text alone, at the first seed; sweep: the way of every rate that was tried, so that
+    what is forgotten can be told at a matched loss on the new text.
+    """
     costs = measure_steps(runs, {name: runs.spec(**changes) for name, changes in COMPARED.items()})
     delays = token_ratios(COMPARED)
     rows = []
@@ -73,12 +99,15 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
         old = evaluate(load_model("base"), runs.corpus(OLD_TEXT), runs.scale.windows)
         for name, changes in COMPARED.items():
             changes = {"method": "lora", "keep": name in ("lora", "full"), **changes}
-            lr = best_rate(runs, corpus=corpus, **changes)
+            tried = runs.records(runs.spec(corpus=corpus, lr=lr, **changes) for lr in grid(runs.scale, name))
+            lr = min(tried, key=lambda record: record["loss"])["spec"]["lr"]
             records = runs.records(runs.spec(corpus=corpus, lr=lr, seed=seed, **changes) for seed in runs.scale.seeds)
             curves = [record["curve"] for record in records]
             row = {"corpus": corpus, "method": name, "lr": lr, "trainable": records[0]["trainable"], "old_before": old}
             row |= summarise(records, "before", "loss", "old_loss", "stored_bytes") | costs[name] | delays[name]
-            row["curve"] = {"step": curves[0]["step"], "loss": [curve["loss"] for curve in curves]}
+            row["curve"] = {"step": curves[0]["step"]}
+            row["curve"] |= {number: [curve[number] for curve in curves] for number in ("loss", "old_loss")}
+            row["sweep"] = [{"lr": record["spec"]["lr"], "curve": record["curve"]} for record in tried]
             rows.append(row)
     return rows
 

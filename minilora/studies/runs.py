@@ -19,7 +19,9 @@ from tqdm import tqdm
 from ..adapters.adapter import METHODS
 from ..adapters.attach import add_adapter
 from ..adapters.files import load_adapter, save_adapter, stored_parameters
+from ..adapters.initialise import GRADIENT
 from ..adapters.lora import lora_layers
+from ..adapters.lora_ga import add_lora_ga
 from ..adapters.qlora import quantize_model
 from ..nn.files import write_beside
 from ..nn.storage import load_model, save_model
@@ -177,9 +179,9 @@ class Runs:
     def _train(self, spec: Spec) -> tuple[dict[str, Any], Any]:
         model, corpus = base_model(spec), self.corpus(spec.corpus)
         before = evaluate(model, corpus, self.scale.windows)
-        prepare(model, spec)
         if spec.characters is not None:
             corpus = replace(corpus, train=piece(corpus.train, spec.characters, spec.seed))
+        prepare(model, spec, corpus)
         run = Run(model, corpus, settings(spec))
         texts = {"loss": corpus, "old_loss": self.corpus(OLD_TEXT)}
         if spec.choice:
@@ -273,18 +275,28 @@ def configuration(spec: Spec) -> Any:
     """The configuration of the spec's method."""
     if spec.method not in METHODS:
         raise ValueError(f"study: method = {spec.method!r}; there are {', '.join(METHODS)}")
-    low_rank = {"rank": spec.rank, "alpha": spec.alpha, "target_modules": spec.targets}
-    low_rank["rank_stabilized"] = spec.rank_stabilized
-    return METHODS[spec.method](**(low_rank if spec.method in ("lora", "dora") else {}), **spec.options)
+    of_spec = {"rank": spec.rank, "alpha": spec.alpha, "target_modules": spec.targets}
+    of_spec["rank_stabilized"] = spec.rank_stabilized
+    takes = dict.fromkeys(("lora", "dora", "lora-fa"), tuple(of_spec))
+    takes |= dict.fromkeys(("vera", "miss"), ("rank", "target_modules"))
+    return METHODS[spec.method](**{name: of_spec[name] for name in takes.get(spec.method, ())}, **spec.options)
 
 
-def prepare(model: Any, spec: Spec) -> None:
-    """Make the parameters trainable that the spec's method trains, and start them as it says."""
+def prepare(model: Any, spec: Spec, corpus: Corpus | None = None) -> None:
+    """Make the parameters trainable that the spec's method trains, and start them as it says.
+
+    corpus: the text that a start from the loss's gradient reads, four batches of it; by default the spec's.
+    """
     if spec.method == "full":
         return  # in place: no second copy of the weights
     if spec.start == "lora" and spec.trained == "A":
         raise ValueError('study: trained = "A" from B = 0 would learn nothing; give start = "B random"')
-    add_adapter(model, configuration(spec), spec.seed)
+    if spec.options.get("init") == GRADIENT:
+        rng, text = np.random.default_rng(spec.seed), corpus or load_corpus(spec.corpus)
+        batches = [text.batch(spec.batch_size, model.context, rng) for _ in range(4)]
+        add_lora_ga(model, configuration(spec), batches, spec.seed)
+    else:
+        add_adapter(model, configuration(spec), spec.seed)
     rng = np.random.default_rng(spec.seed)
     for layer in lora_layers(model).values():
         if spec.start == "both zero":
@@ -317,7 +329,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
     held: dict[str, int] = {}
     for name, spec in specs.items():
         model = base_model(spec)
-        prepare(model, spec)
+        prepare(model, spec, runs.corpus(spec.corpus))
         run = Run(model, runs.corpus(spec.corpus), settings(spec))
         steps[name] = _probe(run)
         moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
@@ -366,12 +378,17 @@ def over_seeds(runs: Runs, spec: Spec, *numbers: str, seeds: tuple[int, ...] | N
     return {**summarise(records, *(numbers or ("loss", "old_loss"))), "trainable": records[0]["trainable"]}
 
 
+def rates_of(scale: Scale, method: str) -> tuple[float, ...]:
+    """The learning rates that a method is tried at."""
+    return {
+        **dict.fromkeys(("prompt", "prefix"), scale.high_rates),
+        **dict.fromkeys(("houlsby", "pfeiffer", "bitfit"), scale.middle_rates),
+    }.get(method, scale.learning_rates)
+
+
 def best_rate(runs: Runs, method: str, corpus: str, **changes: Any) -> float:
     """The learning rate with the lowest validation loss, at the first seed."""
-    rates = {
-        **dict.fromkeys(("prompt", "prefix"), runs.scale.high_rates),
-        **dict.fromkeys(("houlsby", "pfeiffer", "bitfit"), runs.scale.middle_rates),
-    }.get(method, runs.scale.learning_rates)
+    rates = rates_of(runs.scale, method)
     sweep = [runs.spec(method=method, corpus=corpus, lr=lr, **{"keep": True, **changes}) for lr in rates]
     return min(runs.records(sweep), key=lambda record: record["loss"])["spec"]["lr"]
 

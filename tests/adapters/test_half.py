@@ -11,6 +11,10 @@ EXACT = {
     "pissa": ml.LoRAConfig(rank=2, init="pissa"),
     "dora": ml.DoRAConfig(rank=2),
     "dropout": ml.LoRAConfig(rank=2, dropout=0.5),
+    "lora-fa": ml.LoRAFAConfig(rank=2),
+    "ia3": ml.IA3Config(),
+    "vera": ml.VeRAConfig(rank=4),
+    "miss": ml.MiSSConfig(rank=2),
 }
 OTHERS = {
     "bitfit": ml.BitFitConfig(), "full": ml.FullConfig(), "pfeiffer": ml.PfeifferConfig(2),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minilora.analysis import costs, counting
 from minilora.analysis.costs import FLASH, MINILORA, PYTORCH, Walk
-from minilora.nn.architectures import Architecture
+from minilora.nn.architectures import Architecture, size
 
 B, T, C, H, K, D, F, V = 2, 3, 8, 4, 2, 2, 6, 11
 N = B * T  # rows
@@ -104,6 +104,43 @@ def test_dora_on_one_matrix():
     assert w.kept.items() - lora.kept.items() == {("blocks.0.attn.v_proj.direction", N * out)}
     later = computed(walk(DECODER, "lora", rank=r, target_modules=("up_proj", "v_proj")))
     assert later["blocks.0.mlp.up_proj.lora"] == (2 * N * r * (C + F), 2 * 2 * N * r * (C + F))  # dx as well
+
+
+def test_methods_that_train_no_a_do_not_keep_its_input():
+    """Of v_proj, before which nothing is trained, and of down_proj, behind it."""
+    r, out, d_in = 3, K * D, F
+    for method, products in {"lora-fa": 2, "miss": 1, "vera": 2}.items():
+        w = walk(DECODER, method, rank=r, target_modules=("v_proj", "down_proj"))
+        kept = {name: n for name, n in w.kept.items() if "v_proj" in name or "down_proj" in name}
+        scaled = {"blocks.0.attn.v_proj.out": N * out, "blocks.0.mlp.down_proj.out": N * C} if method == "vera" else {}
+        assert kept == {"blocks.0.attn.v_proj.h": N * r, "blocks.0.mlp.down_proj.h": N * r, **scaled}
+        assert "blocks.0.ln_1.out" not in w.kept and "blocks.0.mlp.act" not in w.kept
+        steps, name = computed(w), "miss" if method == "miss" else "lora"
+        down, up = 2 * N * r * C * (products - 1), 2 * N * r * out
+        assert steps[f"blocks.0.attn.v_proj.{name}"] == (down + up, up)  # dB or dD; of VeRA d's, through B
+        down, up = 2 * N * r * d_in * (products - 1), 2 * N * r * C
+        assert steps[f"blocks.0.mlp.down_proj.{name}"] == (down + up, up * (1 + (method != "vera")) + down)  # dx, too
+
+
+def test_ia3_keeps_what_it_stretches_and_multiplies_no_matrix():
+    w, full = walk(DECODER, "ia3"), walk(DECODER, "full")
+    kept = {name: n for name, n in w.kept.items() if name.endswith(".stretched")}
+    assert kept == {"blocks.0.attn.k_proj.stretched": N * K * D, "blocks.0.attn.v_proj.stretched": N * K * D,
+                    "blocks.0.mlp.down_proj.stretched": N * F}  # fmt: skip
+    assert w.forward == full.forward and "blocks.0.ln_1.out" not in w.kept
+
+
+def test_veras_pair_takes_memory_and_is_no_parameter():
+    plan = counting.plan(DECODER, "vera", rank=7, target_modules="*")
+    widest = [max(sizes) for sizes in zip(*DECODER.matrices.values(), strict=True)]
+    assert plan.drawn == 7 * sum(widest) and not plan.frozen
+    without = size(plan.base) + size(plan.added)
+    assert costs.weight_bytes(plan, 32) == 4 * (without + plan.drawn)
+    assert counting.count(DECODER, "vera", rank=7, target_modules="*").total_parameters == without
+    fa = counting.count(DECODER, "lora-fa", rank=2)
+    assert fa.total_parameters == counting.count(DECODER, "lora", rank=2).total_parameters
+    assert fa.checkpoint_bytes == counting.count(DECODER, "lora", rank=2).checkpoint_bytes  # A is stored, too
+    assert counting.plan(DECODER, "lora").drawn == 0
 
 
 @pytest.mark.parametrize("b", [1, 5])

@@ -22,6 +22,10 @@ CASES = {
     "bitfit": (ml.BitFitConfig(), {}),
     "last-blocks": (ml.LastBlocksConfig(1), {"blocks": 1}),
     "full": (ml.FullConfig(), {}),
+    "lora-fa": (ml.LoRAFAConfig(rank=2), {"rank": 2}),
+    "vera": (ml.VeRAConfig(rank=5, target_modules="*"), {"rank": 5, "target_modules": ("*",)}),
+    "miss": (ml.MiSSConfig(rank=3), {"rank": 3}),
+    "ia3": (ml.IA3Config(), {}),
 }  # fmt: skip
 
 
@@ -49,7 +53,7 @@ def test_names_and_shapes_are_the_adapters_own(case):
     method, sizes, model = case
     plan = counting.plan(CONFIG, method, **sizes)
     assert plan.trainable == {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    assert set(plan.added) == set(adapter_parameters(model)) - set(plan.base)
+    assert set(plan.added) | set(plan.frozen) == set(adapter_parameters(model)) - set(plan.base)
     assert plan.virtual == sizes.get("tokens", 0)
 
 
@@ -191,9 +195,11 @@ def test_a_method_is_described_by_the_sizes_it_uses():
         "lora": "lora, rank 2 on *_proj", "dora": "dora, rank 3 on v_proj", "houlsby": "houlsby, bottleneck 1",
         "pfeiffer": "pfeiffer, bottleneck 3 with a norm", "prompt": "prompt, 3 tokens", "prefix": "prefix, 5 tokens",
         "bitfit": "bitfit", "last-blocks": "last-blocks, 1 of 2", "full": "full",
+        "lora-fa": "lora-fa, rank 2 on q_proj, v_proj", "vera": "vera, rank 5 on *",
+        "miss": "miss, rank 3 on q_proj, v_proj", "ia3": "ia3, 6 vectors",
     }  # fmt: skip
     merge = {method for method, (_, sizes) in CASES.items() if counting.plan(CONFIG, method, **sizes).mergeable}
-    assert merge == {"lora", "dora", "bitfit", "last-blocks", "full"}
+    assert merge == set(CASES) - {"prompt", "prefix", "houlsby", "pfeiffer"}
     assert counting.plan(CONFIG, "lora", rank=8).trainable["blocks.0.attn.q_proj.lora_A"] == (8, 8)
     with pytest.raises(ValueError, match=r"lora: rank 9 exceeds min\(d_in, d_out\) = 8 of blocks.0.mlp.up_proj"):
         counting.plan(CONFIG, "lora", rank=9, target_modules=("up_proj",))

@@ -109,7 +109,7 @@ def test_labels_from_a_file(base, capsys):
     assert "ml.classify(ml.load_model('b.npz'), texts)" in capsys.readouterr().out
     assert ml.load_model("b.npz").labels == ("green", "red")
     line = the_error(capsys, "finetune", *options, "--method", "houlsby")
-    assert "--task classify --method houlsby: its head is trained by lora, dora, prompt, prefix and full" in line
+    assert "--task classify --method houlsby: lora and what is made like it, ia3, prompt, prefix and full train" in line
     assert main(["finetune", *options, "--method", "prompt", "--virtual", "2", "--output", "c.npz"]) == 0
     assert ml.load_adapter(ml.load_model(base), "c.npz").labels == ("green", "red")
     line = the_error(capsys, "finetune", *options[:-5], "text.txt")
@@ -173,7 +173,8 @@ def test_blocks_computed_again(base, capsys):
 
 
 OTHERS = {"dora": [], "houlsby": ["--bottleneck", "2"], "pfeiffer": [], "prompt": ["--virtual", "3"], "bitfit": []}
-OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"]}
+OTHERS |= {"prefix": ["--virtual", "3"], "last-blocks": ["--blocks", "1"], "lora-fa": [], "miss": ["--rank", "3"]}
+OTHERS |= {"vera": ["--targets", "q_proj,up_proj"], "ia3": [], "lora": ["--init", "lora-ga", "--rank", "2"]}
 
 
 @pytest.mark.slow

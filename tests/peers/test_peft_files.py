@@ -131,6 +131,44 @@ def test_lora(family, kind, tmp_path, relative_error):
     check_both_ways(family, peft.LoraConfig(r=4, **LORA[kind](family)), tmp_path, relative_error)
 
 
+IA3 = {  # what PEFT stretches of a family by default, and other choices
+    "gpt2": [dict(target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"]),
+             dict(target_modules=["c_fc", "attn.c_proj"], feedforward_modules=["c_fc"], modules_to_save=["ln_f"])],
+    "llama": [dict(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])],
+    "phi3": [dict(target_modules=["qkv_proj", "gate_up_proj"], feedforward_modules=["gate_up_proj"])],
+    "qwen2": [dict(target_modules=["q_proj", "up_proj"], feedforward_modules=[])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", IA3)
+def test_ia3(family, tmp_path, relative_error):
+    for i, settings in enumerate(IA3[family]):
+        check_both_ways(family, peft.IA3Config(**settings), tmp_path / str(i), relative_error)
+
+
+def test_our_ia3_on_a_part_of_a_matrix_is_read_by_peft(tmp_path, relative_error):
+    """Keys and values of GPT-2: the rows of queries in c_attn are stretched by 1."""
+    model, peer = ours(peer_of("gpt2")), peer_of("gpt2")
+    ml.add_adapter(model, ml.IA3Config())
+    for i, p in enumerate(adapter_parameters(model).values()):
+        p.data += np.random.default_rng(i).normal(0, 0.2, p.shape)
+    ml.save_adapter(model, tmp_path / "a", format="peft")
+    theirs = peft.PeftModel.from_pretrained(peer, tmp_path / "a").double().eval()
+    assert relative_error(logits(model), logits(theirs)) <= BAR
+    again = ml.load_adapter(ours(peer_of("gpt2")), tmp_path / "a")
+    np.testing.assert_array_equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("config", [peft.VeraConfig(r=4, target_modules=["c_attn"]),
+                                    peft.MissConfig(r=4, target_modules=["q_proj"])], ids=["vera", "miss"])  # fmt: skip
+def test_what_is_not_read_is_refused_by_name(config, tmp_path):
+    family = "gpt2" if "c_attn" in config.target_modules else "llama"
+    adapted(family, config, tmp_path)
+    kind = str(config.peft_type.value)
+    with pytest.raises(ValueError, match=f"peft_type = '{kind}' is not known here; LORA, .*IA3 are"):
+        ml.load_adapter(ours(peer_of(family)), tmp_path)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
 def test_biases(family, bias, tmp_path, relative_error):
