@@ -61,11 +61,11 @@ class VeRA(LowRank):
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """v * ((d * (x' A^T)) B^T) with x' = dropout(x).   (..., d_in) -> (..., d_out)"""
         x = x if x.dtype.itemsize > 2 else cast(x, "float32")
-        A, B = self.parts(x.data.real.dtype)
+        A, B = self.of_pair(x.data.real.dtype)
         h = ops.linear(ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x, A)  # (..., r)
         return ops.linear(h * self.vera_d, B) * self.vera_b
 
-    def parts(self, dtype: Any) -> tuple[Array, Array]:
+    def of_pair(self, dtype: Any) -> tuple[Array, Array]:
         """This layer's part of the pair: A (r, d_in), B (d_out, r)"""
         d_out, d_in = self.shape
         return self.pair.A[:, :d_in].astype(dtype, copy=False), self.pair.B[:d_out].astype(dtype, copy=False)
@@ -73,7 +73,7 @@ class VeRA(LowRank):
     def factors(self) -> tuple[Tensor, Tensor]:
         """diag(d) A and diag(v) B: a LoRA of rank r"""
         d, v = self.vera_d, self.vera_b
-        A, B = self.parts(d.data.real.dtype)
+        A, B = self.of_pair(d.data.real.dtype)
         return d.reshape(-1, 1) * A, v.reshape(-1, 1) * B
 
 

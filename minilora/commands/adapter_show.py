@@ -94,7 +94,8 @@ def facts(adapter: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
                          for word, what in (("rank", "rank"), ("alpha", "alpha"), ("scale", "scale")))  # fmt: skip
         lines.append(f"matrices          {len(pairs)}: {span}; {size:,} numbers")
     else:
-        lines.append(f"no s B A          a {adapter.method} adapter is not a product of two thin matrices; it holds")
+        a = "an" if adapter.method[0] in "aeio" else "a"  # an ia3, an oft
+        lines.append(f"no s B A          {a} {adapter.method} adapter is not a product of two thin matrices; it holds")
     if rows and adapter.others:
         names = ", ".join(list(adapter.others)[:3])
         more = f" and {len(adapter.others) - 3} more" if len(adapter.others) > 3 else ""

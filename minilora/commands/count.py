@@ -29,7 +29,7 @@ TAKES = {  # which options a method takes, of those that only some take
     option("--method", "lora", "full, last-blocks, bitfit, prompt, prefix, houlsby, pfeiffer, lora, dora, "
            "lora-fa, vera, miss or ia3", metavar="NAME"),
     option("--rank", 4, "r of LoRA and what is made like it", type=whole(1), metavar="N"),
-    option("--targets", None, "layers to adapt, by commas (default q_proj,v_proj; of ia3 k_proj,v_proj,down_proj)",
+    option("--targets", "q_proj,v_proj", "layers to adapt, by commas (default of ia3 k_proj,v_proj,down_proj)",
            type=names_in, metavar="NAMES"),
     option("--bottleneck", 64, "the width of bottleneck adapters", type=whole(1), metavar="N"),
     option("--adapter-norm", False, "bottleneck adapters have a layer norm of their own", action="store_true"),
@@ -65,7 +65,7 @@ def count(args: argparse.Namespace) -> int:
     method, model = {} if args.compare else {"method": args.method}, described(args.model)
     elsewhere = ("command", "given", "traceback", "model", "method", "targets", "compare", "paper", "json")
     options = {name: value for name, value in vars(args).items() if name not in elsewhere}
-    if args.targets is not None:
+    if "targets" in args.given or not (args.compare or args.method == "ia3"):
         options["target_modules"] = args.targets
     if args.paper:
         rows = {"rows": counting.paper_rows(), "savings": counting.savings()}

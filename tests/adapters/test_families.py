@@ -24,6 +24,7 @@ METHODS_HERE = EXAMPLES | {
     "prefix by a network": ml.PrefixConfig(tokens=2, hidden=3),
     "prefix of tokens": ml.PrefixConfig(tokens=2, init="vocabulary"),
     "dora everywhere": ml.DoRAConfig(2, 3, target_modules="*", exact_norm=True),
+    "vera everywhere": ml.VeRAConfig(4, target_modules="*", modules_to_save=("ln_f",)),
 }
 every = pytest.mark.parametrize("name", FAMILIES)
 
@@ -57,7 +58,7 @@ def test_a_method_on_a_family(name, kind, tmp_path):
     planned = methods.plan(model.architecture, config.kind, **options)
     held = {path: p.shape for path, p in adapter_parameters(model).items() if not path.endswith(("_A0", "_B0"))}
     if kind != "prefix by a network":
-        assert held == planned.trainable
+        assert held == planned.trainable | planned.frozen
         options = {option: value for option, value in options.items() if option != "target_modules"} | (
             {"target_modules": tuple(config.target_modules)} if "target_modules" in options else {}
         )
@@ -82,7 +83,7 @@ def test_a_method_on_a_family(name, kind, tmp_path):
     # saved and loaded
     ml.load_adapter(other := drawn(name), ml.save_adapter(model, tmp_path / "adapter.npz"))
     np.testing.assert_allclose(logits(other), outputs, rtol=0, atol=1e-13)
-    if config.kind in ("lora", "dora", "prompt", "prefix"):
+    if config.kind in ("lora", "dora", "lora-fa", "ia3", "prompt", "prefix"):
         pytest.importorskip("safetensors", reason="needs safetensors: pip install 'minilora[models]'")
         ml.load_adapter(other := drawn(name), ml.save_adapter(model, tmp_path / "peft", format="peft"))
         np.testing.assert_allclose(logits(other), outputs, rtol=0, atol=1e-11)
