@@ -23,7 +23,6 @@ from ..adapters.initialise import GRADIENT
 from ..adapters.lora import lora_layers
 from ..adapters.lora_ga import add_lora_ga
 from ..adapters.qlora import quantize_model
-from ..nn.files import write_beside
 from ..nn.storage import load_model, save_model
 from ..training.corpus import PYTHON, Corpus, load_corpus
 from ..training.loop import evaluate, length_of, train_step
@@ -31,6 +30,7 @@ from ..training.optim import AdamW, cosine_schedule
 from ..training.run import Run, Settings
 from ..training.stopping import stop_at_signals
 from .choosing import Between
+from .records import read_json, write_json
 from .turns import beside
 
 FORMAT = 1  # of the records; a file with another number was made by another version
@@ -391,20 +391,3 @@ def best_rate(runs: Runs, method: str, corpus: str, **changes: Any) -> float:
     rates = rates_of(runs.scale, method)
     sweep = [runs.spec(method=method, corpus=corpus, lr=lr, **{"keep": True, **changes}) for lr in rates]
     return min(runs.records(sweep), key=lambda record: record["loss"])["spec"]["lr"]
-
-
-def write_json(path: str | Path, content: Any) -> Path:
-    """Write JSON beside its place and rename it."""
-    text = json.dumps(content, indent=1) + "\n"
-    return write_beside(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """The table in a JSON file. Raises ValueError, with what to do, for a file that is cut short or holds no table."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}, expected a table of names and values")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut short or no record ({error}); {fix}") from None
-    return content

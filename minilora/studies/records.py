@@ -1,0 +1,24 @@
+"""JSON files of runs and records: written whole, and read with care."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..nn.files import write_beside
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON beside its place and rename it."""
+    text = json.dumps(content, indent=1) + "\n"
+    return write_beside(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """The table in a JSON file. Raises ValueError, with what to do, for a file that is cut short or holds no table."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, expected a table of names and values")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is cut short or no record ({error}); {fix}") from None
+    return content
