@@ -186,6 +186,8 @@ WRONG = {  # words of the title: (what the proof says, what a slide or a bug wou
     "4 bits": ("kept(ml.requantize) < 0.5", "kept(ml.requantize) > 0.5"),
     "DoRA": ("== 2 <", "== 2 >"),
     "resumed run": ('load_checkpoint("run.npz")', "fresh()"),
+    "New tokens": ("(dict(), False)", "(dict(), True)"),
+    "loaded an adapter": ("== 16384", "== 0"),
     "new head": ("bool(named)", "True"),
     "another base": ("+= 0.01", "+= 0"),
     "answers as before": ('arrays["model.', 'arrays["'),

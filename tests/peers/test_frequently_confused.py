@@ -76,6 +76,14 @@ def test_peft_loads_an_adapter_onto_another_base_without_a_word(tmp_path):
     assert not torch.equal(found.get_base_model()[2].weight, model(0)[2].weight)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_peft_loads_an_adapter_frozen_unless_it_is_asked_not_to(trainable, tmp_path):
+    adapted(model()).save_pretrained(tmp_path)
+    settings = {"is_trainable": True} if trainable else {}
+    found = peft.PeftModel.from_pretrained(model(), str(tmp_path), **settings)
+    assert any(p.requires_grad for p in found.parameters()) == trainable
+
+
 def test_an_optimiser_made_before_the_adapter_changes_nothing_in_pytorch():
     base = model()
     optimizer = torch.optim.AdamW(base.parameters(), lr=0.1)
