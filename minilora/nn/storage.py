@@ -117,6 +117,7 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
         raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path){fix}")
     if getattr(model, "adapters", None):
         raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
+    refuse_parts(model, "save_model")
     if any(True for _ in model.named_buffers()):
         raise ValueError("save_model: the model is quantised; save the float model and quantise it again after loading")
     if dtype is not None and precision(dtype, "save_model").kind != "f":
@@ -129,6 +130,14 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
             raise ValueError(f"save_model: {name}: {error}") from None
     labels = {"labels": model.labels} if model.labels else {}
     return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **labels, **record})
+
+
+def refuse_parts(model: Any, caller: str) -> None:
+    """Raise ValueError where an adapter is on a part of the model: a file of the whole could not be opened again."""
+    for path, module in model.named_modules():
+        if path and vars(module).get("adapters"):
+            fix = f"remove_lora(model.get_module({path!r})) first, or put it on the whole model"
+            raise ValueError(f"{caller}: {path} has an adapter of its own, of which no file of the model tells; {fix}")
 
 
 def load_model(path: str | Path = "base") -> GPT:

@@ -17,7 +17,7 @@ from ..nn.checks import shown
 from ..nn.classifier import add_classifier, with_classifier
 from ..nn.gpt import GPT, GPTConfig
 from ..nn.language_model import LanguageModel
-from ..nn.storage import Blank, blaming, check_size, load_arrays, save_arrays
+from ..nn.storage import Blank, blaming, check_size, load_arrays, refuse_parts, save_arrays
 from .classify import CATEGORIES, load_labels, unicode_categories
 from .corpus import BUILT_IN, PYTHON, load_corpus
 from .pairs import load_pairs
@@ -36,8 +36,9 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     """Write a run: weights, all adapters, optimiser, generator state, settings and curves.
 
     Of a model that is no GPT only what is trained, and the adapters; `load_checkpoint` is given the rest.
-    Raises ValueError while an adapter is merged or disabled, and where the model no longer trains what the run does.
+    Raises ValueError while an adapter is merged or disabled, and for what `check_run` refuses.
     """
+    check_run(run, "save_checkpoint")
     optimizer, model = run.optimizer.state_dict(), run.model
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     base, state = base_parameters(model), model.state_dict()
@@ -46,11 +47,6 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     alone = whole and isinstance(name, str)  # one in use stands in the state dict; the others, or several, beside it
     others = [one for one in getattr(model, "adapters", ()) if not alone or one != name]
     carried, aside = adapters_state(model, others or ["none beside it"], "save_checkpoint")
-    if {id(p) for p in trained.values()} != {id(p) for p in run.optimizer.parameters}:
-        raise ValueError(
-            "save_checkpoint: the model trains other parameters now than when the run was made; set_adapter to the one "
-            "that the run trains, or make another run"
-        )
     if not alone:
         state = {key: p.data for key, p in base.items() if whole or p.requires_grad}
         state |= dict(model.named_buffers(remove_duplicate=False)) if whole else {}
@@ -80,6 +76,16 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     parts = {"model": state, "adapters": aside, "optimizer": optimizer}
     arrays = {f"{part}.{key}": value for part in parts for key, value in parts[part].items()}
     return save_arrays(path, arrays, header, compress=False)  # every few steps: 20 times faster, 8 % larger
+
+
+def check_run(run: Run, caller: str) -> None:
+    """Raise ValueError where the model no longer trains what the run does, or an adapter is on a part of it alone."""
+    refuse_parts(run.model, caller)
+    if {id(p) for p in run.model.parameters(trainable=True)} != {id(p) for p in run.optimizer.parameters}:
+        raise ValueError(
+            f"{caller}: the model trains other parameters now than when the run was made; set_adapter to the one "
+            "that the run trains, or make another run"
+        )
 
 
 def load_checkpoint(path: str | Path, corpus: Any = None, base: Any = None) -> Run:

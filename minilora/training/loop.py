@@ -18,7 +18,7 @@ from ..autograd.parts import shared_by
 from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor, grad, no_grad
 from ..nn.language_model import as_mask, as_tokens
-from .checkpoint import save_checkpoint
+from .checkpoint import check_run, save_checkpoint
 from .checks import NORM, described, integer, number
 from .corpus import as_corpus
 from .examples import Examples
@@ -287,7 +287,8 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     With a checkpoint path the run is saved every checkpoint_every steps, at the end, and at Ctrl-C; where that fails
     there is a warning, and the training goes on. Ctrl-C, SIGTERM and SIGHUP end the loop after the step it is in: then
     `run` is as far as it is, saved, and KeyboardInterrupt is raised. A second Ctrl-C ends it at once. Raises
-    FloatingPointError when the loss is not finite, OSError when the checkpoint has no folder to be in.
+    FloatingPointError when the loss is not finite, OSError when the checkpoint has no folder to be in, ValueError where
+    the model trains what the run does not, and with a checkpoint for what could not be saved.
     """
     from tqdm import tqdm  # here, so that `import minilora` stays quick
 
@@ -295,12 +296,18 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
         raise TypeError(f"train: got {described(run)}, expected a run: ml.Run(model, corpus, ml.Settings(steps=200))")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise IsADirectoryError(f"train: checkpoint = {str(checkpoint)!r} is a folder, expected the path of a file")
+    own = {id(p) for p in run.optimizer.parameters}
+    trained = {name: id(p) in own for name, p in run.model.named_parameters() if p.requires_grad}
+    if len({*trained.values()}) == 2:  # of a run that trains nothing of the model, the first step says so
+        late, fix = min(trained, key=trained.__getitem__), "make another run: ml.Run(model, corpus, settings)"
+        raise ValueError(f"train: the model trains {late}, and the run, which was made before, does not; {fix}")
     s, corpus = run.settings, run.corpus.require(length_of("train", run.model, run.corpus, run.settings.window))
     bar = tqdm(total=s.steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True, leave=False)
     run.interrupted, run.saved = False, None
     if s.checkpoint_blocks:
         run.compute_again()
     if checkpoint is not None:
+        check_run(run, "train")  # now, and not when hours are trained and cannot be saved
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
     with bar, stop_at_signals() as interrupt:
         if not run.validation["step"]:

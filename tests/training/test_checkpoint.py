@@ -201,6 +201,26 @@ def test_a_run_whose_adapter_was_put_aside_is_not_saved(make_model, corpus, tmp_
     assert load_checkpoint(save_checkpoint(run, tmp_path / "run.npz")).model.adapters.active == ("b",)
 
 
+def test_what_could_not_be_saved_is_refused_before_it_is_trained(make_model, corpus, tmp_path):
+    path = tmp_path / "run.npz"
+    model = with_three(make_model)
+    ml.set_adapter(model, "b")
+    aside, on_a_part = run_of(model, corpus), make_model()
+    ml.set_adapter(model, "default")
+    ml.add_lora(on_a_part.blocks[0], ml.LoRAConfig(rank=2))
+    for run, words in (
+        (aside, "train: the model trains other parameters now"),
+        (run_of(on_a_part, corpus), r"train: blocks\.0 has an adapter of its own.*remove_lora"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ml.train(run, path, progress=False)
+        assert run.step == 0 and not path.exists()
+    with pytest.raises(ValueError, match=r"save_model: blocks\.0 has an adapter of its own"):
+        ml.save_model(on_a_part, tmp_path / "model.npz")
+    assert not (tmp_path / "model.npz").exists()
+    ml.train(run_of(on_a_part, corpus), progress=False)  # in memory it may be trained
+
+
 def test_a_base_of_16_bits_and_its_adapter_of_32_come_back_as_they_were(make_model, corpus, tmp_path, interrupted):
     make = lambda: make_model("float16", lora=LORA)
     assert {p.dtype.name for p in make().parameters()} == {"float16", "float32"}

@@ -238,6 +238,24 @@ def test_what_is_beside_a_merged_adapter_is_not_trained_without_it_unsaid(make_m
     ml.train_step(model, optimizer, *batch(4))
 
 
+def test_what_has_come_to_the_model_since_the_run_was_made_is_not_left_out_unsaid(make_model, corpus):
+    model = make_model(lora=LORA)
+    run = run_of(model, corpus)
+    ml.add_lora(model, LORA, name="second")
+    ml.set_adapter(model, ["default", "second"])
+    with pytest.raises(
+        ValueError, match=r"train: the model trains blocks\..*, and the run, .* does not; make another run"
+    ):
+        ml.train(run, progress=False)
+    assert run.step == 0
+    ml.set_adapter(model, "default")
+    frozen = model.parameters(trainable=True)[0]
+    frozen.requires_grad = False  # what has been frozen since is left alone
+    before = frozen.data.copy()
+    assert ml.train(run, progress=False).step == run.settings.steps
+    np.testing.assert_array_equal(frozen.data, before)
+
+
 # Targets that do not count, and padding
 
 
