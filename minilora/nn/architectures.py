@@ -271,7 +271,7 @@ def _qwen(name: str, width: int, layers: int, heads: int, kv_heads: int, mlp_wid
 
 
 def _gemma(name: str, width: int, layers: int, heads: int, kv_heads: int, mlp_width: int, **other: Any) -> Architecture:
-    """Gemma Team 2024, "Gemma", section 2: GeGLU, a tied head, heads of 256 whatever the width."""
+    """Gemma Team 2024, "Gemma", section 2: GeGLU, a tied head, heads of 256; the 2B's share one key and value."""
     sizes: dict[str, Any] = dict(vocab_size=256000, context=8192, head="tied", kv_heads=kv_heads, head_dim=256)
     choices = {"activation": "gelu_tanh", "norm_eps": 1e-6, "pad_id": 0, **OWN["gemma"]}
     return _llama(name, width, layers, heads, mlp_width, **{**sizes, **choices, **other})
