@@ -136,7 +136,22 @@ def mergeable(adapter: AdapterFile, base: Base) -> AdapterFile:
     require_change(adapter)
     if adapter.form == "minilora":
         check_fingerprint(adapter, base)
+    elif lost := not_held(adapter, base):
+        raise ValueError(
+            f"{adapter.path}: its configuration trains {lost} in full (modules_to_save), and it does not hold it"
+        )
     return adapter
+
+
+def not_held(adapter: AdapterFile, base: Base) -> str:
+    """A module of the base that the configuration trains in full and the file lacks, such as a head; "" without one."""
+    wanted = adapter.config.get("modules_to_save") or ()
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    ends = lambda name, end: f".{name}".endswith(f".{end}")
+    held = [WRAPPED.sub("", name).rpartition(".")[0] for name in adapter.others]
+    there = dict.fromkeys(tensor.rpartition(".")[0] for tensor in base.tensors)
+    named = [name for name in there if any(ends(name, one) for one in wanted)]
+    return next((name for name in named if not any(ends(name, one) or ends(one, name) for one in held)), "")
 
 
 def check_fingerprint(adapter: AdapterFile, base: Base) -> None:

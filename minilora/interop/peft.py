@@ -115,7 +115,8 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
     """
     wanted = file.config.get("modules_to_save") or ()
     wanted = [wanted] if isinstance(wanted, str) else [*wanted]
-    wanted += [HEAD] if theirs.tied and file.config.get("ensure_weight_tying") else []
+    along = theirs.tied and file.config.get("ensure_weight_tying") and not any(HEAD.endswith(part) for part in wanted)
+    wanted += [HEAD] if along else []  # with its table
     arrays: Arrays = {}
     saved: dict[str, None] = {}
     for name, stored in file.others.items():
@@ -140,7 +141,9 @@ def _beside(theirs: Theirs, file: AdapterFile) -> tuple[Arrays, dict[str, None]]
         )
     held = {name.rpartition(".")[0] for name in file.others}
     meant_whole = [name for name in theirs.places if any(name.endswith(part) for part in wanted)]
-    if lost := [name for name in meant_whole if name not in held and not (name == HEAD and "wte" not in saved)]:
+    if lost := [
+        name for name in meant_whole if name not in held and not (along and name == HEAD and "wte" not in saved)
+    ]:
         raise ValueError(f"its configuration trains {lost[0]} in full (modules_to_save), and it does not hold it")
     return arrays, saved
 

@@ -139,6 +139,11 @@ def test_what_was_trained_beside_takes_its_place(tmp_path, pairs):
     assert there.keys() == tensors.keys()
     for name, value in ((f"{Q}.bias", 2), ("model.norm.weight", 3), ("lm_head.weight", 1)):
         assert (there[name] == value).all()
+    peft_folder(tmp_path / "lost", pairs, modules_to_save=["norm", "lm_head", "score"])  # a score is nowhere
+    with pytest.raises(
+        ValueError, match=r"^merge: .*lost: its configuration trains lm_head in full .*does not hold it"
+    ):
+        merge(tmp_path / "base", tmp_path / "lost", tmp_path / "no")
     tokens = {"model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, 5), "f")}
     peft_folder(tmp_path / "b", pairs, tokens)
     with pytest.raises(ValueError, match=r"^merge: .* has no place for model.embed_tokens.token_adapter"):

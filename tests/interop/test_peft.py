@@ -138,7 +138,8 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path):
         fused(tmp_path / "more", target_modules=["c_attn"]), r"means transformer\.h\.1\.attn\.c_attn, .* missing"
     )
     check_refused(fused(tmp_path / "less", target_modules=["c_fc"]), r"does not mean transformer\.h\.0\.attn\.c_attn")
-    check_refused(fused(tmp_path / "ia3", peft_type="IA3"), "peft_type = 'IA3' is not known here; LORA, PROMPT_TUNING")
+    check_refused(fused(tmp_path / "loha", peft_type="LOHA"), "peft_type = 'LOHA' is not known here; LORA, ")
+    check_refused(fused(tmp_path / "ia3", peft_type="IA3"), "r = 2 is not acted on here")
     half = fused(tmp_path / "half")
     tensors = tensors_of(half)
     tensors.pop(f"base_model.model.{C_ATTN}.lora_B.weight")
@@ -148,6 +149,9 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(tmp_path):
     check_refused(fused(tmp_path / "unnamed", norm), r"transformer\.ln_f\.weight, .*does not name in modules_to_save")
     check_refused(fused(tmp_path / "part", norm, modules_to_save=["ln_f"]), r"it has nothing for ln_f\.bias")
     check_refused(fused(tmp_path / "lost", modules_to_save=["ln_f"]), r"transformer\.ln_f in full .*does not hold it")
+    check_refused(
+        fused(tmp_path / "no_head", modules_to_save=["lm_head"]), r"trains lm_head in full .*does not hold it"
+    )
     score = {"score.weight": np.ones((2, C), "float32")}
     check_refused(
         fused(tmp_path / "head", score, modules_to_save=["score"]),
