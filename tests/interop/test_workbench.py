@@ -457,7 +457,7 @@ def test_files_that_do_not_go_together_are_one_line(tmp_path):
         workbench.combine({folder: 1.0, wide: 1.0}, tmp_path / "new")
     base = tmp_path / "base"
     base.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no model.safetensors in"):
+    with pytest.raises(FileNotFoundError, match=r"base has no model\.safetensors"):
         workbench.show(folder, base)
     save_file({"layers.0.self_attn.q_proj.weight": np.ones((5, 6))}, base / "model.safetensors")
     listed = r"q_proj is \(6, 5\), the base's weight \(5, 6\); no weight of model.layers.1.self_attn.v_proj"
@@ -468,7 +468,7 @@ def test_files_that_do_not_go_together_are_one_line(tmp_path):
         workbench.show(folder, base)
     (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-1.safetensors"}}')
     with pytest.raises(
-        FileNotFoundError, match=r"base lacks model-1.safetensors, which model.safetensors.index.json names"
+        FileNotFoundError, match=r"base lacks model-1\.safetensors, of 1 that model\.safetensors\.index\.json names"
     ):
         workbench.show(folder, base)
 
