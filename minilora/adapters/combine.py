@@ -78,7 +78,8 @@ def lora_updates(model: Any, name: str, caller: str) -> dict[str, Factors]:
     for path, layer in adapters[name].modules.items():
         if not isinstance(layer, LowRank) or not layer.is_product or layer.copied:
             kind = adapters[name].kind
-            raise ValueError(f"{caller}: adapter {name!r} is {kind}, expected LoRA: what it does to {path} is no s B A")
+            does = f"trains {path}.{next(iter(layer.copied))} in full" if kind == "lora" else f"is {kind}"
+            raise ValueError(f"{caller}: adapter {name!r} {does}, expected LoRA: what it does to {path} is no s B A")
         A, B = layer.factors()
         updates[path] = layer.config.scale, B.data, A.data
     return updates
