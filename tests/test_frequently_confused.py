@@ -98,8 +98,9 @@ def test_every_slip_and_every_question_has_an_entry(words):
     assert len([title for title in BY_TITLE if re.search(words, title, re.I)]) == 1
 
 
-def test_titles_differ():
+def test_titles_differ_and_the_course_leads_here():
     assert len(BY_TITLE) == len(ENTRIES) >= 40
+    assert "(frequently_confused.md)" in (PAGE.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.title)
