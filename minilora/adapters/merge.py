@@ -1,5 +1,6 @@
 """An adapter is folded into the base weights, and taken out of them again bit for bit."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from ..nn.module import in_precision
 from .adapter import Put
 from .state import in_use, whole
 
+LOST = 0.1  # a share of the update's norm, from which on it is said that rounding takes it
+
 
 def merge_adapter(model: Any, safe: bool = True) -> None:
     """Fold the active adapter into the base weights: from here on the model costs what the base model costs.
 
     The base's values are kept aside, so that `unmerge_adapter` gives them back bit for bit. safe: refuse values that
-    are not finite, or too large for the base's precision. Raises ValueError, and changes nothing, for those, for a
+    are not finite, or too large for the base's precision, and warn where the rounding of a base of 16 bits takes a
+    tenth of the update or more. Raises ValueError, and changes nothing, for those, for a
     weight that something else shares, and, with the reason, for a method that adds computation which no weight of the
     base can do.
     """
@@ -45,9 +49,25 @@ def fold(put: Put, model: Any, caller: str, safe: bool = True) -> None:
                 in_precision(value, tensors[name].dtype if name in tensors else value.dtype)
             except ValueError as error:
                 raise ValueError(f"{caller}: {path}.{name}, with the update folded in: {error}") from None
+    if safe:
+        _warn_of_rounding(modules, values, caller)
     before = {id(p): p.data for path, module in modules.items() for p in module.written(values[path]).values()}
     for path, module in modules.items():
         module.merge(put, values[path], before)
+
+
+def _warn_of_rounding(modules: dict[str, Any], values: dict[str, dict[str, Array]], caller: str) -> None:
+    """Say where 16 bits round the update away: it may be smaller than the gap between two of their numbers."""
+    asked = lost = 0.0  # squared norms of the update, and of what rounding does to it
+    for path, names in values.items():
+        for name, p in modules[path].written(names).items():
+            if p.dtype.itemsize == 2:
+                W, merged = p.data.astype("float32"), names[name].astype("float32")
+                asked += float(((merged - W) ** 2).sum())
+                lost += float(((merged - merged.astype(p.dtype).astype("float32")) ** 2).sum())
+    if lost > LOST**2 * asked:
+        said = f"rounding to 16 bits is off by {(lost / asked) ** 0.5:.0%} of the update's norm"
+        warnings.warn(f"{caller}: {said}; model.astype('float32') before it keeps the update", stacklevel=4)
 
 
 def _refuse_shared(model: Any, modules: dict[str, Any], values: dict[str, dict[str, Array]], caller: str) -> None:

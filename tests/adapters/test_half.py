@@ -1,5 +1,7 @@
 """A base of 16 bits: its adapters have 32, start exactly at it, train, merge and come back."""
 
+import warnings
+
 import numpy as np
 import pytest
 from adapters.test_attach import TOKENS, base, logits, shake
@@ -45,6 +47,31 @@ def test_adapters_have_32_bits_and_the_base_keeps_its_16(kind, tmp_path):
     ml.remove_adapter(model)
     assert {str(p.dtype) for p in model.parameters()} == {"float16"}
     np.testing.assert_array_equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("size, told", [(1e-1, False), (1e-5, True)])
+def test_an_update_that_16_bits_have_no_room_for_is_not_rounded_away_unsaid(size, told):
+    outputs = {}
+    for dtype in ("float32", "float16"):
+        model = ml.add_lora(base().astype("float16").astype(dtype), ml.LoRAConfig(rank=2))
+        for module in model.adapters["default"].modules.values():
+            module.lora_B.data += np.float32(size)
+        before = {path: m.base_parameter("weight").data.copy() for path, m in model.adapters["default"].modules.items()}
+        delta = ml.delta_weights(model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ml.merge_lora(model)
+        off = sum(np.sum((m.weight.data - before[path].astype(float) - delta[path]) ** 2)
+                  for path, m in model.adapters["default"].modules.items())  # fmt: skip
+        outputs[dtype] = (off / sum(np.sum(d.astype(float) ** 2) for d in delta.values())) ** 0.5
+        words = [str(one.message) for one in caught]
+        assert len(words) == (told and dtype == "float16")
+        assert all(f"off by {outputs[dtype]:.0%} of the update's norm; model.astype('float32')" in w for w in words)
+    assert outputs["float32"] < 0.1 and (outputs["float16"] > 0.1) == told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ml.lora_disabled(model):  # and when it is folded in again it is not said again
+            pass
 
 
 def test_converting_a_model_leaves_its_adapters_at_32_bits():
