@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters.attach import add_adapter
 from ..adapters.files import adapters_state, check_sizes, fingerprint, from_recipe, put_adapters, recipe
 from ..adapters.qlora import quantization, quantize_model
-from ..adapters.state import active_adapter, base_parameters
+from ..adapters.state import active_adapter, base_parameters, changeable, refuse_merged
 from ..nn.checks import shown
 from ..nn.classifier import add_classifier, with_classifier
 from ..nn.gpt import GPT, GPTConfig
@@ -38,7 +38,6 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     Of a model that is no GPT only what is trained, and the adapters; `load_checkpoint` is given the rest.
     Raises ValueError while an adapter is merged or disabled, and for what `check_run` refuses.
     """
-    check_run(run, "save_checkpoint")
     optimizer, model = run.optimizer.state_dict(), run.model
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     base, state = base_parameters(model), model.state_dict()
@@ -47,6 +46,7 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
     alone = whole and isinstance(name, str)  # one in use stands in the state dict; the others, or several, beside it
     others = [one for one in getattr(model, "adapters", ()) if not alone or one != name]
     carried, aside = adapters_state(model, others or ["none beside it"], "save_checkpoint")
+    check_run(run, "save_checkpoint")
     if not alone:
         state = {key: p.data for key, p in base.items() if whole or p.requires_grad}
         state |= dict(model.named_buffers(remove_duplicate=False)) if whole else {}
@@ -79,7 +79,8 @@ def save_checkpoint(run: Run, path: str | Path) -> Path:
 
 
 def check_run(run: Run, caller: str) -> None:
-    """Raise ValueError where the model no longer trains what the run does, or an adapter is on a part of it alone."""
+    """Raise ValueError where an adapter is merged, disabled or on a part alone, or model and run train other things."""
+    refuse_merged(changeable(run.model, caller), caller)
     refuse_parts(run.model, caller)
     if {id(p) for p in run.model.parameters(trainable=True)} != {id(p) for p in run.optimizer.parameters}:
         raise ValueError(
