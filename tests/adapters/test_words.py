@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from adapters.test_attach import LORA, adapted, base, logits, two
+from adapters.test_attach import LORA, TOKENS, adapted, base, logits, two
 
 import minilora as ml
 from minilora.adapters.lora import lora_layers
@@ -18,6 +18,7 @@ ODD = {
     "a negative number": -1, "nothing in a list": [None], "a masked array": np.ma.array([1.0], mask=[True]),
 }  # fmt: skip
 W, A, B = np.ones((4, 3)), np.ones((2, 3)), np.ones((4, 2))
+LOW = ml.LoRAConfig(rank=2)
 x, g, bias, h = np.ones((5, 3)), np.ones((5, 4)), np.ones(4), np.ones((5, 2))
 
 
@@ -62,6 +63,19 @@ CALLS = {  # name -> (the function, what makes its arguments, by name; other nam
     "HoulsbyConfig": (ml.HoulsbyConfig, lambda p: dict(bottleneck=2, adapter_norm=False, activation="relu")),
     "PfeifferConfig": (ml.PfeifferConfig, lambda p: dict(bottleneck=2, adapter_norm=True, activation="gelu")),
     "LastBlocksConfig": (ml.LastBlocksConfig, lambda p: dict(blocks=1)),
+    "IA3Config": (
+        ml.IA3Config,
+        lambda p: dict(target_modules=("q_proj",), feedforward_modules=(), exclude_modules=(), modules_to_save=()),
+    ),
+    "VeRAConfig": (
+        ml.VeRAConfig, lambda p: dict(rank=2, target_modules="*", dropout=0.1, seed=0, d_initial=0.1),
+    ),
+    "MiSSConfig": (ml.MiSSConfig, lambda p: dict(rank=2, target_modules="*", dropout=0.1)),
+    "add_lora_ga": (
+        ml.add_lora_ga,
+        lambda p: dict(model=base(), config=LOW, batches=[(TOKENS, TOKENS)], rng=0, name="n", gamma=9.0),
+        "add_lora", "add_adapter",
+    ),
 }  # fmt: skip
 
 
@@ -105,6 +119,7 @@ def test_the_table_has_every_public_function_of_the_face():
     face = {n for n in ml.__all__ if getattr(getattr(ml, n), "__module__", "").startswith("minilora.adapters")}
     same = {"merge_lora": "merge_adapter", "unmerge_lora": "unmerge_adapter", "remove_lora": "remove_adapter",
             "lora_disabled": "adapter_disabled"}  # fmt: skip
-    others = {"LoRAConfig", "DoRAConfig", "FullConfig", "BitFitConfig"}  # the first two: test_targets.py; no settings
+    # LoRA's: test_targets.py; the last two have no settings
+    others = {"LoRAConfig", "DoRAConfig", "LoRAFAConfig", "FullConfig", "BitFitConfig"}
     assert {same.get(n, n) for n in face} - others <= CALLS.keys()
     assert all(not inspect.signature(kind).parameters for kind in (ml.FullConfig, ml.BitFitConfig))
