@@ -1,5 +1,6 @@
 """LoRA among its alternatives, from the studies' records: what each method reaches, how it scales, what it forgets."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,26 @@ from matplotlib.patheffects import withStroke
 
 from ..studies.findings import Records, Row, best_of, clearly, each, joined, listed, ordered, rows_of, seeds_note, where
 from .drawing import LOOKS, LOSS, THIRD, fit, heading, line, name_astray, note, panels, state
-from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, lecture_style
+from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, TITLE_WIDTH, VERMILLION, lecture_style
 
 # --- all methods -----------------------------------------------------------------------------------------------------
 
 FAMILIES = {  # how the methods' names begin: colour and marker
-    ("lora", "rslora", "pissa", "dora", "qlora"): (BLUE, "o"),
+    ("lora", "rslora", "pissa", "dora", "qlora", "miss", "vera"): (BLUE, "o"),  # a Delta W of low rank
     ("full", "last-blocks", "bitfit"): (VERMILLION, "s"),
+    ("ia3",): (ORANGE, "^"),
     ("houlsby", "pfeiffer"): (GREEN, "D"),
     ("prompt", "prefix"): (PURPLE, "v"),
 }
 
 
 def alternatives(methods: Records) -> Figure:
-    """Validation loss of every method at its best learning rate, a panel for each text."""
-    rows = rows_of(methods, "methods", "corpus", "method", "trainable", "before", "loss", "loss_spread")
+    """Validation loss of every method at its best learning rate, a panel for each text.
+
+    The rate was chosen by this very loss: the title says who learns the new text, and nothing of what is forgotten.
+    """
+    keys = ("corpus", "method", "trainable", "before", "loss", "loss_spread", "old_loss", "old_before")
+    rows = rows_of(methods, "methods", *keys)
     corpora, findings = each(rows, "corpus"), {}
     order = [row["method"] for row in ordered(rows, "loss", corpus=corpora[0])]
     budget = 1.2 * where(rows, method="lora-qv")[0]["trainable"]  # what most methods were made to keep to
@@ -36,16 +42,26 @@ def alternatives(methods: Records) -> Figure:
             small = [row for row in found.values() if row["trainable"] <= most]
             tied = best_of(small)[1]
             _dots(axes, [found[name] for name in order], tied)
-            findings[corpus] = _best(tied, len(small))
+            findings[corpus] = tied, len(small)
             heading(axes, corpus)
             axes.set_xlabel("loss (nats/character)")
         trained = {row["method"]: row["trainable"] for row in rows}
-        all_axes[0].set_yticks(range(len(order)), [f"{name}  {thousands(trained[name])}" for name in order])
+        labels = [f"{name}  {thousands(trained[name])}" for name in order]
+        all_axes[0].set_yticks(range(len(order)), labels, fontsize=_size(len(order)))
         for words, name in zip(all_axes[0].get_yticklabels(), order, strict=True):
             words.set_color(_look(name)["color"])
         all_axes[0].set_ylim(len(order) - 0.4, -0.6)  # the best on top
-        title = f"With at most {thousands(most)} parameters: {joined(findings)}{seeds_note(rows)}"
+        head = f"With at most {thousands(most)} parameters: "
+        title = head + joined({corpus: _best(*found) for corpus, found in findings.items()}) + seeds_note(rows)
+        if len(textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)) > 2:  # who ties is in bold letters
+            brief = {_brief(corpus): _best(*found, most_named=1) for corpus, found in findings.items()}
+            title = head + joined(brief) + seeds_note(rows)
         return state(figure, title, _overall(rows, corpora))
+
+
+def _size(rows: int) -> int:
+    """Points of the letters of so many rows, so that they do not touch."""
+    return 14 if rows <= 16 else 11
 
 
 def _look(method: str) -> dict[str, Any]:
@@ -58,8 +74,9 @@ def _dots(axes: Axes, rows: Sequence[Row], tied: Sequence[Row]) -> None:
     base = rows[0]["before"]
     for place, row in enumerate(rows):
         look = _look(row["method"])
-        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], markersize=8, capsize=3, elinewidth=2, **look)
-        how: dict[str, Any] = {"fontsize": 14, "fontweight": "bold" if row in tied else "normal", "va": "center"}
+        size = _size(len(rows))
+        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], markersize=size - 6, capsize=3, elinewidth=2, **look)
+        how: dict[str, Any] = {"fontsize": size, "fontweight": "bold" if row in tied else "normal", "va": "center"}
         how["path_effects"] = [withStroke(linewidth=4, foreground="white")]  # parts it from the lines behind it
         note(axes, f"{row['loss']:.2f}", (row["loss"] + row["loss_spread"], place), (8, -1), color=look["color"], **how)
         axes.axhline(place, color="#E4E4E4", linewidth=1, zorder=0)
@@ -70,11 +87,11 @@ def _dots(axes: Axes, rows: Sequence[Row], tied: Sequence[Row]) -> None:
     note(axes, f"base {base:.2f}", (base, 0), (-5, 0), ha="right", va="center", color=GREY, fontsize=14)
 
 
-def _best(tied: Sequence[Row], count: int) -> str:
+def _best(tied: Sequence[Row], count: int, most_named: int = 3) -> str:
     names = [row["method"] for row in tied]
     if len(tied) == 1:
         return f"{names[0]} is clearly best"
-    return f"{listed(names)} are best" if len(tied) < 4 else f"no clear best, {len(tied)} of {count} tie"
+    return f"{listed(names)} are best" if len(tied) <= most_named else f"no clear best, {len(tied)} of {count} tie"
 
 
 def _overall(rows: Sequence[Row], corpora: Sequence[str]) -> str:
@@ -82,7 +99,12 @@ def _overall(rows: Sequence[Row], corpora: Sequence[str]) -> str:
     best = {
         corpus: f"of all {listed([r['method'] for r in best_of(where(rows, corpus=corpus))[1]])}" for corpus in corpora
     }
-    return f"Best {joined(best)}. Beside each name: how many parameters it trains."
+    rises = [row["old_loss"] - row["old_before"] for row in rows]
+    return (
+        f"Best {joined(best)}. Beside each name: how many parameters it trains. Each method's rate was chosen by this "
+        f"loss alone; what they forget at it (the loss on the old text rises by {min(rises):+.2f} to {max(rises):+.2f}) "
+        "is not matched, and ranks nobody."
+    )
 
 
 def thousands(count: float) -> str:

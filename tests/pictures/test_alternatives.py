@@ -37,6 +37,39 @@ def test_alternatives_show_every_method_on_each_text(figure_of, records):
         assert bold == ["1.70"]
 
 
+def test_a_title_of_alternatives_has_two_lines_at_most(figure_of, records):
+    """Long names and ties would make three: then they are counted, and bold letters say who they are."""
+    longer = {"new": "unicode-names", "code": "python-code"}
+
+    def change(row):
+        row.update(corpus=longer[row["corpus"]])
+        if row["corpus"] == "python-code" and row["method"] in ("houlsby", "pfeiffer"):
+            row.update(loss=1.71)
+
+    figure = figure_of("alternatives", change)
+    words = figure.get_suptitle()
+    assert words.count("\n") < 2 and all(len(line) <= 52 for line in words.split("\n"))
+    said = "With at most 180 parameters: on names lora-all is clearly best; on code no clear best, 3 of 12 tie"
+    assert " ".join(words.split()) == said
+    assert [t.get_text() for t in figure.axes[1].texts if t.get_fontweight() == "bold"] == ["1.70", "1.71", "1.71"]
+
+
+def test_alternatives_say_that_what_is_forgotten_is_not_matched(figure_of):
+    """The rate was chosen by the new text alone: the rise of the old loss is a span, and no method is praised."""
+    label = figure_of("alternatives").get_label()
+    assert "rate was chosen by this loss alone" in label and "rises by +0.05 to +0.80) is not matched" in label
+    assert "forgets less" not in label and "forget less" not in label
+    assert "+9.80" in figure_of("alternatives", only("full", old_loss=11.0)).get_label()
+
+
+def test_many_rows_of_alternatives_have_smaller_letters(figure_of):
+    sizes = {tick.get_fontsize() for tick in figure_of("alternatives").axes[0].get_yticklabels()}
+    more = {"bitfit": "ia3"}
+    colours = figure_of("alternatives", lambda row: row.update(method=more.get(row["method"], row["method"])))
+    names = [tick.get_text() for tick in colours.axes[0].get_yticklabels()]
+    assert sizes == {14} and any(name.startswith("ia3  ") for name in names)
+
+
 def test_alternatives_without_the_method_that_sets_the_budget(figure_of):
     with pytest.raises(ValueError, match="no row with method = 'lora-qv'"):
         figure_of("alternatives", only("lora-qv", method="lora-q"))
