@@ -102,8 +102,8 @@ def _overall(rows: Sequence[Row], corpora: Sequence[str]) -> str:
     rises = [row["old_loss"] - row["old_before"] for row in rows]
     return (
         f"Best {joined(best)}. Beside each name: how many parameters it trains. Each method's rate was chosen by this "
-        f"loss alone; what they forget at it (the loss on the old text rises by {min(rises):+.2f} to {max(rises):+.2f}) "
-        "is not matched, and ranks nobody."
+        "loss alone; what they forget at it (the loss on the old text rises by "
+        f"{min(rises):+.2f} to {max(rises):+.2f}) is not matched, and ranks nobody."
     )
 
 

@@ -145,7 +145,7 @@ CAPTIONS: dict[str, str] = {
     "bits": (
         "Loss on the old text, which the base model was trained on, with its linear layers held in few bits: before "
         "(squares) and after (circles) LoRA of rank 8 is trained on them, and with that merged and quantised again "
-        "(diamonds). Bits a weight count the scales, too; numbers with an arrow are above the picture."
+        "(diamonds). Bits a weight count the scales, too."
     ),
     "tasks": (
         "Loss in nats per character on three texts after each of three stages: left one model fine-tuned on one text "

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..studies.findings import Records, Row, clearly, each, listed, ordered, rows_of, seeds_note, where
+from ..studies.findings import Records, Row, clearly, each, listed, ordered, percent, rows_of, seeds_note, where
 from .drawing import corner, heading, note, panels, state
 from .style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, lecture_style, new_figure
 
@@ -37,11 +37,13 @@ def bits(records: Records) -> Figure:
         axes.axhline(exact["loss_before"], color=GREY, linewidth=2, linestyle=(0, (4, 3)), zorder=0)
         for place, row in enumerate(rows):
             _marks(axes, place, row, high)
+        above = any(row[number] > high for row in rows for number in HELD)
+        arrows = " Numbers with an arrow are above the picture." if above else ""
         corner(axes, [(words, colour) for words, colour, _ in HELD.values()])
         names = [f"{row['bits']:.3g}\n{_held(row)}".replace(" ", "\n") for row in rows]
         axes.set_xticks(range(len(rows)), names)
         axes.set(xlabel="bits a weight, and how it is held", ylabel="loss on the old text\n(nats per character)")
-        return state(figure, _repair(rows) + seeds_note(rows), _again(rows))
+        return state(figure, _repair(rows) + seeds_note(rows), _again(rows) + arrows)
 
 
 def _held(row: Row) -> str:
@@ -81,7 +83,26 @@ def _again(rows: Sequence[Row]) -> str:
     merged = f"costs {again['loss'] - four['loss']:+.3f} nats" if clearly(again, four) > 0 else "costs nothing clear"
     worse = [_held(row) for row in rows if clearly(row, exact) > 0]
     short = f"QLoRA stays above LoRA on float32 with {listed(worse)}" if worse else "QLoRA repairs all of them"
-    return f"Merged and quantised again, NF4 {merged}. {short}. Dashed: the base model in float32."
+    return f"Merged and quantised again, NF4 {merged}{_given_back(rows)}. {short}. Dashed: the base model in float32."
+
+
+def _given_back(rows: Sequence[Row]) -> str:
+    """How much of what QLoRA gained is lost when it is merged and quantised again: a part, or more than all."""
+    share = {
+        _held(row): (row["again_loss"] - row["loss"]) / (row["loss_before"] - row["loss"])
+        for row in rows
+        if row["loss"] < row["loss_before"]
+    }
+    if not share:
+        return ""
+    more = [name for name, part in share.items() if part > 1]
+    sure = [_held(row) for row in rows if row["again_loss"] - row["again_loss_spread"] > row["loss_before"]]
+    least, most = (percent(max(part, 0)) for part in (min(share.values()), max(share.values())))
+    span = f"; of what QLoRA gains, that gives back {least} to {most}"
+    if not more:
+        return span
+    clear = f"clearly so over the seeds with {listed(sure)}" if sure else "with none of them clearly so over the seeds"
+    return f"{span}: more than all in {len(more)} of {len(rows)} bases ({listed(more)}), {clear}"
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

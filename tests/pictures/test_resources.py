@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from minilora.pictures.figures import CAPTIONS
+
 
 def words_of(figure):
     return [text.get_text() for text in figure.findobj(Text)]
@@ -22,6 +24,31 @@ def test_bits_tell_what_four_bits_cost_and_what_qlora_repairs(title, figure_of, 
     assert "stays above LoRA on float32 with int2, int3, nf4 double and int4 double." in label
     label = figure_of("bits", wide).get_label()
     assert "NF4 costs nothing clear" in label and "QLoRA repairs all of them" in label
+
+
+def test_bits_say_how_much_is_given_back_and_where_it_is_more_than_all(figure_of):
+    """ "Gives a part back" is wrong where again_loss is above loss_before; "clearly" asks for the seeds' range."""
+    at = {"loss_before": 1.10, "loss": 1.08, "loss_spread": 0.001, "again_loss": 1.09, "again_loss_spread": 0.001}
+    part = figure_of("bits", lambda row: row.update(at)).get_label()
+    assert "of what QLoRA gains, that gives back 50 % to 50 %. " in part and "more than all" not in part
+
+    def some(row):
+        row.update(at)
+        if row["base"].startswith("int"):
+            row.update(again_loss=1.104, again_loss_spread=0.005 if row["base"] == "int2" else 0.001)
+
+    label = figure_of("bits", some).get_label()
+    bases = "int2, int3, int4 double and int8"
+    assert f"gives back 50 % to 120 %: more than all in 4 of 8 bases ({bases}), clearly so over the seeds with" in label
+    assert "with int3, int4 double and int8. " in label
+    loose = lambda row: some(row) or row.update(again_loss_spread=0.01)
+    assert "with none of them clearly so over the seeds" in figure_of("bits", loose).get_label()
+
+
+def test_bits_speak_of_arrows_only_where_there_are(figure_of):
+    near = lambda row: row.update(loss_before=min(row["loss_before"], 1.12), again_loss=1.1, loss=1.1)
+    assert "arrow" in figure_of("bits").get_label() and "arrow" not in figure_of("bits", near).get_label()
+    assert "arrow" not in CAPTIONS["bits"]
 
 
 def test_a_huge_loss_is_written_and_does_not_squash_the_rest(figure_of):
