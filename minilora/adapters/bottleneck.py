@@ -3,9 +3,10 @@
     y = x + W_up f(W_down x + b_down) + b_up        W_down (b, C), W_up (C, b), b much smaller than C; f: GELU or ReLU
 
 It stands where a part of a block is done, before the result is added to what flows past. Houlsby puts one behind
-attention and one behind the MLP (section 2.1, figure 2), Pfeiffer one behind the MLP alone (section 3.2). Both papers
-start near the identity; here W_up starts at zero, so the adapted model starts exactly at the base model. W_down starts
-random, as LoRA's A does and for the same reason: with both at zero nothing would ever move.
+attention and one behind the MLP (section 2.1, figure 2), Pfeiffer one behind the MLP alone (appendix A.2, figure 5;
+their best form also has the pretrained norms before and behind the adapter, which we leave out). Houlsby starts near
+the identity; here W_up starts at zero, so the adapted model starts exactly at the base model. W_down starts random, as
+LoRA's A does and for the same reason: with both at zero nothing would ever move.
 
 Beside LoRA, two things differ: f stands between the two matrices, so that no weight of the base can take the adapter
 in; and the adapter waits for the layer before it instead of running beside it, which every token generated pays for.
@@ -103,6 +104,6 @@ class HoulsbyConfig(BottleneckConfig):
 
 @method("pfeiffer")
 class PfeifferConfig(BottleneckConfig):
-    """One bottleneck a block, behind the MLP (Pfeiffer et al. 2021, section 3.2)."""
+    """One bottleneck a block, behind the MLP (Pfeiffer et al. 2021, appendix A.2; without the norms around it)."""
 
     adapted: ClassVar = ("mlp",)

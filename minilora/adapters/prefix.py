@@ -41,8 +41,9 @@ from .state import Adapters, active_adapter, whole
 class PrefixConfig(VirtualTokensConfig):
     """How long the prefix is, how it is trained, and what it starts from.
 
-    tokens: P. hidden: M, the width of the network that makes the prefix while it is trained (512 in the paper's
-    experiments), or None to train keys and values directly. init: "random" draws keys and values, or e, from N(0, 1)
+    tokens: P. hidden: M, the width of the network that makes the prefix while it is trained (the paper's small matrix,
+    which it starts from, is 512 wide for table-to-text and 800 for summarisation: section 4.3), or None to train keys
+    and values directly. init: "random" draws keys and values, or e, from N(0, 1)
     and the network's weights from U(-1/sqrt(d_in), 1/sqrt(d_in)); the paper says only that they are random, and PEFT
     draws them so. "vocabulary" takes the keys and values that the base model computes for real tokens, which needs
     less data to train (section 7.4). text: those tokens, repeated or cut to P; without it they are drawn evenly.

@@ -5,7 +5,7 @@ absolute value and, for each weight, the number of the nearest level:
 
     s = max |w_i|,      code_i = the k whose level q_k is nearest to w_i / s,      w_i is read as  s q_k
 
-    int8, int4   255 or 15 levels, evenly spaced: round(127 w / s) / 127 (Dettmers et al. 2022, "LLM.int8()", section 2)
+    int8, int4   255 or 15 levels, evenly spaced: round(127 w / s) / 127 (Dettmers et al. 2022, "LLM.int8()", 2.1)
     nf4          16 levels, dense where a normal distribution is: about as many weights fall on each
                  (Dettmers et al. 2023, "QLoRA", section 3, eq. 4)
 

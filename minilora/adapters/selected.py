@@ -1,7 +1,7 @@
 """Methods that add nothing and train some of the model's own parameters: all, the last blocks, or the biases.
 
     full           every parameter: what every other method is measured by
-    last-blocks    every parameter of the last n blocks (Li & Liang 2021, "Prefix-Tuning", table 3: FT-Top2)
+    last-blocks    every parameter of the last n blocks (Li & Liang 2021, "Prefix-Tuning", section 5.2: FT-Top2)
     bitfit         every bias, those of the layer norms too (Ben Zaken et al. 2021, "BitFit", section 3)
 
 In other places these methods write into the model itself, and the base is gone. Here the adapter holds a copy of what
