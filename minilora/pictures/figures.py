@@ -130,8 +130,8 @@ CAPTIONS: dict[str, str] = {
     ),
     "alternatives": (
         "Validation loss of every method at its own best learning rate; error bars are the spread over seeds. Blue "
-        "circles: LoRA and its variants; red squares: weights of the base itself; green diamonds: bottleneck adapters; "
-        "purple triangles: virtual tokens."
+        "circles: LoRA, its variants and other updates of low rank; red squares: weights of the base itself; green "
+        "diamonds: bottleneck adapters; purple triangles: virtual tokens; an orange one: IA3."
     ),
     "comparison": (
         "The methods of our table that PEFT's public comparison has, too, the best on top: by validation loss on our "

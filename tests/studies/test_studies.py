@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.analysis.methods import plan
+from minilora.analysis.methods import RANKED, plan
 from minilora.studies import alternatives, runs
 from minilora.studies.real import RealSpec
-from minilora.studies.runs import QUICK, Runs, Spec, base_model, prepare
+from minilora.studies.runs import FULL, QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import NEEDS, STUDIES, load_records, run_study
 from minilora.training import loop
 
@@ -188,14 +188,14 @@ def test_what_a_compared_method_trains_is_what_count_says(name):
     spec = Spec(**alternatives.COMPARED[name])
     model = base_model(spec)
     prepare(model, spec)
-    sizes = {"rank": spec.rank, "target_modules": spec.targets} if spec.method in ("lora", "dora") else {}
+    sizes = {"rank": spec.rank, "target_modules": spec.targets} if spec.method in RANKED else {}
     options = {key: value for key, value in spec.options.items() if key not in ("init", "hidden")}
     chosen = plan("base", spec.method, **sizes, **options)
     trained = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
     if name != "prefix-mlp":  # while it trains, a network makes the prefix
         assert trained == chosen.trainable
     budget = sum(np.prod(shape) for shape in chosen.trainable.values())
-    if name not in ("full", "lora", "last-blocks", "bitfit", "prompt"):
+    if name not in ("full", "lora", "last-blocks", "bitfit", "prompt", "vera", "ia3"):
         assert abs(budget / 16_384 - 1) < 0.13
 
 
@@ -292,3 +292,31 @@ def test_a_cut_run_that_an_older_version_kept_is_trained_again(tmp_path):
     cut = {**whole, "loss": whole["before"], "curve": {"step": [0], "loss": whole["curve"]["loss"][:1]}}
     path.write_text(json.dumps(cut))
     assert kept.record(kept.spec(rank=2)) == whole == json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_the_compared_methods_keep_every_rate_they_were_tried_at(cache, monkeypatch):
+    """sweep: what is forgotten can be told at a matched loss on the new text; curve: both losses of every seed."""
+    monkeypatch.setattr(alternatives, "COMPARED", {name: alternatives.COMPARED[name] for name in ("full", "ia3")})
+    monkeypatch.setattr(
+        alternatives, "measure_steps", lambda runs, specs: {name: {"step_ratio": 1.0} for name in specs}
+    )
+    monkeypatch.setattr(alternatives, "token_ratios", lambda names: {name: {"token_ratio": 1.0} for name in names})
+    runs = Runs(cache, TINY, progress=False)
+    for row in alternatives.study_methods(runs):
+        tried = [one["lr"] for one in row["sweep"]]
+        assert tried == list(alternatives.grid(TINY, row["method"])) and row["lr"] in tried
+        ends = [one["curve"]["loss"][-1] for one in row["sweep"]]
+        assert tried[int(np.argmin(ends))] == row["lr"]  # chosen by the new text alone
+        for curve in (row["curve"], *(one["curve"] for one in row["sweep"])):
+            assert {"step", "loss", "old_loss"} <= curve.keys()
+        assert np.allclose(np.mean([losses[-1] for losses in row["curve"]["old_loss"]]), row["old_loss"])
+
+
+def test_a_methods_grid_holds_the_rate_that_was_best_for_it():
+    """At full size; a quick study tries few."""
+    for name in alternatives.COMPARED:
+        assert len(alternatives.grid(FULL, name)) >= 3, name
+        assert alternatives.grid(QUICK, name) in (
+            QUICK.learning_rates, QUICK.middle_rates, QUICK.high_rates
+        )  # fmt: skip
