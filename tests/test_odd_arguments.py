@@ -257,7 +257,7 @@ NAMES = {  # what an error may call a function besides its own name
     "AdamW": ["optimizer"], "SGD": ["optimizer"], "grad": ["backward"],
     "__call__": ["GPT", "Transformer", "embedding"], "loss": ["GPT", "Transformer", "embedding", "cross_entropy"],
     "to": ["astype"],
-    "add_lora": ["add_adapter"], "add_adapter": ["add_lora"],
+    "add_lora": ["add_adapter"], "add_adapter": ["add_lora"], "add_lora_ga": ["add_lora"],
 }  # fmt: skip
 LEFT_TO_OTHERS = {"lora_plus", "lora_forward", "lora_backward"}  # the optimiser refuses it; the equations as they stand
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of np.matrix
