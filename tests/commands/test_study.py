@@ -5,7 +5,6 @@ import signal
 
 from lines import the_error
 
-import minilora as ml
 from minilora.commands.main import main
 
 
@@ -64,14 +63,16 @@ def test_the_table_of_methods_is_printed_from_records(tmp_path, monkeypatch, cap
 
 
 def test_ctrl_c_in_a_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from minilora.studies import runs
+
     monkeypatch.chdir(tmp_path)
-    step = ml.training.loop.train_step
+    step = runs.train_step
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(ml.training.loop, "train_step", interrupted)
+    monkeypatch.setattr(runs, "train_step", interrupted)
     words = ["study", "starts", "--quick", "--cache", "my runs", "--force"]
     said = f"stopped in starts; its finished runs are kept in my runs; to go on: {shlex.join(['minilora', *words])}"
     assert said in the_error(capsys, *words, code=130)
