@@ -17,7 +17,7 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import alternatives, real
+from . import alternatives, real, rewards
 from .runs import (
     ALL,
     FORMAT,
@@ -215,6 +215,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "tasks": alternatives.study_tasks,
     "latency": alternatives.study_latency,
     "memory": alternatives.study_memory,
+    "rewards": rewards.study_rewards,
     "real": real.study_real,
 }
 NEEDS = {"real": real.MODEL}  # what has to be fetched for a study

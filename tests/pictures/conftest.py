@@ -197,6 +197,22 @@ def memory():
     return rows
 
 
+def rewards():
+    """From rewards 200 parameters are enough, from examples 1,000; what few learn from rewards they forget of names."""
+    shares = {"rewards": (0.6, 0.9, 0.95, 0.95), "examples": (0.1, 0.2, 0.8, 0.85)}
+    rows = []
+    for way, many in shares.items():
+        for (size, trained), share in zip(
+            (("one matrix", 20), ("r=1", 200), ("r=8", 1000), ("full", 10_000)), many, strict=True
+        ):
+            ends = [share - 0.01, share, share + 0.01]
+            row = {"way": way, "size": size, "trainable": trained, "steps": 60, "batch_size": 16, "lr": 0.01}
+            row |= {"before": 0.04, "base_loss": 1.1, "names": ["A LETTER", "WE WITH WE"], "different": 0.9}
+            row["curve"] = {"step": [0, 30, 60], "reward": [[0.04, share / 2, end] for end in ends]}
+            rows.append(row | mean(share, 0.01, "reward") | mean(2.0 if way == "rewards" else 1.2))
+    return rows
+
+
 def real():
     """Right answers from 3 of 100 to about 80; the higher the rate, the more English is forgotten."""
     common = {"asked": 100, "rank": 8, "batch_size": 8, "dtype": "file", "processor_seconds": 300.0}
@@ -214,7 +230,7 @@ ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
     "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
-    "memory": memory, "real": real,
+    "memory": memory, "real": real, "rewards": rewards,
 }  # fmt: skip
 
 
