@@ -23,7 +23,20 @@ from matplotlib.figure import Figure
 from ..nn.files import write_beside
 from ..nn.storage import blaming
 from ..studies.studies import load_records
-from . import accounts, alternatives, choices, comparison, diagrams, learning, ranks, real, resources, rewards
+from . import (
+    accounts,
+    alternatives,
+    change,
+    choices,
+    comparison,
+    diagrams,
+    intruders,
+    learning,
+    ranks,
+    real,
+    resources,
+    rewards,
+)
 from .style import save
 
 FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
@@ -37,7 +50,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "truncation": (("truncation",), ranks.truncation),
     "similarity": (("subspaces",), ranks.similarity),
     "amplification": (("subspaces",), ranks.amplification),
-    "intruders": (("spectra",), ranks.intruders),
+    "intruders": (("intruders",), intruders.intruders),
+    "intruders-shrunk": (("intruders",), intruders.intruders_shrunk),
+    "rank-use": (("rank-use",), change.rank_use),
     "matrices": (("matrices",), choices.matrices),
     "ranks": (("ranks",), choices.rank_choice),
     "rates": (("rates",), choices.rates),
@@ -48,6 +63,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "comparison": (("methods",), comparison.comparison),
     "sizes": (("sizes",), alternatives.sizes),
     "bits": (("bits",), resources.bits),
+    "sixteen-bits": (("sixteen-bits",), change.sixteen_bits),
     "tasks": (("tasks",), alternatives.tasks),
     "latency": (("latency",), resources.latency),
     "step-memory": (("memory",), resources.step_memory),
@@ -59,7 +75,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
 }
 
 # Studies whose figures show one text, and the text they show where none is named.
-OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes")
+OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes", "rank-use", "sixteen-bits")
 CORPUS = "unicode-names"
 
 SPREAD = " Spread: half the distance from the least seed to the most, drawn to each side of the mean."
@@ -105,8 +121,20 @@ CAPTIONS: dict[str, str] = {
         "change's directions."
     ),
     "intruders": (
-        "Intruder dimensions (Shuttleworth et al. 2024): singular vectors among the first ten of the tuned matrix "
-        "whose cosine with every singular vector of the base matrix is below one half."
+        "Intruder dimensions (Shuttleworth et al. 2024, section 3.1): singular vectors among the first ten of the "
+        "tuned matrix whose cosine with every singular vector of the base matrix is below one half. Means over "
+        "matrices and seeds, a point for each learning rate up to the best; error bars reach from the "
+        "least seed to the most. The grey line is the lowest loss that both methods reach with every seed."
+    ),
+    "intruders-shrunk": (
+        "Losses of LoRA of rank 8 at its best rate as a part of every tuned matrix is taken times 0.75, 0.5 and 0: "
+        "its intruders (Shuttleworth et al. 2024, section 5), as many of the strongest other directions, all of ΔW, "
+        "or what of ΔW lies outside the intruders' left directions; error bars are the spread over seeds."
+    ),
+    "rank-use": (
+        "Effective rank (Roy & Vetterli 2007) and stable rank of ΔW against LoRA's rank r, at one learning rate and a "
+        "constant alpha / r, beside products of random A and B and full fine-tuning (dashed); the diagonal is r. "
+        "Means over matrices and seeds; error bars reach from the least seed to the most."
     ),
     "matrices": (
         "Validation loss after LoRA on different matrices, at one number of trained parameters; error bars are "
@@ -147,6 +175,11 @@ CAPTIONS: dict[str, str] = {
         "Loss on the old text, which the base model was trained on, with its linear layers held in few bits: before "
         "(squares) and after (circles) LoRA of rank 8 is trained on them, and with that merged and quantised again "
         "(diamonds). Bits a weight count the scales, too."
+    ),
+    "sixteen-bits": (
+        "LoRA's ΔW merged in 16 bits: shares of the best rate's, and what other rates trained. Left the entries that "
+        "rounding leaves nothing of; right how much lower the loss on the new text is than the base's, over how much "
+        "lower it is with the sum in float32 (of the best rate; error bars are the spread over seeds)."
     ),
     "tasks": (
         "Loss in nats per character on three texts after each of three stages: left one model fine-tuned on one text "

@@ -1,7 +1,7 @@
 """How low is the rank of Delta W, and which directions are in it? Drawn from the study's records.
 
-What is measured here is defined in `rank`: the energy of the best r directions, the similarity of two subspaces, the
-amplification and the intruder dimensions.
+What is measured here is defined in `rank`: the energy of the best r directions, the similarity of two subspaces and the
+amplification. Intruder dimensions are drawn in `intruders.py`.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,10 @@ from matplotlib.figure import Figure
 
 from ..analysis import rank as ranks
 from ..studies.findings import (
-    ONE_SEED,
     Records,
     Row,
     by_kind,
     clearly,
-    each,
-    over_seeds,
     percent,
     rows_of,
     seeds_note,
@@ -28,9 +25,7 @@ from ..studies.findings import (
 from .drawing import (
     LOOKS,
     LOSS,
-    NAMES,
     SHORT,
-    corner,
     fit,
     heading,
     label_ends,
@@ -47,7 +42,7 @@ from .style import BLUE, GREY, ORANGE, VERMILLION, apart, lecture_style, new_fig
 
 
 def _spectra(records: Records) -> list[Row]:
-    return rows_of(records, "spectra", "method", "name", "spectrum", "random", "energy_rank", "intruders")
+    return rows_of(records, "spectra", "method", "name", "spectrum", "random", "energy_rank")
 
 
 def _values(records: Records) -> dict[str, np.ndarray]:
@@ -164,30 +159,6 @@ def _name_lora(axes: Axes, lora: Sequence[Row], cut: Sequence[Row]) -> None:
 
 
 # --- which directions? -----------------------------------------------------------------------------------------------
-
-
-def intruders(records: Records) -> Figure:
-    """Intruder dimensions among the first 10 singular vectors of W_after, by kind of matrix."""
-    rows = _spectra(records)
-    kinds = by_kind(rows)
-    with lecture_style():
-        figure, [axes] = panels()
-        for shift, method, hatch in ((-0.2, "lora", ""), (0.2, "full", "//")):
-            for place, found in enumerate(kinds.values()):
-                many = [row["intruders"] for row in where(found, method=method)]
-                range_bar(axes, place + shift, many, LOOKS[method]["color"], hatch, width=0.38)
-        axes.set(xlim=(-0.6, len(kinds) - 0.4), ylabel="intruders among the first 10")
-        axes.set_xticks(range(len(kinds)), list(kinds))
-        axes.set_ylim(0, max(1.0, axes.get_ylim()[1] * 1.12))
-        corner(axes, [(f"{mark} {SHORT[m]}", LOOKS[m]["color"]) for mark, m in (("■", "lora"), ("▨", "full"))])
-        mean = {method: over_seeds(where(rows, method=method), "intruders") for method in NAMES}
-        counts = {method: f"{NAMES[method]} {mean[method]['intruders']:.2g}" for method in NAMES}
-        sign = clearly(mean["lora"], mean["full"], "intruders")
-        more, less = ("lora", "full") if sign >= 0 else ("full", "lora")
-        said = f"{NAMES[more]} brings in more intruders" if sign else "no clear difference in intruder dimensions"
-        one = ONE_SEED if len(each(rows, "seed")) < 2 else ""
-        lesson = "Bars are means, lines reach from the least matrix to the most."
-        return state(figure, f"{said}: {counts[more]} a matrix, {counts[less]}{one}", lesson)
 
 
 def similarity(subspaces: Records) -> Figure:

@@ -361,7 +361,7 @@ def peak_bytes(step: Callable[[], float]) -> int:
     return peak
 
 
-def summarise(records: Sequence[dict[str, Any]], *numbers: str) -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], *numbers: str) -> dict[str, Any]:
     """{number: its mean over the seeds, number_spread: half the distance from least to most, "seeds": how many}"""
     summary: dict[str, Any] = {"seeds": len(records)}
     for number in numbers:

@@ -17,7 +17,7 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import alternatives, real, rewards
+from . import alternatives, change, intruders, real, rewards
 from .runs import (
     ALL,
     FORMAT,
@@ -125,7 +125,7 @@ def study_data(runs: Runs) -> list[dict[str, Any]]:
 
 
 def study_spectra(runs: Runs) -> list[dict[str, Any]]:
-    """The spectrum of every Delta W, of LoRA and of full fine-tuning, beside a random matrix's; and intruders."""
+    """The spectrum of every Delta W, of LoRA and of full fine-tuning, beside a random matrix's."""
     rows = []
     base = load_model("base").state_dict()
     for corpus, method in itertools.product(runs.scale.corpora, ("lora", "full")):
@@ -133,12 +133,10 @@ def study_spectra(runs: Runs) -> list[dict[str, Any]]:
         for seed in runs.scale.seeds:
             for name, delta in updates(runs, replace(spec, seed=seed), base).items():
                 spectrum = ranks.singular_values(delta)
-                before = base[f"{name}.weight"]
                 row: dict[str, Any] = {"corpus": corpus, "method": method, "seed": seed, "name": name}
                 row |= ranks.summary(spectrum)
                 row["spectrum"] = _short(spectrum)
                 row["random"] = _short(ranks.singular_values(ranks.random_like(delta, seed)))
-                row["intruders"] = len(ranks.intruder_dimensions(before, before + delta))
                 rows.append(row)
     return rows
 
@@ -208,10 +206,13 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "starts": study_starts,
     "data": study_data,
     "spectra": study_spectra,
+    "intruders": intruders.study_intruders,
+    "rank-use": change.study_rank_use,
     "truncation": study_truncation,
     "subspaces": study_subspaces,
     "sizes": alternatives.study_sizes,
     "bits": alternatives.study_bits,
+    "sixteen-bits": change.study_sixteen_bits,
     "tasks": alternatives.study_tasks,
     "latency": alternatives.study_latency,
     "memory": alternatives.study_memory,

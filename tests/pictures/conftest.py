@@ -1,6 +1,7 @@
 """Records of the study, made by hand and tiny: three kinds of matrices, two texts, numbers that are easy to compare."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -54,7 +55,50 @@ def spectra():
                     noise = rank.singular_values(rank.random_like(delta, seed))
                     row = {"method": method, "seed": seed, "name": f"blocks.{layer}.{kind}", "spectrum": s.tolist()}
                     row |= {"random": noise.tolist(), "energy_rank": rank.energy_rank(s)}
-                    rows.append(row | {"intruders": 2 if method == "lora" else 0})
+                    rows.append(row)
+    return rows
+
+
+def intruders():
+    """LoRA has two intruders more where it learned as much; shrinking them saves less than shrinking all of Delta W."""
+    rows, losses = [], {"full": (2.0, 1.7, 1.6), "lora": (2.1, 1.8, 1.7), "lora r=1": (1.9,), "lora r=64": (1.7,)}
+    saved = {"intruders": (0.1, -0.4), "others": (0.1, 0.2), "change": (0.1, -0.8), "rest": (0.05, -0.3)}
+    for corpus, (kind, many), seed in itertools.product(CORPORA, losses.items(), (0, 1)):
+        for place, loss in enumerate(many):
+            told = {"corpus": corpus, "kind": kind, "lr": RATES[place], "seed": seed}
+            off = 0.01 * (2 * seed - 1)
+            model = {"part": "none", "factor": 1.0, "loss": loss + off, "old_loss": 3.0 + off, "change": 0.3}
+            count = (place if kind == "full" else place + 2.0) + off
+            rows.append({**told, **model, "intruders": count})
+            for (part, (new, old)), step in itertools.product(saved.items(), (1, 2, 4) if place else ()):
+                weaker = {"part": part, "factor": 1 - step / 4, "loss": loss + off + new * step}
+                rows.append({**told, **weaker, "old_loss": 3.0 + off + old * min(step, 2)})
+    return rows
+
+
+def rank_use():
+    """Half of r, whatever it is, by effective rank; its root by stable rank."""
+    rows = []
+    for kind, seed in itertools.product(("lora", "lora, random", "full", "full, random"), (0, 1)):
+        for r in (1, 4, 16) if kind.startswith("lora") else (32,):
+            by = 0.9 if "random" in kind else 0.5
+            row = {"kind": kind, "rank": r, "lr": 0.01, "seed": seed, "norm": 1.0, "loss": 2.0}
+            rows.append({**row, "effective_rank": max(by * r, 1.0) + 0.01 * seed, "stable_rank": r**0.5 + 0.01 * seed})
+    return rows
+
+
+def sixteen_bits():
+    """Half of the entries are gone at 1 % of W in bfloat16, at an eighth of that in float16."""
+    rows = []
+    for share, seed in itertools.product((1.0, 0.1, 0.01), (0, 1)):
+        for (kind, half), way in itertools.product(
+            (("bfloat16", 1e-2), ("float16", 1.25e-3)), ("nearest", "at random")
+        ):
+            ratio = 0.1 * share * (1 + 0.01 * seed)
+            gone = min(max(0.5 - 0.3 * np.log10(ratio / half), 0.0), 1.0)
+            row = {"lr": 0.01, "seed": seed, "share": share, "format": kind, "way": way, "ratio": ratio, "gone": gone}
+            row |= {"along_formula": 1 - gone, "gone_formula": gone} if way == "nearest" else {}
+            rows.append({**row, "gain": share * (1 - gone if way == "nearest" else 1.0), "gain_exact": share})
     return rows
 
 
@@ -230,7 +274,8 @@ ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
     "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
-    "memory": memory, "real": real, "rewards": rewards,
+    "memory": memory, "real": real, "rewards": rewards, "intruders": intruders, "rank-use": rank_use,
+    "sixteen-bits": sixteen_bits,
 }  # fmt: skip
 
 

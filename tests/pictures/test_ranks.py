@@ -13,14 +13,6 @@ def test_spectra_count_directions(title, records):
     assert "hold 25 % of full fine-tuning's ΔW" in title("energy", flat)
 
 
-def test_intruders_name_the_method_that_has_more(title):
-    assert "LoRA brings in more intruders: LoRA 2 a matrix, full fine-tuning 0" in title("intruders")
-    other = lambda row: row.update(intruders=0 if row["method"] == "lora" else 3)
-    assert title("intruders", other).startswith("Full fine-tuning brings in more intruders")
-    same = lambda row: row.update(intruders=1)
-    assert title("intruders", same).startswith("No clear difference")
-
-
 def test_truncation_finds_the_rank_that_is_as_good_as_all(title):
     assert "cut to rank 4 is as good as whole; LoRA of rank 8 does as well" in title("truncation")
     worse = lambda row: row.update(loss=row["loss"] + 0.5) if row["rank"] in (1, 2, 4, 8) else None
