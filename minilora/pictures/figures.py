@@ -121,10 +121,10 @@ CAPTIONS: dict[str, str] = {
         "change's directions."
     ),
     "intruders": (
-        "Intruder dimensions (Shuttleworth et al. 2024, section 3.1): singular vectors among the first ten of the "
+        "Intruder dimensions (Shuttleworth et al. 2024, definition 3.1): singular vectors among the first ten of the "
         "tuned matrix whose cosine with every singular vector of the base matrix is below one half. Means over "
-        "matrices and seeds, a point for each learning rate up to the best; error bars reach from the "
-        "least seed to the most. The grey line is the lowest loss that both methods reach with every seed."
+        "matrices and seeds, a point for each learning rate up to the best; error bars are the spread over seeds. "
+        "The grey line is the lowest loss that both methods reach with every seed."
     ),
     "intruders-shrunk": (
         "Losses of LoRA of rank 8 at its best rate as a part of every tuned matrix is taken times 0.75, 0.5 and 0: "
@@ -134,7 +134,7 @@ CAPTIONS: dict[str, str] = {
     "rank-use": (
         "Effective rank (Roy & Vetterli 2007) and stable rank of ΔW against LoRA's rank r, at one learning rate and a "
         "constant alpha / r, beside products of random A and B and full fine-tuning (dashed); the diagonal is r. "
-        "Means over matrices and seeds; error bars reach from the least seed to the most."
+        "Means over matrices and seeds; error bars are the spread over seeds."
     ),
     "matrices": (
         "Validation loss after LoRA on different matrices, at one number of trained parameters; error bars are "
