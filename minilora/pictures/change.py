@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..studies.findings import Records, Row, percent, rows_of, where
+from ..studies.findings import Records, Row, clearly, percent, rows_of, where
 from ..studies.runs import summarise
 from .drawing import LOOKS, corner, heading, note, panels, state
 from .intruders import one_seed
@@ -39,15 +39,28 @@ def rank_use(records: Records) -> Figure:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.set_xlabel("rank r")
             heading(axes, f"{words} of ΔW")
-        used = {n: summarise(where(rows, kind="lora", rank=top), n)[n] for n, _ in MEASURES}
-        chance = {n: summarise(where(rows, kind="lora, random", rank=top), n)[n] for n, _ in MEASURES}
-        told = [f"{used[n]:.1f} by {words}" for n, words in MEASURES]
-        sentence = f"of r = {top}, LoRA uses {' and '.join(told)}"
-        lesson = (
-            f"Random A and B of that rank: {chance['effective_rank']:.1f} and {chance['stable_rank']:.1f}. Stable rank "
-            f"grows like r to the power {_power(rows):.2f}."
-        )
-        return state(figure, f"{sentence}; {_grows(rows)}{one_seed(rows)}", lesson)
+        return state(figure, f"{_used(rows, top)}{one_seed(rows)}", _lesson(rows, top))
+
+
+def _used(rows: Sequence[Row], top: int) -> str:
+    """What LoRA uses of the largest r, beside chance."""
+    found = {kind: summarise(where(rows, kind=kind, rank=top), *dict(MEASURES)) for kind in ("lora", "lora, random")}
+    lora, chance = found["lora"], found["lora, random"]
+    signs = {clearly(lora, chance, number) for number in dict(MEASURES)}
+    told = " and ".join(f"{lora[number]:.2g} by {words}" for number, words in MEASURES)
+    by_chance = " and ".join(f"{chance[number]:.2g}" for number in dict(MEASURES))
+    beside = "fewer than" if signs == {-1} else "more than" if signs == {1} else "not clearly apart from"
+    return f"of r = {top} LoRA uses {told}, {beside} chance: {by_chance}"
+
+
+def _lesson(rows: Sequence[Row], top: int) -> str:
+    """How the ranks grow with r, and what they are at a gentler rate."""
+    lesson = f"Over r, stable rank grows like r to the power {_power(rows):.2f}; {_grows(rows)}."
+    gentler = [row for row in rows if row["kind"] == "lora, gentler" and row["rank"] == top]
+    if gentler:
+        told = " and ".join(f"{summarise(gentler, number)[number]:.2g}" for number in dict(MEASURES))
+        lesson += f" At the rate below, r = {top} uses {told}."
+    return lesson
 
 
 def _power(rows: Sequence[Row]) -> float:
@@ -65,8 +78,8 @@ def _grows(rows: Sequence[Row]) -> str:
     share = {r: summarise([{"x": row["effective_rank"] / r} for row in where(lora, rank=r)], "x") for r in (low, high)}
     a, b = share[low], share[high]
     if abs(a["x"] - b["x"]) <= a["x_spread"] + b["x_spread"]:
-        return f"no clear difference from r = {low} in the share of r"
-    return f"{percent(b['x'])} of r, at r = {low} {percent(a['x'])}"
+        return f"no clear difference in the share of r that is used, from r = {low} to {high}"
+    return f"effective rank is {percent(a['x'])} of r at r = {low}, {percent(b['x'])} at r = {high}"
 
 
 # --- 16 bits ---------------------------------------------------------------------------------------------------------

@@ -118,15 +118,15 @@ def _paths(axes: Axes, model: Sequence[Row]) -> None:
 
 def _saves(model: Sequence[Row]) -> str:
     """What shrinking the intruders of one kind of model does for the old text, beside all of Delta W."""
-    as_tuned = summarise(where(model, part="none"), "old_loss")
-    less = summarise(where(model, part="intruders", factor=GENTLY), "old_loss")
-    if clearly(less, as_tuned, "old_loss") >= 0:
-        return "does not bring the old text back"
     pair = beside_change(model, GENTLY)
-    sign = 0 if pair is None else clearly(*pair, "old_loss")
+    if pair is None:
+        return "can be compared with nothing"
+    if pair[0]["saved"] <= pair[0]["saved_spread"]:
+        return "does not bring the old text back"
+    sign = clearly(*pair, "saved")
     if not sign:
         return "saves the old text no better or worse than shrinking all of ΔW"
-    return f"saves {'more' if sign < 0 else 'less'} of the old text than shrinking all of ΔW"
+    return f"saves {'more' if sign > 0 else 'less'} of the old text than shrinking all of ΔW"
 
 
 def _tally(rows: Sequence[Row]) -> str:
@@ -135,6 +135,6 @@ def _tally(rows: Sequence[Row]) -> str:
     signs = []
     for corpus, kind, lr in sorted(models):
         pair = beside_change(where(rows, corpus=corpus, kind=kind, lr=lr), GENTLY)
-        signs += [] if pair is None else [clearly(*pair, "old_loss")]
-    told = f"more in {signs.count(-1)}, less in {signs.count(1)}, and are not clearly apart in {signs.count(0)}"
+        signs += [] if pair is None else [clearly(*pair, "saved")]
+    told = f"more in {signs.count(1)}, less in {signs.count(-1)}, and are not clearly apart in {signs.count(0)}"
     return f"Of {len(signs)} models (LoRA and full, texts, rates, ranks) intruders save {told}."

@@ -16,7 +16,7 @@ from ..training.loop import evaluate
 from .intruders import rates_below, tuned_state
 from .runs import SCALE, Runs, Spec, best_rate
 
-SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of Delta W that are merged
+SHARES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)  # of Delta W that are merged
 FORMATS = ("bfloat16", "float16")
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 
@@ -30,8 +30,9 @@ def matrices(runs: Runs, spec: Spec, base: Mapping[str, Any]) -> dict[str, np.nd
 def study_rank_use(runs: Runs) -> list[dict[str, Any]]:
     """Does rank get used? Stable and effective rank of Delta W against r, beside a product of random factors.
 
-    At a constant alpha / r: each rank at the best rate of rank 8; the least, the middle and the largest at the grid's
-    rate below it, too ("lora, gentler"); and full fine-tuning. random: of Gaussian A and B, or a Gaussian matrix.
+    At a constant alpha / r and the best rate of rank 8: each rank on the first text, the least, the middle and the
+    largest on the other; these on the first text at the rate below it, too ("lora, gentler"); and full fine-tuning.
+    random: of Gaussian A and B, or a Gaussian matrix.
     """
     rows, base = [], load_model("base").state_dict()
     for corpus, seed in itertools.product(runs.scale.corpora, runs.scale.seeds):
@@ -48,10 +49,11 @@ def study_rank_use(runs: Runs) -> list[dict[str, Any]]:
 
 def ranked(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec]]:
     """(kind, run) of the study `rank-use`."""
-    spec, best = runs.spec(corpus=corpus, keep=True), best_rate(runs, "lora", corpus)
-    gentler = rates_below(runs, best)[-2:][0]
-    for kind, lr, many in (("lora", best, runs.scale.ranks), ("lora, gentler", gentler, runs.scale.ranks[::3])):
-        yield from ((kind, replace(spec, rank=r, alpha=SCALE * r, lr=lr)) for r in many)
+    spec, rates, first = runs.spec(corpus=corpus, keep=True), rates_below(runs, "lora", corpus), runs.scale.corpora[0]
+    few, every = runs.scale.ranks[::3], runs.scale.ranks
+    for kind, lr, ranks in (("lora", rates[-1], every if corpus == first else few), ("lora, gentler", rates[0], few)):
+        for r in ranks if kind == "lora" or corpus == first else ():
+            yield kind, replace(spec, rank=r, alpha=SCALE * r, lr=lr)
     yield "full", replace(spec, method="full", lr=best_rate(runs, "full", corpus))
 
 
@@ -71,7 +73,7 @@ def means(changes: Sequence[np.ndarray]) -> dict[str, float]:
 def study_sixteen_bits(runs: Runs) -> list[dict[str, Any]]:
     """What do bfloat16 and float16 keep of a merged Delta W, by its size? In numbers, and in what was learned.
 
-    LoRA of rank 8, W in the format already: as it was trained at three rates, and the best one's Delta W times a share.
+    LoRA of rank 8, W in the format already: as it was trained at two rates, and the best one's Delta W times a share.
     A row is a way of merging: the sum rounded to the nearest, or at random. gone, along and error are as
     `rounding.kept` says; NAME_noise, of a Gaussian matrix of the same norm; NAME_formula, from ||Delta W|| / ||W||
     alone. gain: how much lower the loss is than the rounded base's; gain_exact: where the sum stays in float32.
@@ -101,9 +103,8 @@ def losses(runs: Runs, corpus: str, base: Mapping[str, Any]) -> Loss:
 
 def shared(runs: Runs, corpus: str) -> list[tuple[float, tuple[float, ...]]]:
     """(rate, what shares of its Delta W are merged)"""
-    best = best_rate(runs, "lora", corpus)
-    shares = SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
-    return [(lr, shares if lr == best else (1.0,)) for lr in rates_below(runs, best)]
+    rates, shares = rates_below(runs, "lora", corpus), SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
+    return [(lr, shares if lr == rates[-1] else (1.0,)) for lr in rates]
 
 
 def merged(

@@ -18,32 +18,30 @@ from ..analysis import intruders, rank
 from ..nn.storage import load_model
 from ..training.loop import evaluate
 from .findings import Row, each, ordered, where
-from .runs import OLD_TEXT, SCALE, Runs, Spec, best_rate, read_json, summarise, write_json
+from .records import read_json, write_json
+from .runs import OLD_TEXT, Runs, Spec, best_rate, summarise
 
 FACTORS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1 is the model as it was tuned
 PARTS = ("intruders", "others", "change", "rest")
 TOP = 10  # among so many first singular directions, as in the paper
-RATES = 3  # of each method: its best and the next below
-OTHERS = (1, 64)  # ranks beside 8, at the best rate of rank 8
+RATES = {"full": 3, "lora": 2}  # of each method: its best and so many in all down from there; full learns earlier
 
 
 def settings(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec, bool]]:
-    """(name, run, whether it is shrunk): full fine-tuning and LoRA of rank 8 from the best rate down, other ranks.
+    """(method, run, whether it is shrunk): full fine-tuning and LoRA of rank 8, from the best rate down.
 
     Shrunk are the models of each method's best rate, and LoRA's of the rate below it.
     """
-    for method, most in (("full", 1), ("lora", 2)):
-        best = best_rate(runs, method, corpus)
-        rates = rates_below(runs, best)
+    for method, many in RATES.items():
+        rates = rates_below(runs, method, corpus, many)
         for lr in rates:
-            yield method, runs.spec(corpus=corpus, method=method, lr=lr, keep=True), lr in rates[-most:]
-    for r in OTHERS:
-        yield f"lora r={r}", runs.spec(corpus=corpus, rank=r, alpha=SCALE * r, lr=best, keep=True), False
+            yield method, runs.spec(corpus=corpus, method=method, lr=lr, keep=True), method == "lora" or lr == rates[-1]
 
 
-def rates_below(runs: Runs, best: float) -> list[float]:
-    """A best rate and the next below it, the least first."""
-    return [lr for lr in runs.scale.learning_rates if lr <= best][-RATES:]
+def rates_below(runs: Runs, method: str, corpus: str, many: int = 2) -> list[float]:
+    """The best rate on a text and the next below it, so many in all, the least first."""
+    best = best_rate(runs, method, corpus)
+    return [lr for lr in runs.scale.learning_rates if lr <= best][-many:]
 
 
 def study_intruders(runs: Runs) -> list[dict[str, Any]]:
@@ -161,11 +159,12 @@ def at_equal_loss(
 
 
 def beside_change(rows: Sequence[Row], factor: float, part: str = "intruders") -> tuple[Row, Row] | None:
-    """Old-text loss of a kind's models with a part times a factor, and with all of Delta W at the same new-text loss.
+    """How much lower the old text's loss is with a part of a kind's models times a factor, and with all of Delta W made
+    so much weaker that the new text's loss is the same: "saved", each seed against its own model, means and spreads.
 
-    Means over the seeds with spreads. None where a weaker Delta W never has that loss, or a model had no intruder.
+    None where a weaker Delta W never has that loss, or a model had no intruder.
     """
-    pairs = []
+    saved: list[list[dict[str, float]]] = [[], []]
     for seed in each(rows, "seed"):
         if not any(row["part"] == part and row["seed"] == seed for row in rows):
             return None
@@ -173,8 +172,8 @@ def beside_change(rows: Sequence[Row], factor: float, part: str = "intruders") -
         path = [*model, *sorted(where(rows, part="change", seed=seed), key=lambda row: -row["factor"])]
         weaker = where(rows, part=part, seed=seed, factor=factor)[0]
         loss = max(weaker["loss"], min(row["loss"] for row in path))  # where it gained, it is to beat the best there is
-        pairs.append((weaker["old_loss"], at_loss(path, loss, "old_loss")))
-    if any(other is None for _, other in pairs):
-        return None
-    one, other = ([{"old_loss": value} for value in side] for side in zip(*pairs, strict=True))
-    return summarise(one, "old_loss"), summarise(other, "old_loss")
+        for many, old in zip(saved, (weaker["old_loss"], at_loss(path, loss, "old_loss")), strict=True):
+            if old is None:
+                return None
+            many.append({"saved": model[0]["old_loss"] - old})
+    return summarise(saved[0], "saved"), summarise(saved[1], "saved")

@@ -61,7 +61,7 @@ def spectra():
 
 def intruders():
     """LoRA has two intruders more where it learned as much; shrinking them saves less than shrinking all of Delta W."""
-    rows, losses = [], {"full": (2.0, 1.7, 1.6), "lora": (2.1, 1.8, 1.7), "lora r=1": (1.9,), "lora r=64": (1.7,)}
+    rows, losses = [], {"full": (2.0, 1.7, 1.6), "lora": (2.1, 1.8, 1.7)}
     saved = {"intruders": (0.1, -0.4), "others": (0.1, 0.2), "change": (0.1, -0.8), "rest": (0.05, -0.3)}
     for corpus, (kind, many), seed in itertools.product(CORPORA, losses.items(), (0, 1)):
         for place, loss in enumerate(many):

@@ -1,17 +1,29 @@
 """How much of the rank is used, and what 16 bits keep: the titles follow the records."""
 
 
-def test_rank_use_tells_both_ranks_and_whether_the_share_falls(title, figure_of):
-    assert title("rank-use").startswith("Of r = 16, LoRA uses 8.0 by effective rank and 4.0 by stable rank")
-    assert "no clear difference from r = 4 in the share of r" in title("rank-use")
-    flat = lambda row: row.update(effective_rank=1.0) if row["kind"] == "lora" else None
-    assert title("rank-use", flat).endswith("; 6 % of r, at r = 4 25 %")
+def of(kind, **numbers):
+    """A change of records: numbers of one kind."""
+    return lambda row: row.update(numbers) if row["kind"] == kind else None
+
+
+def test_rank_use_stands_beside_chance(title, figure_of):
+    assert title("rank-use").startswith("Of r = 16 LoRA uses 8 by effective rank and 4 by stable rank, ")
+    fewer = of("lora, random", effective_rank=14.0, stable_rank=7.0)
+    assert title("rank-use", fewer).endswith("fewer than chance: 14 and 7")
+    more = of("lora, random", effective_rank=2.0, stable_rank=2.0)
+    assert title("rank-use", more).endswith("more than chance: 2 and 2")
+    assert "not clearly apart from chance" in title("rank-use")  # in one number it is, in the other not
+
+
+def test_the_lesson_tells_whether_the_share_of_r_falls(figure_of):
+    assert "no clear difference in the share of r that is used" in figure_of("rank-use").get_label()
+    label = figure_of("rank-use", of("lora", effective_rank=1.0)).get_label()
+    assert "effective rank is 25 % of r at r = 4, 6 % at r = 16" in label
     assert "grows like r to the power 0.5" in figure_of("rank-use").get_label()
 
 
 def test_sixteen_bits_finds_where_half_is_lost(title):
-    assert (
-        title("sixteen-bits")
-        == "Half of ΔW's entries are lost where it is 1 % of W in bfloat16 and 0.1 % of W in float16"
+    assert title("sixteen-bits") == (
+        "Half of ΔW's entries are lost where it is 1 % of W in bfloat16 and 0.1 % of W in float16"
     )
     assert title("sixteen-bits", lambda row: row.update(gone=0.1)) == "Half of ΔW arrives"

@@ -50,8 +50,10 @@ def test_a_part_is_set_beside_all_of_the_change_at_the_same_new_loss():
         rows += [model(1.0, 3.0, seed), {**model(1.5, 2.0 + seed, seed), "part": "intruders", "factor": 0.5}]
         rows += [{**model(1 + x, 3 - 2 * x, seed), "part": "change", "factor": 1 - x} for x in (0.25, 0.5, 0.75)]
     part, change = beside_change(rows, 0.5)
-    assert (part["old_loss"], part["old_loss_spread"]) == (2.5, 0.5)
-    assert (change["old_loss"], change["old_loss_spread"]) == (2.0, 0.0)
+    assert (part["saved"], part["saved_spread"]) == (0.5, 0.5)
+    assert (change["saved"], change["saved_spread"]) == (1.0, 0.0)
+    louder = [{**row, "old_loss": row["old_loss"] + 7 * row["seed"]} for row in rows]  # each seed beside its own model
+    assert beside_change(louder, 0.5) == (part, change)
     far = [{**row, "loss": 9.0} if row["part"] == "intruders" else row for row in rows]
     assert beside_change(far, 0.5) is None
     assert beside_change([row for row in rows if (row["part"], row["seed"]) != ("intruders", 1)], 0.5) is None
