@@ -127,9 +127,9 @@ CAPTIONS: dict[str, str] = {
         "The grey line is the lowest loss that both methods reach with every seed."
     ),
     "intruders-shrunk": (
-        "Losses of LoRA of rank 8 at its best rate as a part of every tuned matrix is taken times 0.75, 0.5 and 0: "
-        "its intruders (Shuttleworth et al. 2024, section 5), as many of the strongest other directions, all of ΔW, "
-        "or what of ΔW lies outside the intruders' left directions; error bars are the spread over seeds."
+        "Losses of LoRA of rank 8 at its best rate as a part of every tuned matrix is made weaker: its intruders "
+        "(Shuttleworth et al. 2024, section 5), as many of the strongest other directions, all of ΔW (0.95 and 0.9, "
+        "too), or what of ΔW lies outside the intruders' left directions; error bars are the spread over seeds."
     ),
     "rank-use": (
         "Effective rank (Roy & Vetterli 2007) and stable rank of ΔW against LoRA's rank r, at one learning rate and a "

@@ -9,15 +9,16 @@ from matplotlib.figure import Figure
 from ..studies.findings import ONE_SEED, Records, Row, clearly, each, joined, rows_of, where
 from ..studies.intruders import at_equal_loss, beside_change, learned
 from ..studies.runs import summarise
-from .drawing import LOOKS, NAMES, SHORT, heading, note, panels, state
+from .drawing import LOOKS, NAMES, SHORT, heading, label_ends, note, panels, state
 from .style import BLUE, GREEN, GREY, ORANGE, lecture_style
 
 NEW, OLD = "loss on the new text\n(nats per character)", "loss on the old text\n(nats per character)"
+HALF = 0.5  # the least factor that is drawn
 GENTLY = 0.75  # what PEFT's reduce_intruder_dimension takes, and the title speaks of
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {  # part: its name, its look
     "intruders": ("intruders", {"color": BLUE, "marker": "o", "linestyle": "-"}),
     "others": ("as many others", {"color": GREY, "marker": "^", "linestyle": (0, (2, 2))}),
-    "rest": ("the rest of ΔW", {"color": ORANGE, "marker": "D", "linestyle": (0, (3, 1, 1, 1))}),
+    "rest": ("rest of ΔW", {"color": ORANGE, "marker": "D", "linestyle": (0, (3, 1, 1, 1))}),
     "change": ("all of ΔW", {"color": GREEN, "marker": "s", "linestyle": (0, (6, 2))}),
 }
 
@@ -66,7 +67,7 @@ def _counts(axes: Axes, rows: Sequence[Row], kind: str) -> None:
     axes.errorbar(x, y, up, across, capsize=5, capthick=2, elinewidth=2, markersize=9, **LOOKS[kind])
     how: dict[str, Any] = {"color": LOOKS[kind]["color"], "fontweight": "bold"}
     if kind == "lora":
-        note(axes, SHORT[kind], (x[-1], y[-1]), (-10, 6), ha="right", va="bottom", **how)
+        note(axes, SHORT[kind], (x[-1], y[-1]), (-14, -4), ha="right", va="top", **how)
     else:
         note(axes, SHORT[kind], (x[-1], y[-1]), (0, 14), ha="center", va="bottom", **how)
 
@@ -97,23 +98,24 @@ def intruders_shrunk(records: Records) -> Figure:
             heading(axes, corpus)
             axes.set_xlabel(NEW)
         all_axes[0].set_ylabel(OLD)
-        lesson = f"From the black point on, a part is taken times 0.75, 0.5 and 0. {_tally(rows)}"
+        lesson = f"From the black point, as tuned, a part is taken times 0.75 and 0.5. {_tally(rows)}"
         return state(figure, f"at equal new loss, shrinking intruders {joined(said)}{one_seed(rows)}", lesson)
 
 
 def _paths(axes: Axes, model: Sequence[Row]) -> None:
-    """From the model as it was tuned, a line for each part."""
-    start = summarise(where(model, part="none"), "loss", "old_loss")
+    """From the model as it was tuned, a line for each part, down to half of it."""
+    start, ends = summarise(where(model, part="none"), "loss", "old_loss"), []
     for part, (words, look) in PATHS.items():
-        factors = sorted({row["factor"] for row in where(model, part=part)}, reverse=True)
+        factors = sorted({row["factor"] for row in where(model, part=part) if row["factor"] >= HALF}, reverse=True)
         means = [start, *(summarise(where(model, part=part, factor=f), "loss", "old_loss") for f in factors)]
         x, y, spread = ([row[number] for row in means] for number in ("loss", "old_loss", "old_loss_spread"))
-        axes.errorbar(x, y, yerr=spread, capsize=4, capthick=2, elinewidth=2, markersize=8, **look)
-        how: dict[str, Any] = {"color": look["color"], "fontweight": "bold", "fontsize": 14, "va": "bottom"}
-        note(axes, words, (x[-1], y[-1] + spread[-1]), (0, 6), ha="right", **how)
+        axes.errorbar(x[1:], y[1:], yerr=spread[1:], capsize=4, elinewidth=2, color=look["color"], linestyle="")
+        axes.plot(x, y, markersize=8, **look)
+        ends.append((x[-1], y[-1], words, look["color"]))
     axes.plot(start["loss"], start["old_loss"], "o", color="black", markersize=12, zorder=5)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.12 * (high - low))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.75 * (high - low))  # room for the names
+    label_ends(axes, ends)
 
 
 def _saves(model: Sequence[Row]) -> str:
@@ -137,4 +139,4 @@ def _tally(rows: Sequence[Row]) -> str:
         pair = beside_change(where(rows, corpus=corpus, kind=kind, lr=lr), GENTLY)
         signs += [] if pair is None else [clearly(*pair, "saved")]
     told = f"more in {signs.count(1)}, less in {signs.count(-1)}, and are not clearly apart in {signs.count(0)}"
-    return f"Of {len(signs)} models (LoRA and full, texts, rates, ranks) intruders save {told}."
+    return f"Of {len(signs)} models (LoRA and full, texts, rates) intruders save {told}."

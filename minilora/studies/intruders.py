@@ -21,8 +21,9 @@ from .findings import Row, each, ordered, where
 from .records import read_json, write_json
 from .runs import OLD_TEXT, Runs, Spec, best_rate, summarise
 
-FACTORS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1 is the model as it was tuned
-PARTS = ("intruders", "others", "change", "rest")
+STEPS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1 is the model as it was tuned
+# All of Delta W in smaller steps, too: near 1 the new text's loss hardly moves, and the old text's does
+FACTORS = {"intruders": STEPS, "others": STEPS, "rest": STEPS, "change": (0.95, 0.9, *STEPS)}
 TOP = 10  # among so many first singular directions, as in the paper
 RATES = {"full": 3, "lora": 2}  # of each method: its best and so many in all down from there; full learns earlier
 
@@ -57,39 +58,37 @@ def study_intruders(runs: Runs) -> list[dict[str, Any]]:
         for (name, spec, shrink), seed in itertools.product(settings(runs, corpus), runs.scale.seeds):
             spec = replace(spec, seed=seed)
             told = {"corpus": corpus, "kind": name, "lr": spec.lr, "seed": seed}
-            rows += [{**told, **row} for row in kept(runs, spec, PARTS if shrink else ())]
+            for part in ("none", *(FACTORS if shrink else ())):
+                rows += [{**told, "part": part, **row} for row in kept(runs, spec, part)]
     return rows
 
 
-def kept(runs: Runs, spec: Spec, parts: Sequence[str]) -> list[dict[str, Any]]:
-    """A run's rows, kept beside it: a study that was stopped goes on after them."""
-    name = "-".join([spec.key, *parts, *map(str, FACTORS if parts else ())])
-    path = runs.folder / f"{name}.rows"
+def kept(runs: Runs, spec: Spec, part: str) -> list[dict[str, Any]]:
+    """The rows of a run and a part, kept beside it: a study that was stopped goes on after them."""
+    path = runs.folder / f"{'-'.join([spec.key, part, *map(str, FACTORS.get(part, ()))])}.rows"
     if not path.exists():
-        write_json(path, {"rows": list(shrunk(runs, spec, parts))})
+        write_json(path, {"rows": list(shrunk(runs, spec, part))})
     return read_json(path, "delete it, and `minilora study intruders` makes it anew")["rows"]
 
 
-def shrunk(runs: Runs, spec: Spec, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A run's rows."""
+def shrunk(runs: Runs, spec: Spec, part: str) -> Iterator[dict[str, Any]]:
+    """The rows of a run and a part; none where there is no intruder to shrink, and to compare anything with."""
     base = load_model("base").state_dict()
     tuned, record = tuned_state(runs, spec, base), runs.record(spec)
     names = [name for name in base if rank.adapted_matrix(name)]
     found = {name: rank.intruder_dimensions(base[name], tuned[name], TOP) for name in names}
-    ratios = [np.linalg.norm(tuned[name] - base[name]) / np.linalg.norm(base[name]) for name in names]
-    counts = {"intruders": float(np.mean([len(many) for many in found.values()])), "change": float(np.mean(ratios))}
-    yield {"part": "none", "factor": 1.0, "loss": record["loss"], "old_loss": record["old_loss"], **counts}
-    if not any(map(len, found.values())):
-        return  # there is nothing to shrink, and nothing to compare it with
-    probe = load_model("base")
-    for part in parts:
+    if part == "none":
+        ratios = [np.linalg.norm(tuned[name] - base[name]) / np.linalg.norm(base[name]) for name in names]
+        counts = {"intruders": float(np.mean([len(many) for many in found.values()])), "change": float(np.mean(ratios))}
+        yield {"factor": 1.0, "loss": record["loss"], "old_loss": record["old_loss"], **counts}
+    elif any(map(len, found.values())):
+        probe, texts = load_model("base"), {"loss": spec.corpus, "old_loss": OLD_TEXT}
         pieces = {name: piece(part, base[name], tuned[name], found[name]) for name in names}
-        for factor in FACTORS:
+        for factor in FACTORS[part]:
             less = {n: (tuned[n] + (factor - 1) * pieces[n]).astype(tuned[n].dtype) for n in names}
             probe.load_state_dict({**tuned, **less})
-            texts = {"loss": spec.corpus, "old_loss": OLD_TEXT}
             losses = {n: round(evaluate(probe, runs.corpus(text), runs.scale.windows), 5) for n, text in texts.items()}
-            yield {"part": part, "factor": factor, **losses}
+            yield {"factor": factor, **losses}
 
 
 def tuned_state(runs: Runs, spec: Spec, base: dict[str, Any]) -> dict[str, np.ndarray]:

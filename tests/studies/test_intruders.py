@@ -65,7 +65,7 @@ def test_the_parts_that_are_shrunk():
     after = before + 8 * rng.normal(size=(24, 2)) @ rng.normal(size=(2, 16))
     found = rank.intruder_dimensions(before, after, 10)
     u, s, vt = np.linalg.svd(after, full_matrices=False)
-    parts = {part: piece(part, before, after, found) for part in intruders.PARTS}
+    parts = {part: piece(part, before, after, found) for part in intruders.FACTORS}
     np.testing.assert_allclose(parts["change"], after - before)
     np.testing.assert_allclose(u[:, found].T @ parts["rest"], 0, atol=1e-9)  # nothing where the intruders are
     inside = u[:, found] @ (u[:, found].T @ (after - before))
