@@ -13,10 +13,12 @@ import numpy as np
 from ..analysis import rank, rounding
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from .intruders import rates_below, tuned_state
-from .runs import SCALE, Runs, Spec, best_rate
+from .intruders import rates_of, tuned_state
+from .records import read_json, write_json
+from .runs import SCALE, Runs, Spec
 
-SHARES = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)  # of Delta W that are merged
+GENTLER = 2.96e-3  # about a third of LoRA's rate, on the grid of a factor of 1.5
+SHARES = (1.0, 0.1, 0.01, 0.001)  # of Delta W that are merged
 FORMATS = ("bfloat16", "float16")
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 
@@ -30,31 +32,29 @@ def matrices(runs: Runs, spec: Spec, base: Mapping[str, Any]) -> dict[str, np.nd
 def study_rank_use(runs: Runs) -> list[dict[str, Any]]:
     """Does rank get used? Stable and effective rank of Delta W against r, beside a product of random factors.
 
-    At a constant alpha / r and the best rate of rank 8: each rank on the first text, the least, the middle and the
-    largest on the other; these on the first text at the rate below it, too ("lora, gentler"); and full fine-tuning.
-    random: of Gaussian A and B, or a Gaussian matrix.
+    On the first text, at a constant alpha / r and one rate; the largest r at a third of it, too ("lora, gentler"); and
+    full fine-tuning. random: of Gaussian A and B, or a Gaussian matrix.
     """
-    rows, base = [], load_model("base").state_dict()
-    for corpus, seed in itertools.product(runs.scale.corpora, runs.scale.seeds):
-        for kind, spec in ranked(runs, corpus):
-            spec = replace(spec, seed=seed)
-            changes, rng = list(matrices(runs, spec, base).values()), np.random.default_rng(seed)
-            r = spec.rank if spec.method == "lora" else min(changes[0].shape)
-            row = {"corpus": corpus, "kind": kind, "rank": r, "lr": spec.lr, "seed": seed}
-            rows.append({**row, **means(changes), "loss": runs.record(spec)["loss"]})
-            if kind != "lora, gentler":
-                rows.append({**row, "kind": f"{kind}, random", **means(at_random(kind, r, changes, rng))})
+    rows, base, corpus = [], load_model("base").state_dict(), runs.scale.corpora[0]
+    for (kind, spec), seed in itertools.product(ranked(runs, corpus), runs.scale.seeds):
+        spec = replace(spec, seed=seed)
+        changes, rng = list(matrices(runs, spec, base).values()), np.random.default_rng(seed)
+        r = spec.rank if spec.method == "lora" else min(changes[0].shape)
+        row = {"corpus": corpus, "kind": kind, "rank": r, "lr": spec.lr, "seed": seed}
+        rows.append({**row, **means(changes), "loss": runs.record(spec)["loss"]})
+        if kind != "lora, gentler":
+            rows.append({**row, "kind": f"{kind}, random", **means(at_random(kind, r, changes, rng))})
     return rows
 
 
 def ranked(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec]]:
     """(kind, run) of the study `rank-use`."""
-    spec, rates, first = runs.spec(corpus=corpus, keep=True), rates_below(runs, "lora", corpus), runs.scale.corpora[0]
-    few, every = runs.scale.ranks[::3], runs.scale.ranks
-    for kind, lr, ranks in (("lora", rates[-1], every if corpus == first else few), ("lora, gentler", rates[0], few)):
-        for r in ranks if kind == "lora" or corpus == first else ():
-            yield kind, replace(spec, rank=r, alpha=SCALE * r, lr=lr)
-    yield "full", replace(spec, method="full", lr=best_rate(runs, "full", corpus))
+    lr, full = (rates_of(runs, method)[-1] for method in ("lora", "full"))
+    spec = runs.spec(corpus=corpus, lr=lr, keep=True)
+    for r in runs.scale.ranks:
+        yield "lora", replace(spec, rank=r, alpha=SCALE * r)
+    yield "lora, gentler", replace(spec, rank=r, alpha=SCALE * r, lr=GENTLER)
+    yield "full", replace(spec, method="full", lr=full)
 
 
 def at_random(kind: str, r: int, changes: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
@@ -73,21 +73,34 @@ def means(changes: Sequence[np.ndarray]) -> dict[str, float]:
 def study_sixteen_bits(runs: Runs) -> list[dict[str, Any]]:
     """What do bfloat16 and float16 keep of a merged Delta W, by its size? In numbers, and in what was learned.
 
-    LoRA of rank 8, W in the format already: as it was trained at two rates, and the best one's Delta W times a share.
+    LoRA of rank 8, W in the format already: as it was trained at two rates, and the higher one's Delta W times a share.
     A row is a way of merging: the sum rounded to the nearest, or at random. gone, along and error are as
     `rounding.kept` says; NAME_noise, of a Gaussian matrix of the same norm; NAME_formula, from ||Delta W|| / ||W||
     alone. gain: how much lower the loss is than the rounded base's; gain_exact: where the sum stays in float32.
     """
-    rows, base = [], load_model("base").state_dict()
+    rows = []
     for corpus, seed in itertools.product(runs.scale.corpora, runs.scale.seeds):
-        loss = losses(runs, corpus, base)
-        for lr, shares in shared(runs, corpus):
-            changes = matrices(runs, runs.spec(corpus=corpus, lr=lr, keep=True, seed=seed), base)
-            for share, kind in itertools.product(shares, FORMATS):
-                part = {name: share * delta for name, delta in changes.items()}
-                told = {"corpus": corpus, "lr": lr, "seed": seed, "share": share, "format": kind}
-                rows += [{**told, **row} for row in merged(base, part, kind, seed, loss)]
+        rates, shares = rates_of(runs, "lora"), SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
+        for lr in rates:
+            spec = runs.spec(corpus=corpus, lr=lr, keep=True, seed=seed)
+            told = {"corpus": corpus, "lr": lr, "seed": seed}
+            rows += [{**told, **row} for row in merges(runs, spec, shares if lr == rates[-1] else (1.0,))]
     return rows
+
+
+def merges(runs: Runs, spec: Spec, shares: Sequence[float]) -> list[dict[str, Any]]:
+    """A run's rows, kept beside it: a study that was stopped goes on after them."""
+    path = runs.folder / f"{'-'.join([spec.key, 'merged', *map(str, shares)])}.rows"
+    if not path.exists():
+        base = load_model("base").state_dict()
+        changes, loss, rows = matrices(runs, spec, base), losses(runs, spec.corpus, base), []
+        for kind in FORMATS:
+            held = {name: rounding.rounded(base[name], kind) for name in changes}
+            for share in shares:
+                part, told = {name: share * delta for name, delta in changes.items()}, {"share": share, "format": kind}
+                rows += [{**told, **row} for row in merged(held, part, kind, spec.seed, loss)]
+        write_json(path, {"rows": rows})
+    return read_json(path, "delete it, and `minilora study sixteen-bits` makes it anew")["rows"]
 
 
 def losses(runs: Runs, corpus: str, base: Mapping[str, Any]) -> Loss:
@@ -101,17 +114,10 @@ def losses(runs: Runs, corpus: str, base: Mapping[str, Any]) -> Loss:
     return loss
 
 
-def shared(runs: Runs, corpus: str) -> list[tuple[float, tuple[float, ...]]]:
-    """(rate, what shares of its Delta W are merged)"""
-    rates, shares = rates_below(runs, "lora", corpus), SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
-    return [(lr, shares if lr == rates[-1] else (1.0,)) for lr in rates]
-
-
 def merged(
-    base: Mapping[str, Any], changes: Mapping[str, np.ndarray], kind: str, seed: int, loss: Loss
+    held: Mapping[str, np.ndarray], changes: Mapping[str, np.ndarray], kind: str, seed: int, loss: Loss
 ) -> Iterator[dict[str, Any]]:
-    """A change merged in a format in both ways.   loss(W, Delta W): on the new text"""
-    held = {name: rounding.rounded(base[name], kind) for name in changes}
+    """A change merged into W, held in a format, in both ways.   loss(W, Delta W): on the new text"""
     noise = {name: rank.random_like(delta, [seed, place]) for place, (name, delta) in enumerate(changes.items())}
     ratio = float(np.linalg.norm(_flat(changes)) / np.linalg.norm(_flat(held)))
     none, exact = loss(held, {}), loss(held, changes)

@@ -19,30 +19,29 @@ from ..nn.storage import load_model
 from ..training.loop import evaluate
 from .findings import Row, each, ordered, where
 from .records import read_json, write_json
-from .runs import OLD_TEXT, Runs, Spec, best_rate, summarise
+from .runs import OLD_TEXT, Runs, Spec, summarise
 
 STEPS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1 is the model as it was tuned
 # All of Delta W in smaller steps, too: near 1 the new text's loss hardly moves, and the old text's does
 FACTORS = {"intruders": STEPS, "others": STEPS, "rest": STEPS, "change": (0.95, 0.9, *STEPS)}
 TOP = 10  # among so many first singular directions, as in the paper
-RATES = {"full": 3, "lora": 2}  # of each method: its best and so many in all down from there; full learns earlier
+RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2)}  # up to each method's best on the grid of a factor of three
+
+
+def rates_of(runs: Runs, method: str) -> list[float]:
+    """Of these rates, those that the scale knows."""
+    return [lr for lr in RATES[method] if lr in runs.scale.learning_rates] or [max(runs.scale.learning_rates)]
 
 
 def settings(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec, bool]]:
-    """(method, run, whether it is shrunk): full fine-tuning and LoRA of rank 8, from the best rate down.
+    """(method, run, whether it is shrunk): full fine-tuning and LoRA of rank 8, from the gentlest rate up.
 
-    Shrunk are the models of each method's best rate, and LoRA's of the rate below it.
+    Shrunk are LoRA's models, and those of full fine-tuning's highest rate.
     """
-    for method, many in RATES.items():
-        rates = rates_below(runs, method, corpus, many)
+    for method in RATES:
+        rates = rates_of(runs, method)
         for lr in rates:
             yield method, runs.spec(corpus=corpus, method=method, lr=lr, keep=True), method == "lora" or lr == rates[-1]
-
-
-def rates_below(runs: Runs, method: str, corpus: str, many: int = 2) -> list[float]:
-    """The best rate on a text and the next below it, so many in all, the least first."""
-    best = best_rate(runs, method, corpus)
-    return [lr for lr in runs.scale.learning_rates if lr <= best][-many:]
 
 
 def study_intruders(runs: Runs) -> list[dict[str, Any]]:

@@ -21,10 +21,10 @@ def test_chance_has_the_shapes_and_the_rank():
 def test_a_merge_keeps_of_the_gain_what_arrives_of_a_change_that_the_loss_is_linear_in(size):
     """With a loss of 5 - <W, Delta W>: what is kept of the gain is `along`, and all of it with the sum in float32."""
     rng = np.random.default_rng(7)
-    base = {name: rng.normal(size=(32, 24)).astype(np.float32) for name in "ab"}
-    deltas = {name: size * rng.normal(size=(32, 24)) for name in base}
+    held = {name: rounding.rounded(rng.normal(size=(32, 24)), "bfloat16") for name in "ab"}
+    deltas = {name: size * rng.normal(size=(32, 24)) for name in held}
     loss = lambda held, added: 5 - sum(float(np.vdot(added[name], deltas[name])) for name in added)
-    rows = {row["way"]: row for row in change.merged(base, deltas, "bfloat16", 0, loss)}
+    rows = {row["way"]: row for row in change.merged(held, deltas, "bfloat16", 0, loss)}
     for row in rows.values():
         assert row["gain"] / row["gain_exact"] == pytest.approx(row["along"])
         assert row["ratio"] == pytest.approx(size, rel=0.1)
