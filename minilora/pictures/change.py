@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..analysis import rounding
 from ..studies.findings import Records, Row, clearly, percent, rows_of, where
 from ..studies.runs import summarise
 from .drawing import LOOKS, corner, heading, note, panels, state
@@ -29,8 +30,8 @@ def rank_use(records: Records) -> Figure:
                 y, spread = ([row[key] for row in means] for key in (number, f"{number}_spread"))
                 axes.errorbar(ranks, y, yerr=spread, capsize=5, capthick=2, elinewidth=2, markersize=9, **LOOKS[look])
                 how: dict[str, Any] = {"color": LOOKS[look]["color"], "fontweight": "bold", "fontsize": 14}
-                note(axes, name, (ranks[-1], y[-1]), (0, -14 if kind == "lora" else 12), ha="right",
-                     va="top" if kind == "lora" else "bottom", **how)  # fmt: skip
+                at, shift = (ranks[-1], y[-1]), ((0, -26) if kind == "lora" else (-30, 4))
+                note(axes, name, at, shift, ha="right", va="top" if kind == "lora" else "bottom", **how)
             full = summarise(where(rows, kind="full"), number)[number]
             axes.axhline(full, color=VERMILLION, linewidth=2, linestyle=(0, (6, 2)))
             note(axes, f"full {full:.1f}", (ranks[0], full), (0, 5), color=VERMILLION, fontweight="bold", fontsize=14)
@@ -100,9 +101,11 @@ def sixteen_bits(records: Records) -> Figure:
         for (kind, way), (_, look) in WAYS.items():
             found, points = where(rows, format=kind, way=way), {**look, "linestyle": "", "markersize": 8}
             if way == "nearest":
-                left.plot(*_points(found, "gone_formula"), color=look["color"], linewidth=2)
+                sizes = np.geomspace(min(r["ratio"] for r in found) / 3, max(r["ratio"] for r in found), 40)
+                told = [rounding.predicted(float(size), kind, points=201) for size in sizes]
+                for axes, number in ((left, "gone"), (right, "along")):
+                    axes.plot(sizes, [one[number] for one in told], color=look["color"], linewidth=2)
                 left.plot(*_points(found, "gone"), **points)
-                right.plot(*_points(found, "along_formula"), color=look["color"], linewidth=2)
             x, y, spread = ([row[number] for row in _gains(found)] for number in ("ratio", "kept", "kept_spread"))
             right.errorbar(x, y, spread, capsize=4, elinewidth=2, **points)
         names = [(words, look["color"]) for words, look in WAYS.values()]
@@ -134,10 +137,13 @@ def _gains(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _halves(rows: Sequence[Row]) -> str:
-    """At which size half of the entries are lost, between the sizes that were measured."""
-    told = []
-    for kind in ("bfloat16", "float16"):
-        x, y = _points(where(rows, format=kind, way="nearest"), "gone")
-        if min(y) <= 0.5 <= max(y):
-            told.append(f"{percent(float(np.exp(np.interp(-0.5, [-v for v in y], np.log(x)))))} of W in {kind}")
-    return f"half of ΔW's entries are lost where it is {' and '.join(told)}" if told else "half of ΔW arrives"
+    """At which size bfloat16 loses half of the entries, between the sizes that were measured, and what is left of the
+    gain at the least size."""
+    found = where(rows, format="bfloat16", way="nearest")
+    x, y = _points(found, "gone")
+    least = _gains(found)[0]
+    left = f"at {percent(least['ratio'])} it keeps {percent(least['kept'])} of the gain"
+    if not min(y) <= 0.5 <= max(y):
+        return f"bfloat16 keeps half of ΔW's entries at every size; {left}"
+    half = float(np.exp(np.interp(-0.5, [-value for value in y], np.log(x))))
+    return f"where ΔW is {percent(half)} of W, bfloat16 loses half of its entries; {left}"

@@ -17,6 +17,7 @@ from .intruders import rates_of, tuned_state
 from .records import read_json, write_json
 from .runs import SCALE, Runs, Spec
 
+RANKS = (1, 2, 8, 16, 32, 64)  # models that other studies train, too
 GENTLER = 2.96e-3  # about a third of LoRA's rate, on the grid of a factor of 1.5
 SHARES = (1.0, 0.1, 0.01, 0.001)  # of Delta W that are merged
 FORMATS = ("bfloat16", "float16")
@@ -51,9 +52,9 @@ def ranked(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec]]:
     """(kind, run) of the study `rank-use`."""
     lr, full = (rates_of(runs, method)[-1] for method in ("lora", "full"))
     spec = runs.spec(corpus=corpus, lr=lr, keep=True)
-    for r in runs.scale.ranks:
+    for r in (r for r in RANKS if r in runs.scale.ranks):
         yield "lora", replace(spec, rank=r, alpha=SCALE * r)
-    yield "lora, gentler", replace(spec, rank=r, alpha=SCALE * r, lr=GENTLER)
+    yield "lora, gentler", replace(spec, rank=RANKS[-1], alpha=SCALE * RANKS[-1], lr=GENTLER)
     yield "full", replace(spec, method="full", lr=full)
 
 
