@@ -58,8 +58,9 @@ from .runs import (
     unit,
 )
 
-RATES = {"full": LEARNING_RATE["full"], "last-blocks": LEARNING_RATE["full"], "prompt": 0.1, "prefix": 0.1}
-OTHERS_RATES, OTHERS_RATE = {"full": 1e-5, "last-blocks": 1e-5, "prompt": 0.01, "prefix": 0.01}, 5e-4
+HIGH = ("prompt", "prefix", "vera", "ia3")  # few numbers that must move far
+RATES = dict.fromkeys(("full", "last-blocks"), LEARNING_RATE["full"]) | dict.fromkeys(HIGH, 0.1)
+OTHERS_RATES, OTHERS_RATE = dict.fromkeys(("full", "last-blocks"), 1e-5) | dict.fromkeys(HIGH, 0.01), 5e-4
 LOW_RANK = ("--rank", "--alpha", "--targets", "--lora-dropout", "--rslora")
 BESIDE = ("--rank", "--targets", "--lora-dropout")
 OUTPUT: dict[str, Any] = {"type": output_file, "metavar": "FILE"}
@@ -106,7 +107,7 @@ THEIR_OWN = {"vera": ("rank",), "ia3": ("targets",)}  # what has another default
     DTYPE,
     option("--steps", 200, "training steps", type=whole(1), metavar="N"),
     option("--lr", None, f"the highest learning rate (default {RATES['full']:g} for full and last-blocks, "
-           f"{RATES['prompt']:g} for prompt and prefix, {LEARNING_RATE['lora']:g} for others; for a model that others "
+           f"{RATES['prompt']:g} for {', '.join(HIGH)}, {LEARNING_RATE['lora']:g} for others; for a model that others "
            f"trained {OTHERS_RATES['full']:g}, {OTHERS_RATES['prompt']:g} and {OTHERS_RATE:g})",
            type=RATE, metavar="X"),
     option("--batch", None, "windows of text a step (default 16; of a model that others trained 1, or 8 examples)",

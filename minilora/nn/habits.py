@@ -24,6 +24,9 @@ _FREEZE = "p.requires_grad = False for p in model.parameters(), or ml.add_lora, 
 PACKAGE: dict[str, str] = {  # a name that `ml` lacks -> what to write
     "AutoModelForCausalLM": _READ, "PeftModel": _READ, "load": _OWN, "save": _OWN, "device": _GPU, "cuda": _GPU,
     "LoraConfig": "ml.LoRAConfig(rank=, alpha=, target_modules=)", "LoraModel": "ml.add_lora(model, ml.LoRAConfig())",
+    "VeraConfig": "ml.VeRAConfig(rank=, target_modules=)", "MissConfig": "ml.MiSSConfig(rank=, target_modules=)",
+    **dict.fromkeys(("LoraGAConfig", "preprocess_loraga"), "ml.add_lora_ga(model, config, batches)"),
+    "create_lorafa_optimizer": "ml.LoRAFAConfig(rank=, alpha=)",
     "LoHaConfig": "ml.LoRAConfig(rank=, alpha=)", "PromptTuningConfig": "ml.PromptConfig(tokens=)",
     "PrefixTuningConfig": "ml.PrefixConfig(tokens=)", "get_peft_model": "ml.add_lora(model, ml.LoRAConfig())",
     "inject_adapter_in_model": "ml.add_adapter(model, config)", "BitsAndBytesConfig": 'ml.quantize_model(model, "nf4")',
@@ -69,6 +72,7 @@ MODULE: dict[str, str] = {  # a name that a module lacks -> what to write
 
 SETTING: dict[str, str] = {  # a setting's name elsewhere -> its name here
     "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_rank": "rank", "use_rslora": "rank_stabilized",
+    "vera_dropout": "dropout", "miss_dropout": "dropout", "projection_prng_key": "seed",
     "init_lora_weights": "init", "targets": "target_modules", "modules": "target_modules",
     "num_virtual_tokens": "tokens", "prompt_tuning_init": "init", "prompt_tuning_init_text": "text",
     "encoder_hidden_size": "hidden", "non_linearity": "activation", "bottleneck_size": "bottleneck",
