@@ -73,7 +73,7 @@ COMPARED: dict[str, dict[str, Any]] = {
 # Rates that hold a method's best inside, where those of `rates_of` do not: LoRA on few matrices asks for high ones.
 GRIDS: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("lora-all", "lora-qv", "pissa", "dora", "qlora", "lora-ga", "miss"), (3e-3, 1e-2, 3e-2, 1e-1)),
-    "lora-fa": (1e-2, 3e-2, 1e-1),
+    "lora-fa": (1e-2, 3e-2, 1e-1, 3e-1),
     "vera": (1e-2, 3e-2, 1e-1, 3e-1),
     "ia3": (3e-2, 1e-1, 3e-1, 1.0),
     "prefix-mlp": (3e-3, 1e-2, 3e-2),
