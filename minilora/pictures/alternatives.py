@@ -52,10 +52,11 @@ def alternatives(methods: Records) -> Figure:
             words.set_color(_look(name)["color"])
         all_axes[0].set_ylim(len(order) - 0.4, -0.6)  # the best on top
         head = f"With at most {thousands(most)} parameters: "
-        title = head + joined({corpus: _best(*found) for corpus, found in findings.items()}) + seeds_note(rows)
-        if len(textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)) > 2:  # who ties is in bold letters
-            brief = {_brief(corpus): _best(*found, most_named=1) for corpus, found in findings.items()}
-            title = head + joined(brief) + seeds_note(rows)
+        for called, most_named in ((str, 3), (_brief, 3), (_brief, 2), (_brief, 1)):  # the first that has two lines
+            told = {called(corpus): _best(*found, most_named) for corpus, found in findings.items()}
+            title = head + joined(told) + seeds_note(rows)
+            if len(textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)) <= 2:
+                break
         return state(figure, title, _overall(rows, corpora))
 
 
@@ -75,7 +76,7 @@ def _dots(axes: Axes, rows: Sequence[Row], tied: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         look = _look(row["method"])
         size = _size(len(rows))
-        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], markersize=size - 6, capsize=3, elinewidth=2, **look)
+        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], markersize=size // 2 + 1, capsize=3, elinewidth=2, **look)
         how: dict[str, Any] = {"fontsize": size, "fontweight": "bold" if row in tied else "normal", "va": "center"}
         how["path_effects"] = [withStroke(linewidth=4, foreground="white")]  # parts it from the lines behind it
         note(axes, f"{row['loss']:.2f}", (row["loss"] + row["loss_spread"], place), (8, -1), color=look["color"], **how)
