@@ -74,9 +74,9 @@ def _dots(axes: Axes, rows: Sequence[Row], tied: Sequence[Row]) -> None:
     """A dot with its spread and its number for each method, bold where it is among the best of the small ones."""
     base = rows[0]["before"]
     for place, row in enumerate(rows):
-        look = _look(row["method"])
         size = _size(len(rows))
-        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], markersize=size // 2 + 1, capsize=3, elinewidth=2, **look)
+        look = {**_look(row["method"]), "markersize": size // 2 + 1}
+        axes.errorbar(row["loss"], place, xerr=row["loss_spread"], capsize=3, elinewidth=2, **look)
         how: dict[str, Any] = {"fontsize": size, "fontweight": "bold" if row in tied else "normal", "va": "center"}
         how["path_effects"] = [withStroke(linewidth=4, foreground="white")]  # parts it from the lines behind it
         note(axes, f"{row['loss']:.2f}", (row["loss"] + row["loss_spread"], place), (8, -1), color=look["color"], **how)
