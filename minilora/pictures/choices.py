@@ -1,9 +1,8 @@
-"""What to choose, from the study's records: which matrices, which rank, learning rate and scaling, and how to start."""
+"""What to choose, from the study's records: which matrices, which rank, and how to start. Rates are in `rates.py`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -11,14 +10,11 @@ from ..studies.findings import Records, Row, best_of, clearly, each, joined, lis
 from .drawing import (
     LOOKS,
     LOSS,
-    SHORT,
     THIRD,
     bar,
     corner,
     fit,
     heading,
-    label_ends,
-    learning_rates,
     line,
     name_astray,
     note,
@@ -96,94 +92,6 @@ def _enough(tied: Sequence[Row], found: Sequence[Row]) -> str:
     elif least == most:
         return f"rank {least} is clearly best"
     return said if most == found[-1]["rank"] else f"{said}, beyond {most} is worse"
-
-
-def rates(records: Records) -> Figure:
-    """Validation loss against learning rate: LoRA of rank 8 and full fine-tuning."""
-    rows = rows_of(records, "rates", "kind", "lr", "loss", "loss_spread", finite=False)
-    sweeps = {"lora": _sweep(rows, "r=8, alpha/r"), "full": _sweep(rows, "full")}
-    with lecture_style():
-        figure, [axes] = panels()
-        shown = [row for found in sweeps.values() for row in found]
-        fit(axes, shown)
-        name_astray(axes, shown, "lr")
-        ends = []
-        for method, found in sweeps.items():
-            line(axes, found, "lr", LOOKS[method])
-            best, colour = best_of(found)[0], LOOKS[method]["color"]
-            axes.plot(best["lr"], best["loss"], "o", markersize=20, markerfacecolor="none", color=colour, mew=2)
-            ends.append((found[-1]["lr"], found[-1]["loss"], f"{SHORT[method]}\nbest {best['lr']:g}", colour))
-        learning_rates(axes)
-        axes.set_ylabel(LOSS)
-        label_ends(axes, ends, gap=0.18)
-        return state(figure, _compared(sweeps["lora"], sweeps["full"]) + seeds_note(rows), _edges(sweeps.values()))
-
-
-def _compared(lora: Sequence[Row], full: Sequence[Row]) -> str:
-    """How many times larger the best rate of LoRA is, unless one rate is good for both."""
-    (best, tied), (full_best, full_tied) = best_of(lora), best_of(full)
-    overlap = {row["lr"] for row in tied} & {row["lr"] for row in full_tied}
-    if overlap:
-        return f"LoRA and full fine-tuning share a good learning rate, {max(overlap):g}"
-    times = best["lr"] / full_best["lr"]
-    told = f"{times:.0f} times larger" if times > 1 else f"{1 / times:.0f} times smaller"
-    return f"LoRA wants a learning rate about {told} than full fine-tuning"
-
-
-def _sweep(rows: Sequence[Row], kind: str) -> list[Row]:
-    """The runs of one kind by learning rate, those whose loss is not finite as infinitely bad."""
-    found = ordered(rows, "lr", kind=kind)
-    if not any(np.isfinite(row["loss"]) for row in found):
-        raise ValueError(f"figures: no learning rate of {kind!r} gave a finite loss")
-    return [row if np.isfinite(row["loss"]) else {**row, "loss": float("inf"), "loss_spread": 0.0} for row in found]
-
-
-def _edges(sweeps: Iterable[Sequence[Row]]) -> str:
-    """A warning where a best rate stands at the end of its sweep."""
-    if any(best_of(found)[0]["lr"] in (found[0]["lr"], found[-1]["lr"]) for found in sweeps):
-        return "A best rate stands at the end of the sweep: the optimum may lie beyond."
-    return "Every best rate lies inside the sweep; its steps are about threefold, so factors are rough."
-
-
-SCALINGS = {"α/r": "alpha/r", "α/√r": "alpha/sqrt(r)"}  # as written on the figure: as named in the records
-SCALED_RANKS = {2: LOOKS["lora"], 8: THIRD, 32: {**LOOKS["full"], "color": PURPLE}}
-
-
-def scaling(records: Records) -> Figure:
-    """Validation loss against learning rate for three ranks, scaled by alpha / r and by alpha / sqrt(r)."""
-    rows = rows_of(records, "rates", "kind", "lr", "loss", "loss_spread", finite=False)
-    sweeps = {  # alpha / r and alpha / sqrt(r) are set to agree at r = 8
-        words: {r: _sweep(rows, f"r={r}, {'alpha/r' if r == 8 else scale}") for r in SCALED_RANKS}
-        for words, scale in SCALINGS.items()
-    }
-    everything = [found for by_rank in sweeps.values() for found in by_rank.values()]
-    with lecture_style():
-        figure, all_axes = panels(2, sharey=True)
-        fit(all_axes[0], [row for found in everything for row in found])
-        low, high = all_axes[0].get_ylim()
-        for axes, (words, by_rank) in zip(all_axes, sweeps.items(), strict=True):
-            for r, found in by_rank.items():
-                line(axes, found, "lr", SCALED_RANKS[r])
-            learning_rates(axes)
-            heading(axes, f"scaled by {words}")
-            marks = (("●", 2), ("◆", 8), ("■", 32))
-            corner(axes, [(f"{mark} r={r}", SCALED_RANKS[r]["color"]) for mark, r in marks], 0.6)
-        all_axes[0].set_ylim(low, high + 0.2 * (high - low))
-        all_axes[0].set_ylabel(LOSS)
-        moved = {words: _moves(by_rank) for words, by_rank in sweeps.items()}
-        told = "; ".join(f"{finding} with {words}" for words, finding in moved.items())
-        if len(set(moved.values())) == 1:
-            told = f"{moved['α/r']} with either scaling"
-        sentence = f"From r = 2 to 32 the best learning rate {told}"
-        return state(figure, sentence + seeds_note(rows), _edges(everything))
-
-
-def _moves(by_rank: dict[int, list[Row]]) -> str:
-    """From which best rate to which, from the least rank to the largest, unless one rate is good for all."""
-    found = [best_of(sweep) for sweep in by_rank.values()]
-    common = set.intersection(*({row["lr"] for row in tied} for _, tied in found))
-    first, last = found[0][0]["lr"], found[-1][0]["lr"]
-    return "does not clearly move" if common or first == last else f"moves from {first:g} to {last:g}"
 
 
 def starts(records: Records) -> Figure:

@@ -33,6 +33,7 @@ from . import (
     intruders,
     learning,
     ranks,
+    rates,
     real,
     resources,
     rewards,
@@ -55,8 +56,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "rank-use": (("rank-use",), change.rank_use),
     "matrices": (("matrices",), choices.matrices),
     "ranks": (("ranks",), choices.rank_choice),
-    "rates": (("rates",), choices.rates),
-    "scaling": (("rates",), choices.scaling),
+    "rates": (("rates",), rates.rates),
+    "scaling": (("rates",), rates.scaling),
     "starts": (("starts",), choices.starts),
     "data": (("data",), learning.data),
     "alternatives": (("methods",), alternatives.alternatives),
@@ -142,12 +143,14 @@ CAPTIONS: dict[str, str] = {
     ),
     "ranks": "Validation loss after LoRA on all matrices, against its rank; error bars are the spread over seeds.",
     "rates": (
-        "Validation loss against the learning rate, for LoRA of rank 8 and full fine-tuning; a ring marks the best "
-        "rate; error bars are the spread over seeds."
+        "Validation loss against the learning rate, on a grid of factor 1.5, for LoRA of rank 8 and full fine-tuning; "
+        "error bars are the spread over seeds. Upright bands reach from the least to the most of the seeds' best "
+        "rates, each the lowest point of a parabola through a seed's losses over log(rate)."
     ),
     "scaling": (
-        "Validation loss against the learning rate for LoRA of ranks 2, 8 and 32, with the update scaled by alpha "
-        "/ r and by alpha / sqrt(r), which agree at r = 8."
+        "Left: LoRA's best learning rate against its rank, with alpha constant (scale alpha / r) and with alpha = 2r, "
+        "which agree at r = 8. Right: the loss at the rank's own best rate of the grid (filled), and at the one that "
+        "is best at r = 8 (hollow). Points are means over seeds, bars reach from the least to the most."
     ),
     "starts": (
         "Three ways to begin: left the loss at step 0 and after training, right the norms of the gradients of all "

@@ -17,7 +17,14 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import alternatives, change, intruders, real, rewards
+from . import (
+    alternatives,
+    change,
+    intruders,
+    rates,
+    real,
+    rewards,
+)
 from .runs import (
     ALL,
     FORMAT,
@@ -69,23 +76,6 @@ def study_ranks(runs: Runs) -> list[dict[str, Any]]:
         for rank in runs.scale.ranks:
             spec = runs.spec(corpus=corpus, rank=rank, alpha=SCALE * rank, lr=lr, keep=True)
             rows.append({"corpus": corpus, "rank": rank, **over_seeds(runs, spec)})
-    return rows
-
-
-def study_rates(runs: Runs) -> list[dict[str, Any]]:
-    """Learning rates: LoRA's optimum against full fine-tuning's, and whether it moves with the rank under alpha/r and
-    alpha/sqrt(r). The two scalings are set to agree at r = 8."""
-    rows = []
-    kinds: list[tuple[str, dict[str, Any]]] = [("full", {"method": "full"})]
-    for rank in (2, 8, 32):
-        kinds.append((f"r={rank}, alpha/r", {"rank": rank, "alpha": 16.0}))
-        if rank != 8:
-            kinds.append((f"r={rank}, alpha/sqrt(r)", {"rank": rank, "alpha": 16 / 8**0.5, "rank_stabilized": True}))
-    for corpus in runs.scale.corpora:
-        for name, changes in kinds:
-            for lr in runs.scale.learning_rates:
-                spec = runs.spec(corpus=corpus, lr=lr, keep=True, **changes)
-                rows.append({"corpus": corpus, "kind": name, "lr": lr, **over_seeds(runs, spec, "loss")})
     return rows
 
 
@@ -202,7 +192,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "methods": alternatives.study_methods,
     "matrices": study_matrices,
     "ranks": study_ranks,
-    "rates": study_rates,
+    "rates": rates.study_rates,
     "starts": study_starts,
     "data": study_data,
     "spectra": study_spectra,

@@ -135,13 +135,18 @@ def rank_choice():
 
 
 def rates():
-    best = {"full": 0, "r=8, alpha/r": 2, "r=2, alpha/r": 3, "r=32, alpha/r": 1}
-    best |= {"r=2, alpha/sqrt(r)": 2, "r=32, alpha/sqrt(r)": 2}
-    return [
-        {"kind": kind, "lr": lr, **mean(1 + abs(i - place) / 3)}
-        for kind, place in best.items()
-        for i, lr in enumerate(RATES)
-    ]
+    """Parabolas: LoRA's best rate is 4 times full fine-tuning's at r = 8, and as r^0 and r^-0.5."""
+    powers, rows = {"alpha": 0.0, "alpha/r": -0.5}, []
+    best = {("full", 8): [2.5e-3] * 3}
+    best |= {
+        (k, r): [1e-2 * off * (r / 8) ** p for off in (0.95, 1, 1.05)] for k, p in powers.items() for r in (1, 8, 64)
+    }
+    for (kind, r), many in best.items():
+        for lr in (1e-2 * 1.5**place for place in range(-7, 7)):
+            ends = [1 + 0.2 * np.log(lr / each) ** 2 for each in many]
+            row = {"kind": kind, "rank": r, "lr": lr, "step": [0, 20], "curves": [[3.0, end] for end in ends]}
+            rows.append({**row, **mean(float(np.mean(ends)), (max(ends) - min(ends)) / 2)})
+    return rows
 
 
 def starts():

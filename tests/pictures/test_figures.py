@@ -122,7 +122,7 @@ def test_records_that_lack_something(figure_of):
         rank_choice({"study": "ranks", "rows": []})
     with pytest.raises(ValueError, match="got the records of 'list'"):
         rank_choice([])
-    with pytest.raises(ValueError, match="no learning rate of 'r=8, alpha/r' gave a finite loss"):
+    with pytest.raises(ValueError, match="no learning rate of 'alpha', rank 8, gave a finite loss"):
         figure_of("rates", lambda row: row.update(loss=float("inf")))
 
 
