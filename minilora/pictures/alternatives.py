@@ -4,13 +4,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ..studies.findings import Records, Row, best_of, clearly, each, joined, listed, ordered, rows_of, seeds_note, where
-from .drawing import LOOKS, LOSS, THIRD, fit, heading, line, name_astray, note, panels, state
+from .drawing import LOOKS, LOSS, THIRD, brief, fit, heading, line, name_astray, note, panels, state
 from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, TITLE_WIDTH, VERMILLION, lecture_style
 
 # --- all methods -----------------------------------------------------------------------------------------------------
@@ -52,7 +51,7 @@ def alternatives(methods: Records) -> Figure:
             words.set_color(_look(name)["color"])
         all_axes[0].set_ylim(len(order) - 0.4, -0.6)  # the best on top
         head = f"With at most {thousands(most)} parameters: "
-        for called, most_named in ((str, 3), (_brief, 3), (_brief, 2), (_brief, 1)):  # the first that has two lines
+        for called, most_named in ((str, 3), (brief, 3), (brief, 2), (brief, 1)):  # the first that has two lines
             told = {called(corpus): _best(*found, most_named) for corpus, found in findings.items()}
             title = head + joined(told) + seeds_note(rows)
             if len(textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)) <= 2:
@@ -184,58 +183,3 @@ def _room(prefix: Sequence[Row]) -> str:
         f"is {many['base_loss']:.2f}, beside {few['base_loss']:.2f}; below the base model's loss on as short a text, "
         f"the prefix is: {_course(gains)}."
     )
-
-
-# --- several tasks ---------------------------------------------------------------------------------------------------
-
-KINDS = {"sequential": "all weights, in sequence", "adapters": "an adapter for each"}
-
-
-def tasks(records: Records) -> Figure:
-    """Three tasks in a row: the loss on each text after each stage, one model retrained or one adapter a task."""
-    rows = rows_of(records, "tasks", "kind", "stage", "text", "loss", "loss_spread", "switch_seconds")
-    stages, texts = each(rows, "stage"), each(rows, "text")
-    grids = {
-        kind: np.array([[where(rows, kind=kind, stage=s, text=t)[0]["loss"] for t in texts] for s in stages])
-        for kind in KINDS
-    }  # (stages, texts)
-    most = max(float(grid.max()) for grid in grids.values())
-    with lecture_style():
-        figure, all_axes = panels(2, sharey=True)
-        for axes, (kind, words) in zip(all_axes, KINDS.items(), strict=True):
-            axes.imshow(grids[kind], cmap="cividis", vmin=0, vmax=most, aspect="auto")
-            for (i, j), loss in np.ndenumerate(grids[kind]):
-                how: dict[str, Any] = {"ha": "center", "va": "center", "color": "black" if loss > most / 2 else "white"}
-                trained = stages[i] == texts[j]  # the text of this very stage
-                axes.text(j, i, f"{loss:.2f}", fontweight="bold" if trained else "normal", **how)
-            axes.set_xticks(range(len(texts)), [_brief(text) for text in texts])
-            axes.set_xlabel("loss on")
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            heading(axes, words)
-        names = [f"after\n{_brief(stage)}" if stage in texts else stage for stage in stages]
-        all_axes[0].set_yticks(range(len(stages)), names)
-        lost = {kind: _forgot(rows, kind) for kind in KINDS}
-        told = f"Trained in sequence the model forgets {lost['sequential']}, adapters {lost['adapters']}"
-        micro = rows[0]["switch_seconds"] * 1e6
-        lesson = (
-            f"Bold: the text just trained on. To switch from one adapter to the next takes {micro:.0f} microseconds."
-        )
-        return state(figure, told + seeds_note(rows), lesson)
-
-
-def _brief(text: str) -> str:
-    """ "python-docs" -> "docs\""""
-    return text.rpartition("-")[2]
-
-
-def _forgot(rows: Sequence[Row], kind: str) -> str:
-    """The texts whose loss is higher at the end than after their own stage: -> "docs (+1.00) and code (+0.50)\""""
-    texts = each(rows, "text")
-    lost = []
-    for text in texts:
-        fresh = where(rows, kind=kind, stage=text, text=text)[0]
-        final = where(rows, kind=kind, stage=texts[-1], text=text)[0]
-        if clearly(final, fresh) > 0:
-            lost.append(f"{_brief(text)} ({final['loss'] - fresh['loss']:+.2f})")
-    return listed(lost) if lost else "nothing"

@@ -43,6 +43,11 @@ def state(figure: Figure, sentence: str, lesson: str) -> Figure:
     return figure
 
 
+def brief(text: str) -> str:
+    """A text's name where there is little room: "python-docs" -> "docs\""""
+    return text.rpartition("-")[2]
+
+
 def heading(axes: Axes, words: str, colour: str = "black") -> None:
     """What a panel shows, above it."""
     axes.set_title(words, fontsize=15, fontweight="normal", color=colour, pad=8)

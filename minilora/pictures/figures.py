@@ -30,6 +30,7 @@ from . import (
     choices,
     comparison,
     diagrams,
+    forgetting,
     intruders,
     learning,
     ranks,
@@ -44,7 +45,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "lora-layer": ((), diagrams.lora_layer),
     "lora-tape": ((), diagrams.lora_tape),
     "loss-curves": (("methods",), learning.loss_curves),
-    "forgetting": (("methods",), learning.forgetting),
+    "forgetting": (("forgetting",), forgetting.frontier),
+    "forgetting-one-rate": (("methods",), forgetting.one_rate),
     "costs": (("methods",), learning.costs),
     "spectra": (("spectra",), ranks.spectra),
     "energy": (("spectra",), ranks.energy),
@@ -65,7 +67,7 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "sizes": (("sizes",), alternatives.sizes),
     "bits": (("bits",), resources.bits),
     "sixteen-bits": (("sixteen-bits",), change.sixteen_bits),
-    "tasks": (("tasks",), alternatives.tasks),
+    "tasks": (("tasks",), forgetting.tasks),
     "latency": (("latency",), resources.latency),
     "step-memory": (("memory",), resources.step_memory),
     "rewards": (("rewards",), rewards.rewards),
@@ -91,8 +93,17 @@ CAPTIONS: dict[str, str] = {
         "least to the most."
     ),
     "forgetting": (
-        "Loss on the new text and on the old text (what the base model was trained on), before fine-tuning (star) "
-        "and after; error bars are the spread over seeds."
+        "The least loss on the old text (what the base model was trained on) for each loss on the new one, over "
+        "learning rates and steps: a run that stops early counts. A line is the mean over seeds of each seed's "
+        "lower-left envelope, as far to the left as every seed gets; bands reach from the least to the most. Star: the "
+        "base. A method forgets less where its line lies below and the bands part. full + pull: with weight decay "
+        "towards the base. Biderman et al. 2024 (section 4.3) saw LoRA and full fine-tuning of 7 billion parameters on "
+        "about one such curve."
+    ),
+    "forgetting-one-rate": (
+        "Loss on the new text and on the old text, before fine-tuning (star) and after, each method at the one "
+        "learning rate that is best for the new text; error bars are the spread over seeds. Where who forgets more "
+        "has learned more, too, this is no answer: `forgetting` compares at matched loss."
     ),
     "costs": (
         "Seconds of a training step, memory of training and bytes to store for a task, as measured on this model."
@@ -185,8 +196,10 @@ CAPTIONS: dict[str, str] = {
         "lower it is with the sum in float32 (of the best rate; error bars are the spread over seeds)."
     ),
     "tasks": (
-        "Loss in nats per character on three texts after each of three stages: left one model fine-tuned on one text "
-        "after the other, right the base model with an adapter for each text, switched for it."
+        "Loss in nats per character on three texts after each of three stages: one model fine-tuned on one text after "
+        "the other, at the rate that is best for the stage's own text (in sequence), and where it is shown at the one "
+        "that is best for the mean over all texts so far (gentle); right the base model with an adapter for each text, "
+        "switched for it. Means over seeds."
     ),
     "latency": (
         "Time of a generated token after a cached text and of a forward pass over the text, as ratios to the base "

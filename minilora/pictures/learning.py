@@ -1,7 +1,6 @@
 """LoRA against full fine-tuning, from the study's records: what each learns, what it forgets and what it costs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +30,6 @@ from .drawing import (
     label_ends,
     line,
     name_astray,
-    note,
     panels,
     state,
 )
@@ -72,52 +70,6 @@ def _lower(lora: Row, full: Row) -> str:
     return "LoRA ends below full fine-tuning" if sign < 0 else "full fine-tuning ends below LoRA"
 
 
-def forgetting(methods: Records) -> Figure:
-    """Loss on the old text against loss on the new: an arrow from the base model to each method."""
-    keys = ("before", "old_before", "loss", "loss_spread", "old_loss", "old_loss_spread")
-    rows = rows_of(methods, "methods", "corpus", "method", *keys)
-    corpora, findings = each(rows, "corpus"), {}
-    with lecture_style():
-        figure, all_axes = panels(len(corpora))
-        for axes, corpus in zip(all_axes, corpora, strict=True):
-            lora, full = lora_and_full(rows, corpus=corpus)
-            start = lora["before"], lora["old_before"]
-            axes.plot(*start, "*", color="black", markersize=18)
-            note(axes, "base", start, (0, -12), ha="center", va="top", fontsize=14)
-            lora_up = lora["old_loss"] >= full["old_loss"]
-            _arrow(axes, start, lora, lora_up)
-            _arrow(axes, start, full, not lora_up)
-            axes.margins(0.3, 0.38)
-            axes.set_xlabel("loss on the new text\n(nats per character)")
-            heading(axes, corpus)
-            findings[corpus] = _forgets(lora, full)
-        all_axes[0].set_ylabel("loss on the old text\n(nats per character)")
-        lesson = "Right to left is learning, upwards is forgetting; each method has its own best learning rate."
-        return state(figure, joined(findings) + seeds_note(rows), lesson)
-
-
-def _arrow(axes: Axes, start: tuple[float, float], row: Row, up: bool) -> None:
-    """From the base model to where a method ends; its name and what it forgot stand above that end or below."""
-    look, end, spread = LOOKS[row["method"]], (row["loss"], row["old_loss"]), row["old_loss_spread"]
-    how = {"arrowstyle": "-|>", "color": look["color"], "lw": 2.5, "linestyle": look["linestyle"]}
-    axes.annotate("", end, start, arrowprops={**how, "shrinkA": 12, "shrinkB": 8, "mutation_scale": 22})
-    bars = {"xerr": row["loss_spread"], "yerr": spread, "capsize": 5, "elinewidth": 2}
-    axes.errorbar(*end, color=look["color"], marker=look["marker"], markersize=12, **bars)
-    words = f"{SHORT[row['method']]}\n{row['old_loss'] - row['old_before']:+.2f}"
-    style: dict[str, Any] = {"ha": "right", "color": look["color"], "fontweight": "bold", "fontsize": 14}
-    if up:
-        note(axes, words, (end[0], end[1] + spread), (14, 12), va="bottom", **style)
-    else:
-        note(axes, words, (end[0], end[1] - spread), (4, -10), va="top", **style)
-
-
-def _forgets(lora: Row, full: Row) -> str:
-    sign = clearly(lora, full, "old_loss")
-    if not sign:
-        return "no clear difference in what LoRA and full fine-tuning forget"
-    return "full fine-tuning forgets more than LoRA" if sign < 0 else "LoRA forgets more than full fine-tuning"
-
-
 COSTS = (  # the number, over its panel, its unit, what the title calls it
     ("step_seconds", "a step (ms)", 1e-3, "the step time"),
     ("memory_bytes", "memory (MiB)", 2**20, "the memory"),
@@ -128,7 +80,8 @@ COSTS = (  # the number, over its panel, its unit, what the title calls it
 def costs(methods: Records) -> Figure:
     """What a task costs on this model, measured: seconds a step, memory of training, bytes to store."""
     spreads = ("memory_bytes_spread", "stored_bytes_spread")
-    rows = rows_of(methods, "methods", "corpus", "method", *(number for number, *_ in COSTS), *spreads)
+    numbers = (number for number, *_ in COSTS)
+    rows = rows_of(methods, "methods", "corpus", "method", "loss", "curve", *numbers, *spreads)
     corpus = rows[0]["corpus"]
     lora, full = lora_and_full(rows, corpus=corpus)
     with lecture_style():
@@ -143,9 +96,20 @@ def costs(methods: Records) -> Figure:
             heading(axes, words)
         lesson = (
             f"Measured while fine-tuning on {corpus}. Step times within 4 % are called equal. "
-            "Memory is weights, optimiser state and the peak of a step."
+            "Memory is weights, optimiser state and the peak of a step. A step costs as much at any learning rate; "
+            f"but equally many steps do not learn equally much: {_as_far(lora, full)}."
         )
         return state(figure, f"LoRA: {_shares(lora, full)}{seeds_note(rows)}", lesson)
+
+
+def _as_far(lora: Row, full: Row) -> str:
+    """After how many steps full fine-tuning is where LoRA ends, or LoRA where full fine-tuning does: who is ahead."""
+    (ahead, name), (behind, other) = sorted(
+        ((lora, "LoRA"), (full, "full fine-tuning")), key=lambda one: one[0]["loss"]
+    )
+    steps, losses = ahead["curve"]["step"], np.mean(ahead["curve"]["loss"], axis=0)  # (points,)
+    reached = np.interp(-behind["loss"], -np.minimum.accumulate(losses), steps)
+    return f"where {other} ends after {steps[-1]} steps, {name} is after {reached:.0f}"
 
 
 def _shares(lora: Row, full: Row) -> str:

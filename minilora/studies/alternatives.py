@@ -4,14 +4,12 @@ The studies here set LoRA beside its alternatives. As in `studies.py`, each retu
 from those alone. Times are medians of turns that all methods take in one run, and are told as ratios.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..adapters.attach import remove_adapter, set_adapter
-from ..adapters.files import load_adapter
+from ..adapters.attach import remove_adapter
 from ..adapters.merge import merge_adapter
 from ..adapters.qlora import quantize_model
 from ..analysis.counting import count, plan
@@ -19,9 +17,8 @@ from ..autograd.tensor import no_grad
 from ..nn.gpt import GPT, Cache, GPTConfig
 from ..nn.layers import Linear
 from ..nn.storage import load_model
-from ..training.loop import evaluate, train, train_step
+from ..training.loop import evaluate, train_step
 from ..training.optim import AdamW
-from ..training.run import Run
 from .runs import (
     OLD_TEXT,
     SCALE,
@@ -35,7 +32,6 @@ from .runs import (
     peak_bytes,
     prepare,
     rates_of,
-    settings,
     summarise,
     weight_bytes,
 )
@@ -325,58 +321,3 @@ def bits_per_weight(model: Any) -> float:
     linears = [m for _, m in model.named_modules() if isinstance(m, Linear)]
     held = sum(sum(b.nbytes for b in m.buffers().values()) or m.weight.data.nbytes for m in linears)
     return 8 * held / sum(m.weight.size for m in linears)
-
-
-# --- several tasks ---------------------------------------------------------------------------------------------------
-
-TASKS = ("python-docs", "python-code", "unicode-names")
-
-
-def study_tasks(runs: Runs) -> list[dict[str, Any]]:
-    """Three tasks, one after the other: all weights trained in sequence, and an adapter for each on one base.
-
-    A row is the loss on one text after one stage: what a stage does to the others' texts is forgetting.
-    """
-    losses: dict[tuple[str, str, str], list[float]] = {}
-    switches = []
-    for seed in runs.scale.seeds:
-        for stage, model in _sequence(runs, seed):
-            for text in TASKS:
-                loss = evaluate(model, runs.corpus(text), runs.scale.windows)
-                losses.setdefault(("sequential", stage, text), []).append(loss)
-        model = load_model("base")
-        for stage in ("base", *TASKS):
-            if stage != "base":
-                spec = runs.spec(corpus=stage, lr=best_rate(runs, "lora", stage), seed=seed, keep=True)
-                load_adapter(model, runs.file(spec), stage)
-            for text in TASKS:
-                set_adapter(model, text if text in getattr(model, "adapters", {}) else None)
-                loss = evaluate(model, runs.corpus(text), runs.scale.windows)
-                losses.setdefault(("adapters", stage, text), []).append(loss)
-        switches.append(_switch_seconds(model))
-    rows = []
-    for (kind, stage, text), values in losses.items():
-        row = {"kind": kind, "stage": stage, "text": text, "switch_seconds": float(np.median(switches))}
-        rows.append({**row, **summarise([{"loss": value} for value in values], "loss")})
-    return rows
-
-
-def _sequence(runs: Runs, seed: int) -> Any:
-    """(stage, model) before training and after full fine-tuning on each task in turn, each at its best rate."""
-    model = load_model("base")
-    yield "base", model
-    for stage in TASKS:
-        spec = runs.spec(method="full", corpus=stage, lr=best_rate(runs, "full", stage), seed=seed)
-        train(Run(model, runs.corpus(stage), settings(spec)), progress=False)
-        runs.bar.update()
-        yield stage, model
-
-
-def _switch_seconds(model: Any, repeats: int = 50) -> float:
-    """The median time of `set_adapter` from one task to the next."""
-    times = []
-    for i in range(repeats * len(TASKS)):
-        start = time.perf_counter()
-        set_adapter(model, TASKS[i % len(TASKS)])
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))

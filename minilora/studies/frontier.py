@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Row, clearly, each, where
+from .findings import Row, each, where
 
 Point = tuple[float, float]  # loss on the new text, loss on the old text
-SHARES = (0.5, 0.75, 0.9, 1.0)  # of the way from the base's loss on the new text to the least that both methods reach
+SHARES = (
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    1.0,
+)  # of the way from the base's loss on the new text to the least that both methods reach
 
 
 def points(curves: Iterable[Mapping[str, Any]], ends: bool = False) -> list[Point]:
@@ -54,14 +62,19 @@ def reach(seeds: Iterable[Sequence[Point]]) -> float:
     return max(frontier[0][0] for frontier in seeds)
 
 
+def olds(seeds: Iterable[Sequence[Point]], new: float) -> list[float]:
+    """Each seed's loss on the old text at a matched loss on the new one. Raises ValueError where a seed stops short."""
+    found = [old_at(frontier, new) for frontier in seeds]
+    if None in found:
+        raise ValueError(f"frontier: a loss of {new:.4g} on the new text is not reached with every seed")
+    return [old for old in found if old is not None]
+
+
 def forgets(seeds: Iterable[Sequence[Point]], new: float) -> Row:
-    """{"old_loss", "old_loss_spread", "seeds"} at a matched loss on the new text, which every seed reaches."""
-    losses = [old for frontier in seeds if (old := old_at(frontier, new)) is not None]
-    return {
-        "old_loss": float(np.mean(losses)),
-        "old_loss_spread": (max(losses) - min(losses)) / 2,
-        "seeds": len(losses),
-    }
+    """{"old_loss", "old_loss_spread", "seeds"} at a matched loss on the new text: mean, half the range, how many."""
+    losses = olds(seeds, new)
+    spread = (max(losses) - min(losses)) / 2
+    return {"old_loss": float(np.mean(losses)), "old_loss_spread": spread, "seeds": len(losses)}
 
 
 def matches(one: Sequence[Sequence[Point]], other: Sequence[Sequence[Point]], before: float) -> list[float]:
@@ -70,10 +83,16 @@ def matches(one: Sequence[Sequence[Point]], other: Sequence[Sequence[Point]], be
     return [before - share * (before - deepest) for share in SHARES]
 
 
+def sign(one: Sequence[Sequence[Point]], other: Sequence[Sequence[Point]], new: float) -> int:
+    """-1 where one forgets clearly less than the other at a matched loss: its most over the seeds is below the other's
+    least; 1 where clearly more; 0 where the ranges meet."""
+    a, b = olds(one, new), olds(other, new)
+    return -1 if max(a) < min(b) else 1 if min(a) > max(b) else 0
+
+
 def signs(one: Sequence[Sequence[Point]], other: Sequence[Sequence[Point]], before: float) -> list[int]:
-    """At each match -1 where one forgets clearly less than the other, 1 where more, 0 where the seeds' ranges meet."""
-    news = matches(one, other, before)
-    return [clearly(forgets(one, new), forgets(other, new), "old_loss") for new in news]
+    """`sign` at each of the `matches`."""
+    return [sign(one, other, new) for new in matches(one, other, before)]
 
 
 def verdict(found: Sequence[int]) -> int:

@@ -20,10 +20,12 @@ from ..training.loop import evaluate
 from . import (
     alternatives,
     change,
+    forgetting,
     intruders,
     rates,
     real,
     rewards,
+    tasks,
 )
 from .runs import (
     ALL,
@@ -203,7 +205,8 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "sizes": alternatives.study_sizes,
     "bits": alternatives.study_bits,
     "sixteen-bits": change.study_sixteen_bits,
-    "tasks": alternatives.study_tasks,
+    "forgetting": forgetting.study_forgetting,
+    "tasks": tasks.study_tasks,
     "latency": alternatives.study_latency,
     "memory": alternatives.study_memory,
     "rewards": rewards.study_rewards,

@@ -198,18 +198,42 @@ def few_bits():
     return rows
 
 
+def forgetting():
+    """Full fine-tuning learns most and forgets most, and forgets least where others have learned as much as it has."""
+    ends = {"full": 1.2, "full + pull": 1.2, "LoRA r=8": 1.5, "LoRA r=8 on q,v": 1.8, "last block": 1.6}
+    bends = {"full": 1.0, "full + pull": 0.5, "LoRA r=8": 1.3, "LoRA r=8 on q,v": 1.6, "last block": 1.0}
+    rows = []
+    for corpus, (method, end), seed in itertools.product(CORPORA, ends.items(), (0, 1, 2)):
+        for lr, share in ((1e-3, 0.5), (3e-3, 1.0)):  # the gentler rate gets half as far
+            new = np.linspace(3.0, 3.0 - share * (3.0 - end), 25)
+            old = 1.1 + bends[method] * (1 + 0.01 * seed) * (3.0 - new) ** 2
+            curve = {"step": list(range(25)), "loss": new.tolist(), "old_loss": old.tolist()}
+            row = {"corpus": corpus, "method": method, "lr": lr, "pull": 0.0, "seed": seed, "trainable": 1000}
+            row |= {
+                "before": 3.0,
+                "old_before": 1.1,
+                "loss": float(new[-1]),
+                "old_loss": float(old[-1]),
+                "curve": curve,
+            }
+            rows.append(row)
+    return rows
+
+
 TEXTS = ("my-docs", "my-code", "my-names")
 
 
 def tasks():
-    """In sequence the loss on a text falls to 1.5 at its stage, and is a nat higher with each stage after that."""
+    """In sequence the loss on a text falls to 1.5 at its stage, and is a nat higher with each stage after that; at
+    gentle rates half a nat."""
     rows = []
-    for kind in ("sequential", "adapters"):
+    each = {"sequential": 1.0, "gentle": 0.5, "adapters": 0.0}
+    for kind in each:
         for i, stage in enumerate(("base", *TEXTS)):
             for j, text in enumerate(TEXTS, start=1):
-                since = 0 if kind == "adapters" else max(i - j, 0)
-                loss = 3.0 if i < j else 1.5 + since
-                rows.append({"kind": kind, "stage": stage, "text": text, "switch_seconds": 3e-4, **mean(loss)})
+                loss = 3.0 if i < j else 1.5 + each[kind] * max(i - j, 0)
+                row = {"kind": kind, "stage": stage, "text": text, "switch_seconds": 3e-4, "lr": 1e-3}
+                rows.append({**row, **mean(loss)})
     return rows
 
 
@@ -278,7 +302,7 @@ def real():
 ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "data": data,
-    "sizes": sizes, "bits": few_bits, "tasks": tasks, "latency": latency,
+    "sizes": sizes, "bits": few_bits, "tasks": tasks, "forgetting": forgetting, "latency": latency,
     "memory": memory, "real": real, "rewards": rewards, "intruders": intruders, "rank-use": rank_use,
     "sixteen-bits": sixteen_bits,
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """LoRA among its alternatives: the titles and the numbers in the pictures say what the records say."""
 
-import numpy as np
 import pytest
 
 from minilora.pictures.alternatives import _course, thousands
@@ -116,22 +115,3 @@ def test_what_the_text_loses_to_a_prefix_is_told_apart(figure_of):
 def test_a_course_in_words(losses, said):
     rows = [{"trainable": 1000 * (i + 1), "loss": loss, "loss_spread": 0.1} for i, loss in enumerate(losses)]
     assert _course(rows) == said
-
-
-# --- tasks -----------------------------------------------------------------------------------------------------------
-
-
-def test_tasks_tell_what_is_forgotten(title, figure_of, wide):
-    assert title("tasks") == (
-        "Trained in sequence the model forgets docs (+2.00) and code (+1.00), adapters nothing"
-    )  # fmt: skip
-    assert title("tasks", wide) == "Trained in sequence the model forgets nothing, adapters nothing"
-    worse = lambda row: row.update(loss=9.0) if (row["stage"], row["text"]) == ("my-names", "my-docs") else None
-    assert title("tasks", worse).endswith("adapters docs (+7.50)")
-    assert "takes 300 microseconds" in figure_of("tasks").get_label()
-
-
-def test_the_heat_maps_hold_a_row_for_each_stage(figure_of):
-    sequential, adapters = (axes.images[0].get_array() for axes in figure_of("tasks").axes)
-    assert np.array_equal(sequential, [[3, 3, 3], [1.5, 3, 3], [2.5, 1.5, 3], [3.5, 2.5, 1.5]])
-    assert np.array_equal(adapters, [[3, 3, 3], [1.5, 3, 3], [1.5, 1.5, 3], [1.5, 1.5, 1.5]])

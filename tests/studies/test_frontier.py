@@ -35,14 +35,20 @@ def seeds(*olds):
 
 def test_two_methods_are_compared_where_both_get_with_every_seed():
     short = [[(2.5, 2.0), (3.0, 1.0)], [(2.4, 2.0), (3.0, 1.0)]]
-    assert f.reach(short) == 2.5 and f.matches(short, seeds(2.0), 3.0) == [2.75, 2.625, pytest.approx(2.55), 2.5]
+    assert f.reach(short) == 2.5 and f.matches(short, seeds(2.0), 3.0) == pytest.approx(
+        [2.8, 2.75, 2.7, 2.65, 2.6, 2.55, 2.5]
+    )
     assert f.forgets(seeds(2.0, 3.0), 2.0) == {"old_loss": 2.5, "old_loss_spread": 0.5, "seeds": 2}
+    assert f.olds(seeds(2.0, 3.0), 2.5) == [1.5, 2.0]
+    with pytest.raises(ValueError, match=r"a loss of 2\.45 on the new text is not reached with every seed"):
+        f.olds(short, 2.45)
 
 
 def test_less_is_said_only_where_the_ranges_over_the_seeds_part():
     low, high, wide = seeds(1.4, 1.5), seeds(2.0, 2.2), seeds(1.3, 2.6)
-    assert f.signs(low, high, 3.0) == [-1, -1, -1, -1] and f.signs(high, low, 3.0) == [1, 1, 1, 1]
-    assert f.signs(low, wide, 3.0) == [0, 0, 0, 0]
+    assert f.signs(low, high, 3.0) == [-1] * 7 and f.signs(high, low, 3.0) == [1] * 7
+    assert f.signs(low, wide, 3.0) == [0] * 7
+    assert f.sign(low, seeds(1.5, 9.0), 2.0) == 0 != f.sign(low, seeds(1.51, 9.0), 2.0)  # the ranges meet, or part
     found = {(-1, -1, -1, -1): -1, (0, 0, -1, -1): -1, (0, 0, 0, -1): 0, (-1, -1, 0, 1): 0, (0, 1, 1, 1): 1}
     assert {signs: f.verdict(signs) for signs in found} == found
 

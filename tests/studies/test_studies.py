@@ -255,6 +255,7 @@ def stop(monkeypatch):
                 "subspaces",
                 "sizes",
                 "bits",
+                "forgetting",
                 "tasks",
             )
         ),
