@@ -134,6 +134,7 @@ WRONG = {  # what was said, as a pattern -> what is true
     r"everyone after it": "PiSSA starts at B's and A's singular vectors; Hayou et al. study A = 0",
     r"eq\. 1 less its dropout masks": "without its masks eq. 1 keeps 4 a s / h",
     r"LoRA of rank 4 beats full": "lecture 4 has no rank 4, and no such result",
+    r"Pfeiffer et al\. 2021, section 3\.2|AdapterFusion\W+section 3\.2": "appendix A.2 and figure 5",
     r"Li & Liang 2021, section 6\.1": "FT-Top2 is defined in section 5.2",
     r"LLM\.int8\(\)\W+section 2\.1\), 4 bits": "a scale a row is section 3.1",
     r"always limited by memory": "a thin product is while its rank is below the machine's ridge",
