@@ -27,11 +27,11 @@ def study(args: argparse.Namespace) -> int:
     """Put a question of the lecture to the base model, by training it many times.
 
     The studies: methods (LoRA, all weights, every alternative), matrices, ranks, rates (learning rates), starts
-    (initialisation), data (how much text), spectra, rank-use, truncation and subspaces (where the update lives),
-    intruders (do they cause forgetting?), sizes (how each method scales), bits (quantised bases and QLoRA),
-    sixteen-bits (what a merge keeps), forgetting (beside what is learned), tasks (one after the other), latency and
-    memory, rewards (reinforcement learning with few parameters); and real, which puts its question to SmolLM2 and needs
-    it fetched: minilora fetch smollm2-135m.
+    (initialisation), asymmetry (A or B alone), batches (batch size), data (how much text), spectra, rank-use,
+    truncation and subspaces (where the update lives), intruders (do they cause forgetting?), sizes (how each method
+    scales), bits (quantised bases and QLoRA), sixteen-bits (what a merge keeps), forgetting (beside what is learned),
+    tasks (one after the other), latency and memory, rewards (reinforcement learning with few parameters); and real,
+    which puts its question to SmolLM2 and needs it fetched: minilora fetch smollm2-135m.
 
     Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour,
     and real another one.

@@ -26,6 +26,8 @@ from ..studies.studies import load_records
 from . import (
     accounts,
     alternatives,
+    amounts,
+    asymmetry,
     change,
     choices,
     comparison,
@@ -61,7 +63,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "rates": (("rates",), rates.rates),
     "scaling": (("rates",), rates.scaling),
     "starts": (("starts",), choices.starts),
-    "data": (("data",), learning.data),
+    "asymmetry": (("asymmetry",), asymmetry.asymmetry),
+    "batches": (("batches",), amounts.batches),
+    "data": (("data",), amounts.data),
     "alternatives": (("methods",), alternatives.alternatives),
     "comparison": (("methods",), comparison.comparison),
     "sizes": (("sizes",), alternatives.sizes),
@@ -78,7 +82,18 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
 }
 
 # Studies whose figures show one text, and the text they show where none is named.
-OF_ONE_TEXT = ("rates", "starts", "data", "spectra", "truncation", "subspaces", "sizes", "rank-use", "sixteen-bits")
+OF_ONE_TEXT = (
+    "rates",
+    "starts",
+    "batches",
+    "data",
+    "spectra",
+    "truncation",
+    "subspaces",
+    "sizes",
+    "rank-use",
+    "sixteen-bits",
+)
 CORPUS = "unicode-names"
 
 SPREAD = " Spread: half the distance from the least seed to the most, drawn to each side of the mean."
@@ -167,9 +182,22 @@ CAPTIONS: dict[str, str] = {
         "Three ways to begin: left the loss at step 0 and after training, right the norms of the gradients of all "
         "A and all B at step 0, of one seed; error bars are the spread over seeds."
     ),
+    "asymmetry": (
+        "Validation loss of LoRA of rank 8 with both factors trained, begun with A random and B zero or the other way "
+        "round; and of B or A trained alone under the other one, random and frozen, at rank 8 and at rank 16, which "
+        "has as many parameters as both; error bars are the spread over seeds."
+    ),
+    "batches": (
+        "Left, validation loss against the number of windows in a batch: as many windows in all, so the larger the "
+        "batch, the fewer the steps; each at its own best learning rate. Right, how far LoRA's loss is above full "
+        "fine-tuning's on the same batches; hollow: batches of 8 in as few steps as the largest takes. Error bars are "
+        "the spread over seeds."
+    ),
     "data": (
-        "Validation loss against the amount of training text, for LoRA of rank 1, of rank 8 and full fine-tuning; "
-        "error bars are the spread over seeds."
+        "Validation loss against the amount of training text, one piece for each seed, drawn anywhere in the text: "
+        "left at the end of training, right at the step that is best on windows halfway between those told of; by "
+        "these the learning rate is chosen, too, for each amount. Dashed: the untouched base. Error bars are the "
+        "spread over seeds; methods are compared on the same piece."
     ),
     "alternatives": (
         "Validation loss of every method at its own best learning rate; error bars are the spread over seeds. Blue "

@@ -1,7 +1,5 @@
 """LoRA against full fine-tuning, from the study's records: what each learns, what it forgets and what it costs."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +12,6 @@ from ..studies.findings import (
     joined,
     listed,
     lora_and_full,
-    ordered,
     percent,
     rows_of,
     seeds_note,
@@ -23,17 +20,13 @@ from .drawing import (
     LOOKS,
     LOSS,
     SHORT,
-    THIRD,
     bar,
-    fit,
     heading,
     label_ends,
-    line,
-    name_astray,
     panels,
     state,
 )
-from .style import lecture_style, written_ticks
+from .style import lecture_style
 
 
 def loss_curves(methods: Records) -> Figure:
@@ -119,47 +112,3 @@ def _shares(lora: Row, full: Row) -> str:
     told = [f"{percent(lora[n] / full[n])} of {words}" for n, _, _, words in COSTS if clear[n]]
     same = [words for n, _, _, words in COSTS if not clear[n]]
     return "; ".join([*told, *([f"no clear difference in {listed(same)}"] if same else [])])
-
-
-def data(records: Records) -> Figure:
-    """Validation loss against the amount of training text."""
-    rows = rows_of(records, "data", "method", "characters", "loss", "loss_spread")
-    looks = {"LoRA r=1": THIRD, "LoRA r=8": LOOKS["lora"], "full": LOOKS["full"]}
-    found = {method: ordered(rows, "characters", method=method) for method in looks}
-    with lecture_style():
-        figure, [axes] = panels()
-        shown = [row for many in found.values() for row in many]
-        fit(axes, shown)
-        name_astray(axes, shown, "characters")
-        for method, look in looks.items():
-            line(axes, found[method], "characters", look)
-        written_ticks(axes, [row["characters"] for row in found["full"]], "{:,.0f}")
-        axes.set(xlabel="characters of training text", ylabel=LOSS)
-        ends = [(found[m][-1]["characters"], found[m][-1]["loss"], m, look["color"]) for m, look in looks.items()]
-        label_ends(axes, ends)
-        told = [f"{method} {_loses(found[method], found['full'])}" for method in ("LoRA r=1", "LoRA r=8")]
-        lesson = "Each run sees as many batches, drawn from so much text."
-        return state(figure, "; ".join(told) + seeds_note(rows), lesson)
-
-
-def _loses(lora: Sequence[Row], full: Sequence[Row]) -> str:
-    """Up to which amount of text LoRA is clearly better than full fine-tuning, and from which on clearly worse."""
-    signs = [clearly(a, b) for a, b in zip(lora, full, strict=True)]
-    worse = next((i for i in range(len(signs)) if all(sign > 0 for sign in signs[i:])), None)
-    better = next((i for i, sign in enumerate(signs) if sign >= 0), len(signs))
-    wins = f"wins up to {lora[better - 1]['characters']:,} characters" if better else ""
-    if worse == 0:
-        return "loses to full at every amount"
-    if worse is not None:
-        return (
-            f"{wins}, loses from {lora[worse]['characters']:,} on"
-            if wins
-            else (f"loses from {lora[worse]['characters']:,} characters on")
-        )
-    if wins:
-        return "wins at every amount" if better == len(signs) else wins
-    if all(sign == 0 for sign in signs):
-        return "shows no clear difference from full"
-    if all(sign <= 0 for sign in signs):
-        return "is never clearly worse than full"
-    return "is at times worse than full, but not with the most text"

@@ -40,7 +40,8 @@ def rates_around(
 ) -> tuple[float, dict[float, float]]:
     """The learning rate whose neighbours are no better, and {rate: score} of the three, at the first seed.
 
-    The rates are a factor apart, on a grid through a guess.
+    The rates are a factor apart, on a grid through a guess, which had better be low: below the best rate the loss falls
+    steadily, while beyond it it rises, and may fall again before it rises for good.
     """
     rate = lambda place: float(f"{guess * factor**place:.4g}")
     height = lambda place: float(score(runs.record(replace(spec, lr=rate(place), seed=runs.scale.seeds[0]))))

@@ -111,7 +111,7 @@ FULL = Scale(
     middle_rates=(3e-3, 1e-2, 3e-2, 1e-1),
     high_rates=(1e-2, 3e-2, 1e-1, 3e-1, 1.0),
     ranks=(1, 2, 4, 8, 16, 32, 64),
-    characters=(2_000, 8_000, 32_000, 128_000, 512_000),
+    characters=(2_000, 32_000),
     windows=48,
 )
 QUICK = Scale(

@@ -17,16 +17,7 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import (
-    alternatives,
-    change,
-    forgetting,
-    intruders,
-    rates,
-    real,
-    rewards,
-    tasks,
-)
+from . import alternatives, asymmetry, batches, change, data, forgetting, intruders, rates, real, rewards, tasks
 from .runs import (
     ALL,
     FORMAT,
@@ -103,17 +94,6 @@ def study_starts(runs: Runs) -> list[dict[str, Any]]:
 
 def _halves(items: list) -> tuple[list, list]:
     return items[: len(items) // 2], items[len(items) // 2 :]
-
-
-def study_data(runs: Runs) -> list[dict[str, Any]]:
-    """How much text: LoRA at ranks 1 and 8 against full fine-tuning on more and more characters."""
-    rows = []
-    for corpus, (method, rank) in itertools.product(runs.scale.corpora, (("lora", 1), ("lora", 8), ("full", 8))):
-        name, lr = "full" if method == "full" else f"LoRA r={rank}", best_rate(runs, method, corpus)
-        for characters in runs.scale.characters:
-            spec = runs.spec(corpus=corpus, method=method, rank=rank, alpha=SCALE * rank, lr=lr, characters=characters)
-            rows.append({"corpus": corpus, "method": name, "characters": characters, **over_seeds(runs, spec)})
-    return rows
 
 
 def study_spectra(runs: Runs) -> list[dict[str, Any]]:
@@ -196,7 +176,9 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "ranks": study_ranks,
     "rates": rates.study_rates,
     "starts": study_starts,
-    "data": study_data,
+    "asymmetry": asymmetry.study_asymmetry,
+    "batches": batches.study_batches,
+    "data": data.study_data,
     "spectra": study_spectra,
     "intruders": intruders.study_intruders,
     "rank-use": change.study_rank_use,

@@ -2,8 +2,6 @@
 
 import pytest
 
-from minilora.pictures.learning import _loses
-
 
 @pytest.fixture
 def swap(records):
@@ -41,18 +39,3 @@ def test_costs_say_what_equally_many_steps_do_not_make_equal(figure_of, swap):
     near = lambda row: row.update(curve={"step": [0, 5, 10], "loss": [[3.0, 1.4, 1.2]]}) if row["loss"] == 1.2 else None
     assert "LoRA ends after 10 steps, full fine-tuning is after 5." in figure_of("costs", near).get_label()
     assert "where full fine-tuning ends after 10 steps, LoRA is" in figure_of("costs", swap("loss")).get_label()
-
-
-def test_data_tell_from_where_on_lora_loses(title, wide):
-    assert title("data") == "LoRA r=1 loses to full at every amount; LoRA r=8 loses from 32,000 characters on"
-    assert title("data", wide).startswith("LoRA r=1 shows no clear difference from full")
-
-
-def test_data_tell_up_to_where_lora_wins():
-    row = lambda characters, loss: {"characters": characters, "loss": loss, "loss_spread": 0.01}
-    full = [row(10, 5.0), row(100, 3.0), row(1000, 2.0)]
-    assert (
-        _loses([row(10, 4.0), row(100, 3.0), row(1000, 2.5)], full) == "wins up to 10 characters, loses from 1,000 on"
-    )
-    assert _loses([row(10, 4.0), row(100, 2.0), row(1000, 1.5)], full) == "wins at every amount"
-    assert _loses([row(10, 4.0), row(100, 3.0), row(1000, 2.0)], full) == "wins up to 10 characters"

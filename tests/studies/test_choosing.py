@@ -15,6 +15,12 @@ def test_the_walk_ends_at_the_bottom_of_a_valley_and_stays_on_a_plain(start):
     assert descend(lambda k: abs(k - 3) if k < 20 else float("inf"), start) == 3
 
 
+def test_a_walk_from_below_ends_before_the_cliff_and_one_from_beyond_it_does_not():
+    """As LoRA of rank 64 at batches of 64 has it: why a guess had better be low."""
+    heights = [2.9, 2.5, 2.2, 3.8, 3.1, 3.2, 3.4]
+    assert [descend(lambda k: heights[k], start) for start in (1, 2, 4)] == [2, 2, 4]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unicode-names", "python-code"])
 def test_windows_for_choosing_are_none_of_those_that_are_told_of(name):

@@ -249,6 +249,8 @@ def stop(monkeypatch):
                 "matrices",
                 "ranks",
                 "rates",
+                "asymmetry",
+                "batches",
                 "data",
                 "spectra",
                 "truncation",
