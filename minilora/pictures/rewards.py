@@ -34,7 +34,7 @@ def rewards(records: Records) -> Figure:
         for axes in (left, right):
             axes.axhline(100 * rows[0]["before"], color=GREY, linewidth=2, linestyle=(0, (4, 3)), zorder=0)
         note(left, "before", (left.get_xlim()[1], 100 * rows[0]["before"]), (0, 4), ha="right", fontsize=14, color=GREY)
-        return state(figure, _enough(found) + seeds_note(rows), f"{_beside(found)} {_lost(found)}")
+        return state(figure, _enough(found) + seeds_note(rows), f"{_beside(found)} {_apart(found)}{_lost(found)}")
 
 
 def _sizes(axes: Axes, rows: Sequence[Row], way: str) -> None:
@@ -95,6 +95,20 @@ def _beside(found: dict[str, list[Row]]) -> str:
     return (
         f"Enough: not clearly below {percent(SHARE)} of the best gain. At the same size: {'; '.join(said)} parameters."
     )
+
+
+def _apart(found: dict[str, list[Row]]) -> str:
+    """Where seeds end far apart: a rate that served the first one did not serve all."""
+    told = ""
+    for way, rows in found.items():
+        for row in (row for row in rows if row["reward_spread"] > 0.25):
+            ends = np.array(row["curve"]["reward"])[:, -1]
+            between = f"end between {percent(ends.min())} and {percent(ends.max())}"
+            told += (
+                f"With {thousands(row['trainable'])} parameters the seeds of {way} {between}: the rate was chosen on "
+            )
+            told += "the first. "
+    return told
 
 
 def _lost(found: dict[str, list[Row]]) -> str:

@@ -51,6 +51,16 @@ def test_the_label_sets_the_ways_beside_each_other_at_each_size(figure_of, wide)
     assert "goes from 1.10 to 2.00 with rewards and 1.20 with examples" in label and "'WE WITH WE'" in label
 
 
+def test_seeds_that_end_far_apart_are_told(figure_of):
+    def lost(row):
+        if row["trainable"] == 1000 and row["way"] == "rewards":
+            row.update(reward=0.6, reward_spread=0.45)
+            row["curve"]["reward"] = [[*row["curve"]["reward"][0][:-1], value] for value in (0.9, 0.9, 0.0)]
+
+    assert "seeds" not in figure_of("rewards").get_label().partition("Enough")[2]
+    assert "With 1k parameters the seeds of rewards end between 0 % and 90 %" in figure_of("rewards", lost).get_label()
+
+
 def test_the_picture_holds_the_seeds(figure_of):
     left, right = figure_of("rewards").axes
     for container, shares in zip(left.containers, ((60, 90, 95, 95), (10, 20, 80, 85)), strict=True):
