@@ -35,7 +35,7 @@ def _compared(runs: Runs, corpus: str, size: int, steps: int) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     records: dict[str, list[dict[str, Any]]] = {}
     for method, (changes, guess) in METHODS.items():
-        spec = runs.spec(corpus=corpus, batch_size=size, steps=steps, **changes)
+        spec = runs.spec(corpus=corpus, batch_size=size, steps=steps, looks=1, **changes)
         near = guess * 2.0 ** int(math.log2(size / 8) / 2)  # about as the square root of the batch
         lr, around = rates_around(runs, spec, near)
         row: dict[str, Any] = {"corpus": corpus, "method": method, "batch_size": size, "steps": steps, "lr": lr}

@@ -45,5 +45,7 @@ def rates_around(
     """
     rate = lambda place: float(f"{guess * factor**place:.4g}")
     height = lambda place: float(score(runs.record(replace(spec, lr=rate(place), seed=runs.scale.seeds[0]))))
+    if len(runs.scale.seeds) < 2:  # the quick form takes the guess
+        return rate(0), {rate(0): height(0)}
     place = descend(height)
     return rate(place), {rate(at): height(at) for at in (place - 1, place, place + 1)}

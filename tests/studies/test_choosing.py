@@ -5,7 +5,7 @@ import pytest
 
 import minilora as ml
 from minilora.studies.choosing import Between, descend, rates_around
-from minilora.studies.runs import FULL, Spec
+from minilora.studies.runs import FULL, QUICK, Spec
 
 
 @pytest.mark.parametrize("start", [-4, 0, 3, 9])
@@ -36,8 +36,8 @@ def test_windows_for_choosing_are_none_of_those_that_are_told_of(name):
 class Valley:
     """Runs whose loss is least at one learning rate."""
 
-    def __init__(self, best):
-        self.best, self.taken, self.scale = best, [], FULL
+    def __init__(self, best, scale=FULL):
+        self.best, self.taken, self.scale = best, [], scale
 
     def record(self, spec):
         self.taken.append(spec)
@@ -52,3 +52,9 @@ def test_the_best_rate_is_inside_the_three_that_are_told(best):
     assert np.allclose(np.diff(np.log2(list(around))), 1, atol=1e-3)
     assert {spec.seed for spec in runs.taken} == {FULL.seeds[0]}
     assert rates_around(runs, Spec(), 1e-2, 3.0, lambda record: abs(np.log(record["other"] / 1e-2)))[0] == 1e-2
+
+
+def test_the_quick_form_takes_the_guess():
+    runs = Valley(1e-2, QUICK)
+    assert rates_around(runs, Spec(), 3e-3) == (3e-3, {3e-3: pytest.approx(np.log2(10 / 3))})
+    assert len(runs.taken) == 1
