@@ -112,7 +112,7 @@ CAPTIONS: dict[str, str] = {
         "learning rates and steps: a run that stops early counts. A line is the mean over seeds of each seed's "
         "lower-left envelope, as far to the left as every seed gets; bands reach from the least to the most. Star: the "
         "base. A method forgets less where its line lies below and the bands part. full + pull: with weight decay "
-        "towards the base. Full and LoRA r=8 have four or five rates, the others two or three. Biderman et al. 2024 "
+        "towards the base. Every method has four or five rates. Biderman et al. 2024 "
         "(section 4.3) saw LoRA and full fine-tuning of 7 billion parameters on about one such curve."
     ),
     "forgetting-one-rate": (

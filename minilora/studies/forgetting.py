@@ -3,8 +3,7 @@
 One rate a method, chosen by the new text alone, compares a method that learned more with one that learned less. Here
 every rate of a method's grid is trained with every seed, and each look on the way counts: a training that was stopped
 there. With equal right stand beside LoRA: the last block, bottleneck adapters, and full fine-tuning pulled back to the
-base (Li, Grandvalet & Davoine 2018). What the records say is told by `frontier.py`. Full fine-tuning and LoRA of rank 8
-have four or five rates, the others two each: gentler ones may yet lower their frontiers where little is learned.
+base (Li, Grandvalet & Davoine 2018). What the records say is told by `frontier.py`.
 """
 
 import itertools
@@ -21,11 +20,11 @@ from .runs import OLD_TEXT, SCALE, Runs, Spec
 METHODS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "full": ({"method": "full", "keep": True}, (1e-4, 3e-4, 1e-3, 1.98e-3, 3e-3)),
     "LoRA r=8": ({"keep": True}, (1e-3, 3e-3, 6.67e-3, 1e-2)),
-    "LoRA r=1": ({"rank": 1, "alpha": SCALE, "keep": True}, (3e-3, 1e-2)),
-    "LoRA r=64": ({"rank": 64, "alpha": 64 * SCALE, "keep": True}, (1e-3, 2.96e-3)),
-    "LoRA r=8 on q,v": (COMPARED["lora-qv"], (3e-3, 1e-2)),
-    "last block": (COMPARED["last-blocks"], (1e-3, 3e-3)),
-    "adapters": (COMPARED["pfeiffer"], (3e-3, 1e-2)),
+    "LoRA r=1": ({"rank": 1, "alpha": SCALE, "keep": True}, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "LoRA r=64": ({"rank": 64, "alpha": 64 * SCALE, "keep": True}, (3e-4, 1e-3, 2.96e-3, 1e-2)),
+    "LoRA r=8 on q,v": (COMPARED["lora-qv"], (1e-3, 3e-3, 1e-2, 3e-2)),
+    "last block": (COMPARED["last-blocks"], (3e-4, 1e-3, 3e-3, 1e-2)),
+    "adapters": (COMPARED["pfeiffer"], (1e-3, 3e-3, 1e-2, 3e-2)),
 }
 PULLED = ((1e-3, 10.0), (3e-3, 10.0), (3e-3, 30.0))  # learning rate, pull: beside the runs of "full", whose pull is 0
 
