@@ -65,14 +65,20 @@ def english_forgotten(records: Records) -> Figure:
         for row, (colour, marker) in zip(lines, RATES, strict=False):
             x, y = [before["loss"], *row["curve"]["loss"]], [before["old_loss"], *row["curve"]["old_loss"]]
             axes.plot(x, y, color=colour, marker=marker, markersize=9)
+            for other in (other for other in rows if other["seed"] and other["lr"] == row["lr"]):
+                axes.plot(other["loss"], other["old_loss"], marker, color=colour, markersize=9, fillstyle="none", mew=2)
             words = f"{row['lr']:g}: {percent(_share(row))} right"
-            note(axes, words, (x[-1], y[-1]), (-8, 8), color=colour, fontweight="bold", fontsize=14, ha="left")
+            lowest = row is min(lines, key=lambda row: row["old_loss"])  # below it there is room
+            offset, ha = ((10, -26), "right") if lowest else ((-12, 0), "right")
+            note(axes, words, (x[-1], y[-1]), offset, color=colour, fontweight="bold", fontsize=14, ha=ha)
         axes.plot(before["loss"], before["old_loss"], "*", color="black", markersize=18, zorder=3)
         note(axes, "as it came", (before["loss"], before["old_loss"]), (4, -24), ha="right", fontsize=14)
         _written_losses(axes, [before["loss"], *(row["loss"] for row in lines)])
         axes.margins(0.12, 0.2)
+        axes.set_xlim(left=min(row["loss"] for row in lines) / 14)  # room for the words at their ends
         lesson = (
-            "Right to left is learning, upwards is forgetting; a point is a quarter of a run. One seed at each rate."
+            "Right to left is learning, upwards is forgetting; a point is a quarter of a run. At each rate one seed is "
+            "drawn, and of others, hollow, the end."
         )
         return state(figure, _paid(lines, before), lesson)
 
@@ -88,8 +94,6 @@ def _paid(lines: Sequence[Row], before: Row) -> str:
     """What the rate that answers most rightly pays in English, and the rate that pays most."""
     best = max(lines, key=_share)
     dearest = max(lines, key=lambda row: row["old_loss"])
-    cost = lambda row: f"{row['old_loss'] - before['old_loss']:+.2f} nats of English"
-    told = f"a rate of {best['lr']:g} answers {percent(_share(best))} rightly, for {cost(best)}"
-    return (
-        told if dearest is best else f"{told}; {dearest['lr']:g} costs {cost(dearest)} for {percent(_share(dearest))}"
-    )
+    right, cost = lambda row: percent(_share(row)), lambda row: f"{row['old_loss'] - before['old_loss']:+.2f}"
+    told = f"{right(best)} right for {cost(best)} nats of English at {best['lr']:g}"
+    return told if dearest is best else f"{told}; {right(dearest)} for {cost(dearest)} at {dearest['lr']:g}"

@@ -26,18 +26,17 @@ def test_one_share_is_told_once(title):
 
 def test_what_is_paid_in_english(title, figure_of):
     assert title("real-forgetting") == (
-        "A rate of 0.003 answers 81 % rightly, for +0.60 nats of English"
+        "81 % right for +0.60 nats of English at 0.003"
     )  # fmt: skip
     few = lambda row: row.update(right=50) if row["lr"] == 3e-3 else None
-    assert title("real-forgetting", few) == (
-        "A rate of 0.001 answers 80 % rightly, for +0.10 nats of English; 0.003 costs +0.60 nats of English for 50 %"
-    )
+    assert title("real-forgetting", few) == ("80 % right for +0.10 nats of English at 0.001; 50 % for +0.60 at 0.003")
     [axes] = figure_of("real-forgetting").axes
     lines = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) > 1]
     assert np.allclose(
         lines[0], [[1.7, 3.0], [0.4, 3.01], [0.2, 3.02]]
     )  # the lowest rate first, from the model as it came
-    assert len(lines) == 3  # other seeds are not among them
+    assert len(lines) == 3  # other seeds are not among them: they are hollow points
+    assert [line.get_fillstyle() for line in axes.lines].count("none") == 2
 
 
 def test_records_without_a_trained_model_are_refused(figure_of):
