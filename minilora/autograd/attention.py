@@ -300,10 +300,11 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None, agai
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
     o *= f
     held = None if again else (e, kept)
+    redo = functools.partial(_again, xp, scores, top) if again else None  # else the largest scores need not be kept
 
     def vjp(g):
         g = (g if group == 1 else g.reshape(o.shape)) * f
-        e, kept = held or _again(xp, scores(), top, keep if keep is None else across(keep))
+        e, kept = held or redo(keep if keep is None else across(keep))  # type: ignore[misc]
         ds = v @ g.swapaxes(-1, -2)  # (..., S, T), dP^T at first
         if keep is not None:
             ds *= across(keep)
@@ -314,8 +315,9 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None, agai
     return apart(o), vjp
 
 
-def _again(xp, e, top, keep):
-    """E of `attend` from its scores, in their place, and what dropout left of it."""
+def _again(xp, scores, top, keep):
+    """E of `attend`, once more from its scores, and what dropout left of it."""
+    e = scores()
     e -= top
     xp.exp(e, out=e)
     return e, e if keep is None else e * keep

@@ -209,7 +209,7 @@ ON_ENCODERS = METHODS_HERE | {
 @pytest.mark.parametrize("kind", ON_ENCODERS)
 def test_a_method_on_an_encoder(family, head, kind, tmp_path):
     config = ON_ENCODERS[kind]
-    if kind == "rslora everywhere":
+    if kind in ("rslora everywhere", "vera everywhere"):
         config = dataclasses.replace(config, modules_to_save=("ln_2",))
     if kind.endswith("and a head") and head == "masked":
         config = dataclasses.replace(config, modules_to_save=("head.dense", "head.norm"))
@@ -221,7 +221,8 @@ def test_a_method_on_an_encoder(family, head, kind, tmp_path):
         np.testing.assert_array_equal(logits(model), plain)
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(methods.Options) if hasattr(config, f.name)}
     planned = methods.plan(model.architecture, config.kind, **options)
-    held = {path: p.shape for path, p in adapter_parameters(model).items() if not path.endswith(("_A0", "_B0"))}
+    frozen = ("_A0", "_B0", "lora_A") if kind == "lora-fa" else ("_A0", "_B0")
+    held = {path: p.shape for path, p in adapter_parameters(model).items() if not path.endswith(frozen)}
     if kind != "prefix by a network":
         assert held == planned.trainable
         assert count(model, config.kind, **options).trainable_parameters == model.count(trainable=True)
