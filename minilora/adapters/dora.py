@@ -23,7 +23,7 @@ from ..nn.checks import flag
 from ..nn.layers import Embedding, Linear, parameter
 from ..nn.module import Module
 from .adapter import method
-from .lora import LoRAConfig, LoRALinear, added, cast
+from .lora import LoRAConfig, LoRALinear, added
 
 
 @method("dora")
@@ -99,8 +99,7 @@ class DoRALinear(LoRALinear):
 
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """What is added to the base layer's output: (c - 1) x' W^T + c s (x' A^T) B^T with x' = dropout(x)."""
-        x, c = x if x.dtype.itemsize > 2 else cast(x, "float32"), self.stretch()
-        kept = ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x
+        kept, c = self.dropped(x, rng), self.stretch()
         update = self.config.scale * ops.linear(ops.linear(kept, self.lora_A), self.lora_B)  # (..., d_out)
         return (c - 1) * ops.linear(kept, self.weight) + c * update
 

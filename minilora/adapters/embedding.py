@@ -42,10 +42,7 @@ class LoRAEmbedding(LowRank, Embedding):
         if base.packed():
             self.cannot_merge = "the table is held in few bits, which have no room for an update"
 
-    def __call__(self, tokens: Any) -> Tensor:
-        """tokens: (...) integers -> (..., C)"""
-        y = super().__call__(tokens)
-        return y if self.unmerged is not None else added(y, self.update(tokens))
+    __call__ = LowRank.__call__  # type: ignore[assignment]  # said here, where `plain` is not: that is of linear layers
 
     def logits(self, x: Tensor) -> Tensor:
         """x W^T, where the head has the update, too: x (W + s (B A)^T)^T = x W^T + s (x B) A.   (..., C) -> (..., V)"""

@@ -28,9 +28,9 @@ from .bypass import bypassed
 from .copies import copies
 from .embedding import LoRAEmbedding, adapted_table, tie
 from .initialise import GRADIENT, STARTS, start_of
-from .low_rank import LowRank, Summed, added, cast
+from .low_rank import LowRank, Summed, added
 from .state import active_adapter, check_model
-from .targets import OUTPUTS, Patterns, by_pattern, in_layers, match_targets, patterns
+from .targets import OUTPUTS, Patterns, by_pattern, in_layers, match_targets, read_targets
 
 
 def lora_forward(x: Array, W: Array, b: Array, A: Array, B: Array, s: float) -> tuple[Array, Array]:
@@ -122,14 +122,9 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for what in ("target_modules", "exclude_modules", "modules_to_save"):
-            object.__setattr__(self, what, patterns(getattr(self, what), f"{name}: {what}"))
-        if not self.target_modules:
-            raise ValueError(f"{name}: target_modules is empty; name at least one, such as 'q_proj'")
+        read_targets(self)
         _positive_integer(self.rank, f"{name}: rank")
         _positive(self.alpha, f"{name}: alpha")
-        if not is_real(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"{name}: dropout = {shown(self.dropout)}, expected 0 <= dropout < 1")
         one_of(self.init, self.inits, f"{name}: init")
         one_of(self.bias, ("none", "lora_only", "all"), f"{name}: bias")
         for what in ("rank_stabilized", "ensure_weight_tying"):
@@ -279,20 +274,15 @@ class LoRALinear(LowRank, Linear):
             return ops.lora_linear(x, self.weight, self.bias, *self.factors(), self.config.scale)
         return added(ops.linear(x, self.weight, self.bias), self.update(x, rng))
 
-    def plain(self) -> Any:
-        """What the base's layer does; and beside it, where it is not merged, A^T and s B^T."""
-        weight, bias, updates = super().plain()
-        A, B = self.factors()
-        return weight, bias, updates if self.unmerged is not None else [(A.data.T, self.config.scale * B.data.T)]
+    plain = LowRank.plain  # which is what __call__ does, in another way
 
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """What is added to the base layer's output: s (x' A^T) B^T with x' = dropout(x).   (..., d_in) -> (..., d_out)
 
         Where x has 16 bits, this has 32.
         """
-        (A, B), s, p = self.factors(), self.config.scale, self.dropout
-        x = x if x.dtype.itemsize > 2 else cast(x, "float32")
-        h = s * ops.linear(ops.dropout(x, p, rng) if rng is not None and p else x, A)  # (..., r), or 2r where corrected
+        A, B = self.factors()
+        h = self.config.scale * ops.linear(self.dropped(x, rng), A)  # (..., r), or 2r where corrected
         return ops.linear(h, B)
 
 

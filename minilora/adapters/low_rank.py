@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class LowRank(StandIn):
     weight: Tensor
     lora_A: Tensor  # (r, d_in)
     lora_B: Tensor  # (d_out, r)
+    update: Callable[..., Tensor]  # what is added to the base layer's output; takes x and the generator of dropout
 
     def begin(self, base: Any, config: Any, start: Start) -> None:
         """Share what the base has, and begin with A and B; where the start is corrected, keep it, frozen."""
@@ -46,6 +47,22 @@ class LowRank(StandIn):
         """Rank and alpha; a quantised base's kind; whether it is merged."""
         alpha = f"alpha {self.config.alpha:g}" if hasattr(self.config, "alpha") else ""
         return ", ".join(filter(None, (f"rank {self.config.rank}", alpha, super().extra_repr())))
+
+    def __call__(self, x: Any, rng: np.random.Generator | None = None) -> Tensor:
+        """What the base's layer gives, and where it is not merged the update.   (..., d_in) -> (..., d_out)"""
+        y = super().__call__(x)  # type: ignore[misc]
+        return y if self.unmerged is not None else added(y, self.update(x, rng))
+
+    def dropped(self, x: Tensor, rng: np.random.Generator | None) -> Tensor:
+        """x', the update's input: dropout(x), where there is a generator; of 16 bits it has 32."""
+        x = x if x.dtype.itemsize > 2 else cast(x, "float32")
+        return ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x
+
+    def plain(self) -> Any:
+        """What the base's layer does; and beside it, where it is not merged, A^T and s B^T."""
+        weight, bias, updates = super().plain()  # type: ignore[misc]
+        A, B = self.factors()
+        return weight, bias, updates if self.unmerged is not None else [(A.data.T, self.config.scale * B.data.T)]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r) of the update s B A; where corrected, [A; A - A0] and [B - B0, B0]"""
@@ -89,11 +106,13 @@ class Summed(StandIn):
 
     def plain(self) -> Any:
         """What the base's layer does, and every update beside it; None where one is no product of two matrices."""
+        if self.unmerged is not None:
+            return super().plain()  # type: ignore[misc]
         parts = [plain_of(part) for part in self.parts]
+        if None in parts:
+            return None
         weight, bias, updates = super().plain()  # type: ignore[misc]
-        if self.unmerged is not None or None in parts:
-            return None if self.unmerged is None else (weight, bias, updates)
-        return weight, bias, [*updates, *(update for part in parts for update in part[2])]  # type: ignore[index]
+        return weight, bias, [*updates, *(update for part in parts for update in part[2])]
 
     def delta(self) -> Array:
         """Delta W = sum_i Delta W_i, (d_out, d_in)"""

@@ -23,7 +23,7 @@ from ..nn.layers import parameter
 from ..nn.module import Module
 from .adapter import method
 from .lora import shape_of
-from .low_rank import LowRank, added, cast
+from .low_rank import LowRank
 from .on_linears import OnLinears
 from .targets import Patterns
 
@@ -46,16 +46,9 @@ class MiSS(LowRank):
         self.config, self.dropout, self.shape = config, config.dropout, shape_of(base)
         self.miss_D = parameter(np.zeros((config.rank, self.shape[0])))  # (r, d_out)
 
-    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """x: (..., d_in) -> (..., d_out)"""
-        y = super().__call__(x)
-        return y if self.unmerged is not None else added(y, self.update(x, rng))
-
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """h D of x' = dropout(x).   (..., d_in) -> (..., d_out)"""
-        x = x if x.dtype.itemsize > 2 else cast(x, "float32")
-        x = ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x
-        return pieces_added(x, self.config.rank) @ self.miss_D
+        return pieces_added(self.dropped(x, rng), self.config.rank) @ self.miss_D
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A = [1 1 1 ...] (r, d_in) and B = D^T (d_out, r): a LoRA"""

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..nn.checks import is_real, is_whole, shown
+from ..nn.checks import is_whole, shown
 from ..nn.layers import Linear
 from ..nn.module import Module
 from .adapter import stand_in_for
 from .bypass import bypassed
 from .copies import in_full
-from .targets import OUTPUTS, Patterns, match_targets, patterns
+from .targets import OUTPUTS, Patterns, match_targets, read_targets
 
 
 class OnLinears:
@@ -26,16 +26,10 @@ class OnLinears:
     modules_to_save: Patterns
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for what in ("target_modules", "exclude_modules", "modules_to_save"):
-            object.__setattr__(self, what, patterns(getattr(self, what), f"{name}: {what}"))
-        if not self.target_modules:
-            raise ValueError(f"{name}: target_modules is empty; name at least one, such as 'q_proj'")
-        r, p = getattr(self, "rank", 1), getattr(self, "dropout", 0.0)
+        read_targets(self)
+        r = getattr(self, "rank", 1)
         if not is_whole(r) or r < 1:
-            raise ValueError(f"{name}: rank = {shown(r)}, expected a positive integer")
-        if not is_real(p) or not 0 <= p < 1:
-            raise ValueError(f"{name}: dropout = {shown(p)}, expected 0 <= dropout < 1")
+            raise ValueError(f"{type(self).__name__}: rank = {shown(r)}, expected a positive integer")
 
     def shared(self, model: Module, layers: dict[str, Any]) -> Any:
         """What the layers have in common."""

@@ -21,7 +21,7 @@ from ..nn.checks import shown
 from ..nn.layers import Embedding
 from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
-from .lora import added, cast
+from .low_rank import added, cast
 from .state import Adapters, carried, changeable, refuse_merged, whole
 
 

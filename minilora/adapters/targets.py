@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..nn.checks import shown
+from ..nn.checks import is_real, shown
 
 REGULAR = re.compile(r"[\\^$+|(){}]|^\.\*")  # what a regular expression has and a shell pattern has not
 
@@ -78,3 +78,18 @@ def by_pattern(settings: Mapping[str, Any], names: list[str], what: str) -> dict
         match_targets((pattern,), names, what)
     means = {name: [pattern for pattern in settings if matches(pattern, name)] for name in names}
     return {name: settings[hits[0]] for name, hits in means.items() if hits}
+
+
+def read_targets(config: Any) -> None:
+    """Hold as patterns what a configuration targets, leaves out and trains in full beside; and look at its dropout.
+
+    Raises ValueError for what is no pattern, for no target, and for a dropout that is no share.
+    """
+    name = type(config).__name__
+    for what in ("target_modules", "exclude_modules", "modules_to_save"):
+        object.__setattr__(config, what, patterns(getattr(config, what), f"{name}: {what}"))
+    if not config.target_modules:
+        raise ValueError(f"{name}: target_modules is empty; name at least one, such as 'q_proj'")
+    p = getattr(config, "dropout", 0.0)
+    if not is_real(p) or not 0 <= p < 1:
+        raise ValueError(f"{name}: dropout = {shown(p)}, expected 0 <= dropout < 1")

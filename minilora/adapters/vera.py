@@ -28,7 +28,7 @@ from ..nn.layers import parameter
 from ..nn.module import Module
 from .adapter import method
 from .lora import shape_of
-from .low_rank import LowRank, added, cast
+from .low_rank import LowRank
 from .on_linears import OnLinears
 from .targets import Patterns
 
@@ -53,16 +53,11 @@ class VeRA(LowRank):
         self.vera_d = parameter(np.full(config.rank, config.d_initial))  # (r,)
         self.vera_b = parameter(np.zeros(self.shape[0]))  # (d_out,)
 
-    def __call__(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """x: (..., d_in) -> (..., d_out)"""
-        y = super().__call__(x)
-        return y if self.unmerged is not None else added(y, self.update(x, rng))
-
     def update(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """v * ((d * (x' A^T)) B^T) with x' = dropout(x).   (..., d_in) -> (..., d_out)"""
-        x = x if x.dtype.itemsize > 2 else cast(x, "float32")
+        x = self.dropped(x, rng)
         A, B = self.of_pair(x.data.real.dtype)
-        h = ops.linear(ops.dropout(x, self.dropout, rng) if rng is not None and self.dropout else x, A)  # (..., r)
+        h = ops.linear(x, A)  # (..., r)
         return ops.linear(h * self.vera_d, B) * self.vera_b
 
     def of_pair(self, dtype: Any) -> tuple[Array, Array]:

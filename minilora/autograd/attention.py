@@ -290,17 +290,15 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None, agai
     e = scores()
     top = largest(e, -2)
     top = top if mask is None else xp.where(top == -np.inf, 0, top)  # a query that sees no key: E is 0 all the same
-    e -= top
-    xp.exp(e, out=e)
+    e, kept = _weights(e, top, keep if keep is None else across(keep))  # (..., S, T)
     sums = xp.ones((1, e.shape[-2]), dtype=e.dtype) @ e  # (..., 1, T), by BLAS as in `_mean`
     if mask is not None:
         sums[sums == 0] = np.inf  # and its f is 0
     f = 1 / sums.swapaxes(-1, -2)  # (..., T, 1)
-    kept = e if keep is None else e * across(keep)  # (..., S, T)
     o = kept.swapaxes(-1, -2) @ v  # (..., T, D)
     o *= f
     held = None if again else (e, kept)
-    redo = functools.partial(_again, xp, scores, top) if again else None  # else the largest scores need not be kept
+    redo = (lambda keep, top=top: _weights(scores(), top, keep)) if again else None  # else no largest scores are kept
 
     def vjp(g):
         g = (g if group == 1 else g.reshape(o.shape)) * f
@@ -315,11 +313,10 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None, agai
     return apart(o), vjp
 
 
-def _again(xp, scores, top, keep):
-    """E of `attend`, once more from its scores, and what dropout left of it."""
-    e = scores()
+def _weights(e, top, keep):
+    """E = exp(S - the largest of each row), in the place of the scores S, and what dropout leaves of it."""
     e -= top
-    xp.exp(e, out=e)
+    array_module(e).exp(e, out=e)
     return e, e if keep is None else e * keep
 
 

@@ -3,6 +3,7 @@
 Each row is a mean over the matrices of one model, one seed: what spreads is the seeds.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from ..analysis import rank, rounding
 from ..nn.storage import load_model
 from ..training.loop import evaluate
 from .intruders import rates_of, tuned_state
-from .records import read_json, write_json
+from .records import kept_rows
 from .runs import SCALE, Runs, Spec
 
 RANKS = (1, 2, 8, 16, 32, 64)  # models that other studies train, too
@@ -85,23 +86,21 @@ def study_sixteen_bits(runs: Runs) -> list[dict[str, Any]]:
         for lr in rates:
             spec = runs.spec(corpus=corpus, lr=lr, keep=True, seed=seed)
             told = {"corpus": corpus, "lr": lr, "seed": seed}
-            rows += [{**told, **row} for row in merges(runs, spec, shares if lr == rates[-1] else (1.0,))]
+            some = shares if lr == rates[-1] else (1.0,)
+            measure = functools.partial(merges, runs, spec, some)
+            rows += [{**told, **row} for row in kept_rows(runs.folder, (spec.key, "merged", *some), measure)]
     return rows
 
 
-def merges(runs: Runs, spec: Spec, shares: Sequence[float]) -> list[dict[str, Any]]:
-    """A run's rows, kept beside it: a study that was stopped goes on after them."""
-    path = runs.folder / f"{'-'.join([spec.key, 'merged', *map(str, shares)])}.rows"
-    if not path.exists():
-        base = load_model("base").state_dict()
-        changes, loss, rows = matrices(runs, spec, base), losses(runs, spec.corpus, base), []
-        for kind in FORMATS:
-            held = {name: rounding.rounded(base[name], kind) for name in changes}
-            for share in shares:
-                part, told = {name: share * delta for name, delta in changes.items()}, {"share": share, "format": kind}
-                rows += [{**told, **row} for row in merged(held, part, kind, spec.seed, loss)]
-        write_json(path, {"rows": rows})
-    return read_json(path, "delete it, and `minilora study sixteen-bits` makes it anew")["rows"]
+def merges(runs: Runs, spec: Spec, shares: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """A run's rows."""
+    base = load_model("base").state_dict()
+    changes, loss = matrices(runs, spec, base), losses(runs, spec.corpus, base)
+    for kind in FORMATS:
+        held = {name: rounding.rounded(base[name], kind) for name in changes}
+        for share in shares:
+            part, told = {name: share * delta for name, delta in changes.items()}, {"share": share, "format": kind}
+            yield from ({**told, **row} for row in merged(held, part, kind, spec.seed, loss))
 
 
 def losses(runs: Runs, corpus: str, base: Mapping[str, Any]) -> Loss:

@@ -83,12 +83,6 @@ def best_of(rows: Sequence[Row], number: str = "loss") -> tuple[Row, list[Row]]:
     return best, [row for row in rows if clearly(row, best, number) == 0]
 
 
-def over_seeds(rows: Sequence[Row], number: str) -> Row:
-    """{number: its mean over all rows, number_spread: half the range of the means of the seeds}"""
-    means = [float(np.mean([row[number] for row in where(rows, seed=seed)])) for seed in each(rows, "seed")]
-    return {number: float(np.mean(means)), f"{number}_spread": (max(means) - min(means)) / 2}
-
-
 # --- telling ---------------------------------------------------------------------------------------------------------
 
 

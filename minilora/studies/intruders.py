@@ -6,6 +6,7 @@ Shuttleworth et al. 2024 (arXiv 2410.21228v3) find that LoRA brings in more intr
 much, not at one learning rate; and beside the intruders as many other directions are shrunk, and all of Delta W.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ..analysis import intruders, rank
 from ..nn.storage import load_model
 from ..training.loop import evaluate
 from .findings import Row, each, ordered, where
-from .records import read_json, write_json
+from .records import kept_rows
 from .runs import OLD_TEXT, Runs, Spec, summarise
 
 STEPS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1 is the model as it was tuned
@@ -58,16 +59,9 @@ def study_intruders(runs: Runs) -> list[dict[str, Any]]:
             spec = replace(spec, seed=seed)
             told = {"corpus": corpus, "kind": name, "lr": spec.lr, "seed": seed}
             for part in ("none", *(FACTORS if shrink else ())):
-                rows += [{**told, "part": part, **row} for row in kept(runs, spec, part)]
+                words, measure = (spec.key, part, *FACTORS.get(part, ())), functools.partial(shrunk, runs, spec, part)
+                rows += [{**told, "part": part, **row} for row in kept_rows(runs.folder, words, measure)]
     return rows
-
-
-def kept(runs: Runs, spec: Spec, part: str) -> list[dict[str, Any]]:
-    """The rows of a run and a part, kept beside it: a study that was stopped goes on after them."""
-    path = runs.folder / f"{'-'.join([spec.key, part, *map(str, FACTORS.get(part, ()))])}.rows"
-    if not path.exists():
-        write_json(path, {"rows": list(shrunk(runs, spec, part))})
-    return read_json(path, "delete it, and `minilora study intruders` makes it anew")["rows"]
 
 
 def shrunk(runs: Runs, spec: Spec, part: str) -> Iterator[dict[str, Any]]:

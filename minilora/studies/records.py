@@ -1,6 +1,7 @@
 """JSON files of runs and records: written whole, and read with care."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,11 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is cut short or no record ({error}); {fix}") from None
     return content
+
+
+def kept_rows(folder: Path, words: Iterable[Any], measure: Callable[[], Iterable[Any]]) -> list[dict[str, Any]]:
+    """Rows that take long to measure, in a file named by these words: a stopped study goes on after them."""
+    path = folder / f"{'-'.join(map(str, words))}.rows"
+    if not path.exists():
+        write_json(path, {"rows": list(measure())})
+    return read_json(path, "delete it, and `minilora study` makes it anew")["rows"]

@@ -148,8 +148,7 @@ def learning(model: Any, spec: Any, examples: Examples) -> Iterator[int]:
     """Train in the spec's way; the steps taken, at each of its looks."""
     optimizer = AdamW(model.named_parameters(), spec.lr, (0.9, 0.99), weight_decay=0.0)
     rng = np.random.default_rng(spec.seed)
-    looks = sorted({round(spec.steps * look / spec.looks) for look in range(spec.looks + 1)})
-    for before, step in itertools.pairwise(looks):
+    for before, step in itertools.pairwise(spec.looked_at):
         if spec.way == "rewards":
             how = {"samples": spec.batch_size, "longest": LONGEST, "stop": LINE.tolist(), "progress": False}
             reinforce(model, optimizer, reward, LINE, step - before, rng, **how)

@@ -76,6 +76,11 @@ class Spec:
     choice: bool = False
 
     @property
+    def looked_at(self) -> list[int]:
+        """The steps at which the looks are, 0 and the last among them."""
+        return sorted({round(self.steps * look / self.looks) for look in range(self.looks + 1)})
+
+    @property
     def key(self) -> str:
         """A name for the files of this run, made from what differs from the defaults: new fields leave old names."""
         usual = {f.name: getattr(type(self)(), f.name) for f in fields(self)}
@@ -187,9 +192,8 @@ class Runs:
         if spec.choice:
             texts = {"loss": corpus, "choice": Between(corpus.name, corpus.train, corpus.validation)}
         curve: dict[str, list] = {"step": [], **{name: [] for name in texts}}
-        at = {round(spec.steps * look / spec.looks) for look in range(spec.looks + 1)}
         for step in trained(run, spec.steps, spec.pull):
-            if step in at:
+            if step in spec.looked_at:
                 curve["step"].append(step)
                 for name, text in texts.items():
                     curve[name].append(round(evaluate(model, text, self.scale.windows), 5))

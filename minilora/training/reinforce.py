@@ -31,6 +31,7 @@ from ..autograd.backend import Array, to_numpy
 from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked, is_real, shown
 from ..autograd.tensor import Tensor
+from ..nn.checks import generator
 from ..nn.language_model import as_tokens
 from .checks import NORM, described, integer, number
 from .loop import add_up, diagnosis
@@ -200,7 +201,7 @@ def reinforce(
     """
     from tqdm import tqdm  # here, so that `import minilora` stays quick
 
-    steps, rng = integer("reinforce: steps", steps, 0), np.random.default_rng(rng)
+    steps, rng = integer("reinforce: steps", steps, 0), generator(rng, "reinforce")
     found: list[float] = []
     with (
         tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True, leave=False) as bar,

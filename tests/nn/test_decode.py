@@ -48,8 +48,8 @@ def merged(model: ml.GPT) -> ml.GPT:
     return model
 
 
-def two(config) -> ml.GPT:
-    model = lora(merge=False)
+def two(config, targets: tuple = ("*",)) -> ml.GPT:
+    model = lora(merge=False, targets=targets)
     ml.add_adapter(model, config, name="other")
     return ml.set_adapter(moved(model), ["default", "other"]) or model
 
@@ -79,6 +79,10 @@ MODELS = {
     "merged DoRA": (lambda: merged(moved(ml.add_adapter(trained(), ml.DoRAConfig(rank=2)))), True),
     "PiSSA": (lambda: moved(ml.add_lora(trained(), ml.LoRAConfig(2, init="pissa"))), True),
     "a trained bias": (lambda: moved(ml.add_lora(trained(), ml.LoRAConfig(2, bias="lora_only"))), True),
+    "two adapters on the table": (lambda: two(ml.LoRAConfig(rank=1, target_modules=("wte",)), ("wte",)), False),
+    "VeRA": (lambda: moved(ml.add_adapter(trained(), ml.VeRAConfig(rank=4))), True),
+    "MiSS": (lambda: moved(ml.add_adapter(trained(), ml.MiSSConfig(rank=4))), True),
+    "IA3": (lambda: moved(ml.add_adapter(trained(), ml.IA3Config())), False),
     "LoRA on the table": (lambda: lora(merge=False, targets=("wte", "q_proj")), False),
 }
 

@@ -15,11 +15,6 @@ def test_different_is_what_lies_further_apart_than_both_spreads():
     assert findings.best_of(rows) == (rows[1], rows[1:])
 
 
-def test_the_spread_over_seeds_is_that_of_their_means():
-    rows = [{"seed": seed, "n": n} for seed, n in ((0, 1), (0, 3), (1, 5), (1, 9))]  # means 2 and 7
-    assert findings.over_seeds(rows, "n") == {"n": 4.5, "n_spread": 2.5}
-
-
 def test_findings_in_words():
     assert findings.joined({"a": "x", "b": "x"}) == "x on each text" and findings.joined({"a": "x"}) == "x"
     assert findings.joined({"a": "x", "b": "y"}) == "on a x; on b y"
