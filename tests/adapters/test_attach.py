@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import sys
 import time
 
@@ -253,7 +254,7 @@ class Interrupt:
         self.left = n
 
     def trace(self, frame, event, argument):
-        if "/minilora/" not in frame.f_code.co_filename:
+        if not frame.f_code.co_filename.startswith(os.path.join(os.path.dirname(ml.__file__), "")):
             return None
         if event == "line":
             self.left -= 1
