@@ -34,6 +34,8 @@ from .autograd import ops
 from .autograd.backend import to_numpy, use_backend
 from .autograd.gradcheck import gradcheck
 from .autograd.tensor import Tensor, grad, no_grad
+from .course.claims import holds
+from .course.exercises import check
 from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.classifier import add_classifier
@@ -106,6 +108,7 @@ __all__ = [
     "add_lora",
     "add_lora_ga",
     "analysis",
+    "check",
     "classify",
     "combine_adapters",
     "decode",
@@ -115,6 +118,7 @@ __all__ = [
     "fold_prefix",
     "grad",
     "gradcheck",
+    "holds",
     "load_adapter",
     "load_corpus",
     "load_labels",

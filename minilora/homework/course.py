@@ -14,11 +14,13 @@ CONFIG = "nbgrader_config.py"
 
 
 def find_course(folder: str | Path | None = None) -> Path:
-    """The course folder: the given one, or notebooks/homework here or in the checkout that this package runs from.
+    """The course folder: the given one, or notebooks/homework here, in the checkout that this
+    package runs from, or as the wheel brought it along.
 
     Raises FileNotFoundError when there is no source/ with problem sets in it.
     """
-    places = [Path(folder)] if folder else [COURSE, Path(__file__).parents[2] / COURSE]
+    package = Path(__file__).parents[1]
+    places = [Path(folder)] if folder else [COURSE, package.parent / COURSE, package / "course" / "homework"]
     for place in places:
         if any(place.glob("source/*/*.ipynb")):
             return place

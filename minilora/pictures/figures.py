@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from ..nn.files import write_beside
 from ..nn.storage import blaming
+from ..studies.records import record_path
 from ..studies.studies import load_records
 from . import (
     accounts,
@@ -271,8 +272,8 @@ def caption(name: str, figure: Figure) -> str:
     return f"{CAPTIONS[name]}{spread} {figure.get_label()}"
 
 
-def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORPUS) -> Figure:
-    """One figure from the records in a folder; of one text, where it shows only one.
+def make(name: str, data_folder: str | Path | None = None, corpus: str = CORPUS) -> Figure:
+    """One figure from the records in a folder, by default the committed ones; of one text, where it shows only one.
 
     Raises ValueError for a figure that does not exist and for records that do not fit; FileNotFoundError, naming the
     study that makes them, for records that are not there.
@@ -281,7 +282,7 @@ def make(name: str, data_folder: str | Path = "figures/data", corpus: str = CORP
         raise ValueError(f"figures: no figure {name!r}; there are {', '.join(FIGURES)}")
     studies, function = FIGURES[name]
     records = [load_records(study, data_folder) for study in studies]
-    with blaming(", ".join(str(Path(data_folder) / f"{study}.json") for study in studies) or name):
+    with blaming(", ".join(str(record_path(study, data_folder)) for study in studies) or name):
         figure = function(*map(_on, itertools.repeat(corpus), studies, records))
     if any(study in OF_ONE_TEXT for study in studies):
         figure.set_label(f"{figure.get_label()} The new text is {corpus}.")
@@ -301,7 +302,7 @@ def _on(corpus: str, study: str, records: dict[str, Any]) -> dict[str, Any]:
 
 def draw(
     names: Iterable[str] | None = None,
-    data_folder: str | Path = "figures/data",
+    data_folder: str | Path | None = None,
     output_folder: str | Path = "figures",
     corpus: str = CORPUS,
 ) -> list[Path]:

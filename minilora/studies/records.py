@@ -7,6 +7,16 @@ from typing import Any
 
 from ..nn.files import write_beside
 
+HERE = Path("figures/data")  # where a study of this checkout writes
+PACKAGE = Path(__file__).parents[1]
+
+
+def record_path(study: str, folder: str | Path | None = None) -> Path:
+    """Where a study's records lie: in the folder; else in figures/data, here or of the checkout, or in the wheel."""
+    places = [Path(folder)] if folder else [HERE, PACKAGE.parent / HERE, PACKAGE / "course" / "records"]
+    paths = [place / f"{study}.json" for place in places]
+    return next((path for path in paths if path.exists()), paths[0])
+
 
 def write_json(path: str | Path, content: Any) -> Path:
     """Write JSON beside its place and rename it."""

@@ -18,6 +18,7 @@ from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
 from . import alternatives, asymmetry, batches, change, data, forgetting, intruders, rates, real, rewards, tasks
+from .records import record_path
 from .runs import (
     ALL,
     FORMAT,
@@ -226,12 +227,12 @@ def run_study(
     return write_json(path, {**facts, "scale": asdict(scale), "rows": rows})
 
 
-def load_records(name: str, folder: str | Path = "figures/data") -> dict[str, Any]:
-    """The records of a study: {"study", "question", "scale", "rows"}.
+def load_records(name: str, folder: str | Path | None = None) -> dict[str, Any]:
+    """The records of a study: {"study", "question", "scale", "rows"}; without a folder, the committed ones.
 
     Raises FileNotFoundError, or ValueError for records that are cut short or were made by another version.
     """
-    path = Path(folder) / f"{name}.json"
+    path = record_path(name, folder)
     if not path.exists():
         raise FileNotFoundError(f"no records {path}: `minilora study {name}` makes them")
     records = read_json(path, "make it anew with --force")

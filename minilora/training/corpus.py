@@ -157,7 +157,12 @@ def _read(path: Path) -> str:
 
 
 def _python_docs() -> str:
-    from pydoc_data.topics import topics
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions, and a browser's Python, leave it out
+        raise FileNotFoundError(
+            "python-docs: this Python comes without its documentation (pydoc_data); take 'unicode-names' or a file"
+        ) from None
 
     # Topics quote each other's sections whole. Each paragraph is kept once, so that none is in both parts.
     paragraphs = (p.strip("\n") for topic in sorted(topics) for p in re.split(r"\n\s*\n", topics[topic]))
