@@ -12,15 +12,18 @@ sys.path.append(str(Path(__file__).parent))  # for homework_grading.py, which th
 settings.register_profile("minilora", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("minilora")
 
-FETCH = "needs the fetched model: `minilora fetch smollm2-135m`, then `pytest -m model`"
+ASKED = {  # what runs only where it is asked for by name: minutes that no edit should wait for
+    "model": "needs the fetched model: `minilora fetch smollm2-135m`, then `pytest -m model`",
+    "settings": "runs a lecture under other parameters: `pytest -m settings`",
+}
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of the fetched model run where they are asked for by name: minutes that no edit should wait for."""
-    if "model" not in config.option.markexpr:
+    """Tests with a marker of ASKED are left out unless it is named."""
+    for name, reason in ASKED.items():
         for item in items:
-            if item.get_closest_marker("model"):
-                item.add_marker(pytest.mark.skip(reason=FETCH))
+            if name not in config.option.markexpr and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -13,30 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lectures import FOLDER, LECTURES, REAL, Complaints, Notebook, cells, parsed, run, told
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
-LECTURES = sorted(FOLDER.glob("[0-9][0-9]*_*.ipynb"))
-REAL = FOLDER / "10_a_real_language_model.ipynb"  # which needs a model that is fetched
 LARGEST = 1.2 * 2**20  # bytes
 PICTURES = ("image/png", "image/svg+xml")
-
-Notebook = dict
-Complaints = list[str]
-
-
-def cells(notebook: Notebook, kind: str) -> list[tuple[int, dict, str]]:
-    """(place, cell, its text) of every cell of a kind."""
-    return [(i, c, "".join(c["source"])) for i, c in enumerate(notebook["cells"]) if c["cell_type"] == kind]
-
-
-def parsed(source: str) -> ast.Module:
-    """A code cell's syntax tree, without its magics."""
-    return ast.parse("\n".join(line for line in source.split("\n") if not line.startswith(("%", "!"))))
-
-
-def told(output: dict) -> str:
-    """What a text output says."""
-    return "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
@@ -403,9 +383,9 @@ def test_the_pictures_in_the_readme_are_the_lectures_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in LECTURES if path != REAL], ids=lambda path: path.stem)
-def test_runs_in_a_new_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_in_a_new_kernel(path: Path) -> None:
     """No cell fails, so every assertion holds; the same cells give the same kinds of output; nothing is left behind."""
-    assert _other_kinds(*_run(path, monkeypatch)) == []
+    assert _other_kinds(*run(path)) == []
 
 
 @pytest.mark.slow
@@ -413,7 +393,7 @@ def test_without_its_model_the_lecture_on_a_real_one_runs_and_says_how_to_get_it
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path))
-    _, fresh = _run(REAL, monkeypatch)
+    _, fresh = run(REAL)
     needing = [cell for _, cell, source in cells(fresh, "code") if "\nif ready():" in f"\n{source}"]
     assert len(needing) >= 10 and all("minilora fetch smollm2-135m" in told(cell["outputs"][0]) for cell in needing)
     drawn = [kind for cell in fresh["cells"] for output in cell.get("outputs", []) for kind in output.get("data", {})]
@@ -421,40 +401,14 @@ def test_without_its_model_the_lecture_on_a_real_one_runs_and_says_how_to_get_it
 
 
 @pytest.mark.model
-def test_the_lecture_on_a_real_model_runs_in_a_new_kernel(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _other_kinds(*_run(REAL, monkeypatch)) == []
-
-
-def _run(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Notebook, Notebook]:
-    """A lecture as committed, and as a new kernel makes it."""
-    nbclient = pytest.importorskip("nbclient")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipywidgets")
-    monkeypatch.delenv("PYTHONOPTIMIZE", raising=False)  # it would switch the assertions off
-    monkeypatch.setenv("MINILORA_CLAIMS", "strict")  # a claim about results that does not hold is an error
-    before = _written()
-    committed = nbformat.read(path, as_version=4)
-    fresh = copy.deepcopy(committed)
-    for cell in fresh.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    client = nbclient.NotebookClient(
-        fresh, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
-    )
-    client.execute()
-    assert _written() == before, "the lecture left files behind, or changed some"
-    return committed, fresh
+def test_the_lecture_on_a_real_model_runs_in_a_new_kernel(smollm2: Path) -> None:
+    assert _other_kinds(*run(REAL)) == []
 
 
 def _other_kinds(committed: Notebook, fresh: Notebook) -> Complaints:
     """The cells that show other kinds of output than the committed ones."""
     pairs = [(was, now) for was, now in zip(committed["cells"], fresh["cells"], strict=True) if "outputs" in was]
     return [f"{was['id']}: {_kinds(was)}, now {_kinds(now)}" for was, now in pairs if _kinds(was) != _kinds(now)]
-
-
-def _written() -> dict[Path, int]:
-    """When each file beside the notebooks was written."""
-    return {f: f.stat().st_mtime_ns for f in FOLDER.rglob("*") if f.is_file() and f.suffix != ".ipynb"}
 
 
 def _kinds(cell: dict) -> set[str]:
