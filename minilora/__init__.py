@@ -60,14 +60,17 @@ lora_disabled = adapter_disabled
 
 if _TYPE_CHECKING:
     from .interop.pretrained import load_pretrained, save_pretrained
-_LATER = ("load_pretrained", "save_pretrained")  # what is imported when it is asked for: not all have others' files
+    from .pictures.tape import draw
+_LATER = {  # what is imported when it is asked for: not all have others' files, and matplotlib takes its time
+    "draw": "pictures.tape", "load_pretrained": "interop.pretrained", "save_pretrained": "interop.pretrained",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:  # asked only for what is not there
     if name in _LATER:
-        from .interop import pretrained
+        import importlib
 
-        return getattr(pretrained, name)
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
     from .nn.habits import PACKAGE, advice
 
     table = {primitive: f"ml.ops.{primitive}" for primitive in ops.PRIMITIVES} | PACKAGE
@@ -113,6 +116,7 @@ __all__ = [
     "combine_adapters",
     "decode",
     "delta_weights",
+    "draw",
     "encode",
     "evaluate",
     "fold_prefix",

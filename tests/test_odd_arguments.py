@@ -132,6 +132,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "vocab_size": lambda: 9, "block_size": lambda: 8, "n_layer": lambda: 1, "n_head": lambda: 2, "n_embd": lambda: 4,
     "best_cosines.k": lambda: 2, "intruder_dimensions.k": lambda: 2,
     "state": lambda: model().state_dict(), "get_module.name": lambda: "blocks.0", "astype.dtype": lambda: "float64",
+    "draw.loss": lambda: (leaf() * leaf()).sum(), "draw.names": lambda: {"x": leaf()},
     "claim": lambda: "it holds", "condition": lambda: True, "answer": lambda: 1, "check.name": lambda: "5.2",
     "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
     "reinforce_step.rng": lambda: np.random.default_rng(0),

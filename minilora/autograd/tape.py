@@ -1,7 +1,8 @@
 """The tape: its nodes, and how they are walked backwards to differentiate what they record.
 
     a tensor holds data and points to its node
-    a node holds vjps and points to its inputs' nodes, and never holds data
+    a node holds vjps and points to its inputs' nodes, and never holds data, but for nine numbers or fewer, so that
+    `ml.draw` can write them on it
 
 `pull_back` walks the nodes from an output back to the inputs (reverse-mode differentiation: Baydin et al. 2018,
 "Automatic Differentiation in Machine Learning: a Survey", section 3.2). A vjp is kept only if its input needs a
@@ -20,6 +21,8 @@ from .backend import Array, array_module, is_array, wide
 from .versions import clock, latest, note_change, same_memory, stale
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
+
+FEW = 9  # numbers that a node keeps of its output: a 3 x 3 matrix
 
 ERRORS = (ValueError, TypeError, IndexError, AttributeError, OverflowError)  # that a vjp raises where it is wrong
 
@@ -41,14 +44,17 @@ class Taped:
 class Node:
     """One step of the tape: the vjps that survive, and the nodes of the inputs they send cotangents to."""
 
-    __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "__weakref__")
+    __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "value", "__weakref__")
 
+    value: Array | None  # the output where it is small, for `ml.draw`
     vjps: Any  # a tuple of functions, one function that returns all cotangents, or None once freed
     inputs: tuple["Node | None", ...]
 
     def __init__(self, name: str, inputs: tuple, vjps: Any, data: Array, leaf: Any = None):
         self.name, self.inputs, self.vjps, self.leaf = name, inputs, vjps, leaf
         self.shape, self.dtype = data.shape, data.dtype
+        own = data.base is None and leaf is None  # a copy of a view holds nothing larger
+        self.value = None if data.size > FEW else data if own else data.copy()
         self.order = next(clock)  # an input's node is always older than its output's
 
     def __repr__(self) -> str:

@@ -66,9 +66,19 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        with lecture_style():
+            self.savefig(drawn, format="png", dpi=self.dpi, metadata=METADATA["png"])
+        return drawn.getvalue()
+
+
 def new_figure() -> Figure:
     """An empty figure that belongs to no window."""
-    figure = Figure(figsize=SIZE, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    figure = Picture(figsize=SIZE, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     FigureCanvasAgg(figure)
     return figure
 
