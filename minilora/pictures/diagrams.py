@@ -1,10 +1,10 @@
-"""Two diagrams: the LoRA layer, and its tape, drawn from one that was really recorded.
+"""Diagrams: the LoRA layer, a transformer's block, and a LoRA layer's tape, drawn from one really recorded.
 
 Blue with a solid edge is trained, grey with a dashed edge is frozen: the two can be told apart without colour, too.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
 from ..adapters.lora import LoRAConfig, LoRALinear
 from ..autograd import ops
+from ..autograd.signatures import checked
 from ..autograd.tensor import Node, Tensor, grad
+from ..nn.gpt import GPTConfig
 from ..nn.layers import Linear
 from .style import BLUE, GREY, SIZE, VERMILLION, lecture_style, new_figure
 
@@ -98,6 +100,55 @@ def _box(axes: Axes, corner: tuple[float, float], size: tuple[float, float], tex
     axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=0.08", **look))
     x, y = corner[0] + size[0] / 2, corner[1] + size[1] / 2
     axes.text(x, y, text, ha="center", va="center", color=ink, fontweight="bold", fontsize=14)
+
+
+# --- the block -------------------------------------------------------------------------------------------------------
+
+
+@checked
+def block(config: GPTConfig) -> Figure:
+    """A block of the transformer: two branches leave the residual stream and are added to it, shapes at the arrows."""
+    C, H, D = config.n_embd, config.n_head, config.n_embd // config.n_head
+    title = "A block adds to its input twice: what attention\nfetches from other places, and a small network"
+    lesson = (
+        f"x has T x C numbers, T up to {config.block_size}, C = {C}. ln_1, then q, k and v, attention in {H} heads of "
+        f"D = {D}, and o_proj give what is added first; ln_2, up_proj to 4C = {4 * C}, GELU and down_proj what is "
+        "added second. Only attention sees more than one place at a time."
+    )
+    with lecture_style():
+        figure, axes = _sheet(title, lesson)
+        axes.plot([0.15, 7.3], [3.6, 3.6], color="black", linewidth=3.5)
+        _arrow(axes, (7.3, 3.6), (7.85, 3.6))
+        axes.text(0.15, 3.66, "x", fontsize=19, fontweight="bold", va="bottom")
+        axes.text(0.4, 3.69, "T × C", fontsize=14, va="bottom")
+        heads = f"{H} heads, T × D each:\nsoftmax(q kᵀ / √D) v"
+        _branch(axes, 0.35, (("ln_1",), ("q_proj", "k_proj", "v_proj"), (heads,), ("o_proj",)), ["T × C"] * 4)
+        _branch(axes, 4.3, (("ln_2",), ("up_proj",), ("GELU",), ("down_proj",)), ["T × C"] * 2 + ["T × 4C"] * 2)
+        told = f"T ≤ {config.block_size} places,   C = {C},   H = {H} heads of D = {D}"
+        axes.text(4, 0.22, told, ha="center", va="center", fontsize=14, color=GREY)
+    return figure
+
+
+def _branch(axes: Axes, x: float, steps: Sequence[Sequence[str]], shapes: Sequence[str], width: float = 2.5) -> None:
+    """From the stream down through the steps, a shape before each, and at their right up again to a sum."""
+    y, places = 3.6, [x + width / 2]
+    for step, shape in zip(steps, shapes, strict=True):
+        part, tall = width / len(step), 0.6 if "\n" in step[0] else 0.38
+        ends = [x + part * (i + 0.5) for i in range(len(step))]
+        for place in max(places, ends, key=len):
+            _arrow(axes, (place, y), (place, y - 0.34))
+        axes.text(x + width / 2 + 0.1, y - 0.15, shape, va="center", fontsize=14)
+        for name, end in zip(step, ends, strict=True):
+            look = TRAINED if "_" in name else {**TRAINED, "facecolor": "white", "edgecolor": "black", "linewidth": 2}
+            ink = BLUE if "_" in name else "black"
+            _box(axes, (end - part / 2 + 0.03, y - 0.34 - tall), (part - 0.06, tall), name, look, ink)
+        y, places = y - 0.34 - tall, ends
+    right, level = x + width + 0.42, y + 0.19
+    axes.plot([x + width, right, right], [level, level, 3.3], color="black", linewidth=2.2)
+    _arrow(axes, (right, 3.2), (right, 3.43))
+    axes.plot(right, 3.6, "o", markersize=25, markerfacecolor="white", markeredgecolor="black", markeredgewidth=2.2)
+    axes.text(right, 3.585, "+", ha="center", va="center", fontsize=21)
+    axes.text(right + 0.1, 2.4, shapes[0], va="center", fontsize=14)
 
 
 # --- the tape --------------------------------------------------------------------------------------------------------

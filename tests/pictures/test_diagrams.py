@@ -35,3 +35,14 @@ def test_the_layer_tells_its_counts():
     assert "384 numbers" in words and "2,048" in words and "4 × 64" in words and "32 × 4" in words
     with pytest.raises(ValueError, match="rank = 33, expected 1 to 32"):
         diagrams.lora_layer(64, 32, 33)
+
+
+def test_the_block_tells_the_shapes_of_its_model():
+    config = ml.GPTConfig(vocab_size=50, block_size=64, n_layer=1, n_head=3, n_embd=48)
+    words = [text.get_text() for text in diagrams.block(config).findobj(Text)]
+    assert "3 heads, T × D each:\nsoftmax(q kᵀ / √D) v" in words and words.count("T × 4C") == 2
+    assert "T ≤ 64 places,   C = 48,   H = 3 heads of D = 16" in words
+    linear = {name.split(".")[-2] for name, _ in ml.GPT(config).named_parameters() if "blocks" in name}
+    assert linear <= set(words)  # every layer of a block, ln_1 to down_proj, has its box
+    with pytest.raises(TypeError, match="block: config = 3, expected a GPTConfig"):
+        diagrams.block(3)
