@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..studies.findings import Records, Row, clearly, each, joined, rows_of, seeds_note, where
+from ..studies.findings import Records, Row, clearly, each, joined, listed, rows_of, seeds_note, where
 from .drawing import heading, note, panels, state
 from .style import BLUE, GREEN, VERMILLION, lecture_style
 
@@ -37,8 +37,12 @@ def asymmetry(records: Records) -> Figure:
             words.set_color(colour)
         all_axes[0].set_ylim(len(SHOWN) - 0.5, -0.6)
         found = {corpus: {kind: where(rows, corpus=corpus, kind=kind)[0] for kind in SHOWN} for corpus in corpora}
-        alone = joined({corpus: _alone(kinds) for corpus, kinds in found.items()})
-        begun = joined({corpus: _begun(kinds) for corpus, kinds in found.items()})
+        alone = _where(
+            {corpus: _alone(kinds) for corpus, kinds in found.items()}, "no clear difference between B and A"
+        )
+        begun = _where(
+            {corpus: _begun(kinds) for corpus, kinds in found.items()}, "no clear difference by which begins random"
+        )
         return state(figure, f"Alone, {alone}; {begun}{seeds_note(rows)}", _as_many(found))
 
 
@@ -50,23 +54,31 @@ def _dot(axes: Axes, place: int, row: Row, colour: str, marker: str) -> None:
 
 
 def _alone(kinds: Mapping[str, Row]) -> str:
-    """Whether training B alone or A alone ends lower, at rank 8 and at rank 16."""
+    """Whether training B alone or A alone ends lower, at rank 8 and at rank 16; "" where neither clearly does."""
     signs = [clearly(kinds[f"B{rank}"], kinds[f"A{rank}"]) for rank in ("", ", r=16")]
     if signs in ([-1, 1], [1, -1]):
         return "B and A change places with the rank"
     if not any(signs):
-        return "no clear difference between B and A"
+        return ""
     beats = "B beats A" if min(signs) < 0 else "A beats B"
     return beats if all(signs) else f"{beats} at r = {8 if signs[0] else 16} only"
 
 
 def _begun(kinds: Mapping[str, Row]) -> str:
-    """Which of A and B is better begun at random, where both are trained."""
-    return (
-        "A random is the better start",
-        "no clear difference by which begins random",
-        "B random is the better start",
-    )[1 + clearly(kinds["A and B"], kinds["A and B, B random"])]
+    """Which of A and B is better begun at random, where both are trained; "" where neither clearly is."""
+    sign = clearly(kinds["A and B"], kinds["A and B, B random"])
+    return ("A random is the better start", "", "B random is the better start")[1 + sign]
+
+
+def _where(findings: Mapping[str, str], nothing: str) -> str:
+    """What was found, and on which of the texts, where not on all; `nothing` where it was on none."""
+    texts: dict[str, list[str]] = {}
+    for corpus, finding in findings.items():
+        texts.setdefault(finding, []).append(corpus)
+    if len(texts) == 1:
+        return joined({corpus: finding or nothing for corpus, finding in findings.items()})
+    only = " only" * ("" in texts)
+    return ", ".join(f"{finding} on {listed(many)}{only}" for finding, many in texts.items() if finding)
 
 
 def _as_many(found: Mapping[str, Mapping[str, Row]]) -> str:

@@ -9,6 +9,7 @@ Where B is frozen, how large it begins says nothing: c B trained at rate lr / c 
 the weight decay, and for Adam's epsilon). So a kind's own best rate is what makes the comparison fair.
 """
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -31,10 +32,10 @@ KINDS: dict[
 def study_asymmetry(runs: Runs) -> list[dict[str, Any]]:
     """A and B are not alike: B trained alone, A trained alone, at one rank and at as many parameters as both have; and
     which of them begins at random. Each at its own best learning rate."""
-    rows, corpus = [], runs.scale.corpora[0]
-    for kind, (changes, guess) in KINDS.items():
+    rows = []
+    for corpus, (kind, (changes, guess)) in itertools.product(runs.scale.corpora, KINDS.items()):
         spec = runs.spec(corpus=corpus, looks=1, **changes)
-        lr, around = rates_around(runs, spec, guess)
+        lr, around = rates_around(runs, spec, guess, first_alone=True)
         row: dict[str, Any] = {"corpus": corpus, "kind": kind, "rank": spec.rank, "lr": lr}
         rows.append({**row, "around": list(around.items()), **over_seeds(runs, replace(spec, lr=lr))})
     return rows

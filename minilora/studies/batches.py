@@ -5,6 +5,7 @@ as batches grow beyond some size, whatever its rank. On as much text a larger ba
 holds those fixed as well: as few steps as the largest batch has, with a small batch.
 """
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -22,12 +23,13 @@ FEW = 8  # windows in a batch, where the steps are as few as those of the larges
 
 
 def study_batches(runs: Runs) -> list[dict[str, Any]]:
-    """Batch size, on as many windows of one text in all: what LoRA loses against full fine-tuning, each at its own best
+    """Batch size, on as many windows of a text in all: what LoRA loses against full fine-tuning, each at its own best
     rate; and whether it is the batch, or the fewer steps."""
     sizes = SIZES[1:3] if len(runs.scale.seeds) < 2 else SIZES
     windows = max(runs.scale.steps * runs.scale.batch_size // sizes[-1], 1) * sizes[-1]
     shapes = [*((size, windows // size) for size in sizes), (FEW, windows // sizes[-1])]
-    return [row for size, steps in shapes for row in _compared(runs, runs.scale.corpora[0], size, steps)]
+    each = itertools.product(runs.scale.corpora, shapes)
+    return [row for corpus, (size, steps) in each for row in _compared(runs, corpus, size, steps)]
 
 
 def _compared(runs: Runs, corpus: str, size: int, steps: int) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def _compared(runs: Runs, corpus: str, size: int, steps: int) -> list[dict[str, 
     for method, (changes, guess) in METHODS.items():
         spec = runs.spec(corpus=corpus, batch_size=size, steps=steps, looks=1, **changes)
         near = guess * 2.0 ** int(math.log2(size / 8) / 2)  # about as the square root of the batch
-        lr, around = rates_around(runs, spec, near)
+        lr, around = rates_around(runs, spec, near, first_alone=True)
         row: dict[str, Any] = {"corpus": corpus, "method": method, "batch_size": size, "steps": steps, "lr": lr}
         rows.append({**row, "around": list(around.items()), **over_seeds(runs, replace(spec, lr=lr))})
         records[method] = runs.records(replace(spec, lr=lr, seed=seed) for seed in runs.scale.seeds)

@@ -5,6 +5,7 @@ run is stopped at its best step, the first of all, the base itself, among them; 
 those that are told of, and so is the learning rate, for each amount of text anew.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,8 +27,8 @@ LOOKS = 10  # at a run
 def study_data(runs: Runs) -> list[dict[str, Any]]:
     """How much text of one kind: LoRA at ranks 1 and 8, full fine-tuning and the untouched base, on more and more
     characters, each run stopped at its best step, and trained to its end."""
-    rows, corpus = [], runs.scale.corpora[0]
-    for characters in runs.scale.characters:
+    rows = []
+    for corpus, characters in itertools.product(runs.scale.corpora, runs.scale.characters):
         spec = runs.spec(corpus=corpus, characters=characters, choice=True, looks=min(LOOKS, runs.scale.steps))
         found = {name: _stopped_runs(runs, spec, characters, *METHODS[name]) for name in METHODS}
         for name, (lr, ends) in found.items():
@@ -45,7 +46,7 @@ def _stopped_runs(
     """A method's rate, chosen at the first seed, and what its runs with each seed came to."""
     spec = replace(spec, **changes)
     near = guess * 3.0 ** round(math.log(characters / 2_000, 6))  # the less text, the gentler
-    lr, _ = rates_around(runs, spec, near, 3.0, lambda record: min(record["curve"]["choice"]))
+    lr, _ = rates_around(runs, spec, near, 3.0, lambda record: min(record["curve"]["choice"]), first_alone=True)
     return lr, [
         stopped(record) for record in runs.records(replace(spec, lr=lr, seed=seed) for seed in runs.scale.seeds)
     ]

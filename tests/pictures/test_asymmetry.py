@@ -11,11 +11,17 @@ def test_asymmetry_tells_who_wins_alone_and_who_begins(title, figure_of, wide):
         "Alone, no clear difference between B and A on each text; no clear difference by which"
     )
     narrow = lambda row: row.update(loss=1.8) if row["kind"] == "A, r=16" and row["corpus"] == "code" else None
-    assert "on new B beats A; on code B beats A at r = 8 only" in title("asymmetry", narrow)
+    assert "B beats A on new, B beats A at r = 8 only on code" in title("asymmetry", narrow)
     cross = lambda row: row.update(loss=1.5) if row["kind"] == "A, r=16" else None
     assert "B and A change places with the rank" in title("asymmetry", cross)
     late = lambda row: row.update(loss=1.5) if row["kind"] == "A and B, B random" else None
     assert "B random is the better start" in title("asymmetry", late)
+
+
+def test_what_one_text_alone_shows_is_said_of_that_text(title):
+    """One text was looked at before, and the title spoke of A and B."""
+    alike = lambda row: row.update(loss=1.8) if row["corpus"] == "code" else None
+    assert title("asymmetry", alike) == "Alone, B beats A on new only; A random is the better start on new only"
 
 
 def test_one_factor_is_compared_at_as_many_parameters(figure_of):

@@ -28,6 +28,7 @@ def test_each_size_sees_as_many_windows_and_one_has_few_steps():
     seen = {(row["batch_size"], row["steps"]) for row in rows}
     assert seen == {(1, 768), (4, 192), (16, 48), (64, 12), (8, 12)}
     assert {row["method"] for row in rows} == set(batches.METHODS) and all(row["seeds"] == 3 for row in rows)
+    assert {row["corpus"] for row in rows} == set(FULL.corpora) and len(rows) == 2 * 5 * 3
 
 
 def test_a_gap_is_between_runs_of_one_seed():

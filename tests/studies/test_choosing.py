@@ -50,8 +50,21 @@ def test_the_best_rate_is_inside_the_three_that_are_told(best):
     lr, around = rates_around(runs, Spec(seed=7), 1e-2)
     assert list(around)[1] == lr and around[lr] == min(around.values()) and 0.7 < lr / best < 1.42
     assert np.allclose(np.diff(np.log2(list(around))), 1, atol=1e-3)
-    assert {spec.seed for spec in runs.taken} == {FULL.seeds[0]}
+    assert {spec.lr for spec in runs.taken if spec.seed == FULL.seeds[-1]} == set(around)  # on the way one seed leads
+    few = Valley(best)
+    assert rates_around(few, Spec(seed=7), 1e-2, first_alone=True) == (lr, around)
+    assert {spec.seed for spec in few.taken} == {FULL.seeds[0]}
     assert rates_around(runs, Spec(), 1e-2, 3.0, lambda record: abs(np.log(record["other"] / 1e-2)))[0] == 1e-2
+
+
+def test_a_rate_that_the_first_seed_alone_likes_is_not_chosen():
+    """It is at the edge of what is stable: one seed comes through, and others do not."""
+    runs = Valley(1e-2)
+    usual = runs.record
+    runs.record = lambda spec: {"loss": 9.0} if spec.seed > 0 and spec.lr > 9e-3 else usual(spec)
+    assert rates_around(runs, Spec(), 1e-2, first_alone=True)[0] == 1e-2
+    lr, around = rates_around(runs, Spec(), 1e-2)
+    assert lr == 5e-3 and around == {2.5e-3: pytest.approx(2), 5e-3: pytest.approx(1), 1e-2: pytest.approx(6)}
 
 
 def test_the_quick_form_takes_the_guess():
