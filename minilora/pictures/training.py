@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..analysis.rank import energy_rank
@@ -23,6 +22,8 @@ from .style import (
     powers_of_two,
     written_ticks,
 )
+
+WRITTEN = 8  # rows and columns, at most, of a matrix whose entries are written out
 
 
 def loss_curves(
@@ -107,48 +108,100 @@ def _spectra_title(values: Mapping[str, Sequence[np.ndarray]], size: int) -> str
 
 
 def matrices(weight: np.ndarray, B: np.ndarray, A: np.ndarray, scale: float, name: str) -> Figure:
-    """W + Delta W and Delta W = s B A as heat maps, all drawn to the same scale, with their shapes and counts.
+    """W + Delta W as heat maps of one scale, Delta W = s B A with B at its left and A above it: an entry is s times the
+    row of B beside it, times the column of A over it. Entries of matrices up to 8 x 8 are written out.
 
     weight: (d_out, d_in), B: (d_out, r), A: (r, d_in); name: of the matrix. Raises ValueError when these do not fit.
     """
     (m, n), r = weight.shape, A.shape[0]
     if B.shape != (m, r) or A.shape != (r, n):
         raise ValueError(f"matrices: B {B.shape} and A {A.shape} do not fit W {weight.shape}")
-    delta, trained = scale * (B @ A), f"{A.size + B.size:,} trained"
-    panels = (  # array, what stands under it, its colour, the sign after it and the inches that takes
-        (weight, f"W\n{m} × {n}\n{weight.size:,} frozen", GREY, "+", 0.45),
-        (delta, f"ΔW\n{m} × {n}\nrank {np.linalg.matrix_rank(delta)}", VERMILLION, f"where\nΔW = {scale:g} ·", 1.35),
-        (B, f"B\n{m} × {r}", BLUE, "·", 0.5),
-        (A, f"A\n{r} × {n}\n{trained}", BLUE, "", 0.0),
-    )
-    room = SIZE[0] - 0.6 - sum(panel[-1] for panel in panels)
-    inch = min(room / (3 * n + r), 2.6 / m)  # the side of one entry
+    delta, plus, beside = scale * (B @ A), 1.4, 0.12  # inches between W and B, and between a product's parts
+    told = f"ΔW = {scale:g} · B A\n{m} × {n}\nrank {np.linalg.matrix_rank(delta)}"
+    inch = min((SIZE[0] - 0.8 - plus - beside) / (2 * n + r), 2.6 / (m + r))  # the side of one entry
+    x, low = (SIZE[0] - (2 * n + r) * inch - plus - beside) / 2, 1.25
+    x_B = x + n * inch + plus
+    x_delta = x_B + r * inch + beside
     with lecture_style():
-        figure = Figure(figsize=SIZE)
-        FigureCanvasAgg(figure)
-        x, top = (SIZE[0] - (3 * n + r) * inch - sum(panel[-1] for panel in panels)) / 2, 3.95
-        for array, words, colour, sign, after in panels:
-            height, width = array.shape[0] * inch, array.shape[1] * inch
-            axes = figure.add_axes((x / SIZE[0], (top - height) / SIZE[1], width / SIZE[0], height / SIZE[1]))
-            _heat_map(axes, array, colour)
-            _text(figure, x + width / 2, top - height - 0.12, words, color=colour, va="top")
-            _text(figure, x + width + after / 2, top - m * inch / 2, sign, fontsize=18, va="center")
-            x += width + after
+        figure = new_figure()
+        figure.set_layout_engine("none")
+        for array, at, bottom, colour in (
+            (weight, x, low, GREY),
+            (B, x_B, low, BLUE),
+            (delta, x_delta, low, VERMILLION),
+            (A, x_delta, low + m * inch + beside, BLUE),
+        ):
+            _heat_map(figure, array, (at, bottom), inch, colour)
+        for middle, words, colour in (
+            (x + n * inch / 2, f"W\n{m} × {n}\n{weight.size:,} frozen", GREY),
+            (x_delta + n * inch / 2, told, VERMILLION),
+        ):
+            _text(figure, middle, low - 0.1, words, color=colour, va="top")
+        top = low + m * inch + beside + r * inch
+        _text(figure, x_delta + n * inch / 2, top + 0.08, f"A   {r} × {n}", color=BLUE, va="bottom")
+        _text(figure, x_B - 0.5, low + m * inch / 2, f"B\n{m} × {r}", color=BLUE, va="center")
+        _text(figure, x + n * inch + 0.25, low + m * inch / 2, "+", fontsize=20, va="center")
         words = f"LoRA trains {A.size + B.size:,} numbers in place of {weight.size:,}"
         figure.text(0.3 / SIZE[0], 0.95, textwrap.fill(words, TITLE_WIDTH), va="top", fontsize=17, fontweight="bold")
-        _text(figure, SIZE[0] / 2, 0.4, f"W is {name}. Red is positive, blue negative.", color=GREY)
+        _text(figure, SIZE[0] / 2, 0.12, f"W is {name}. Red is positive, blue negative.", color=GREY)
     return figure
 
 
-def _heat_map(axes: Axes, array: np.ndarray, colour: str) -> None:
+def _heat_map(figure: Figure, array: np.ndarray, corner: tuple[float, float], inch: float, colour: str) -> None:
+    """A matrix whose lower left corner is there, in inches; its numbers, where there is room for them."""
+    width, height = array.shape[1] * inch, array.shape[0] * inch
+    axes = figure.add_axes((corner[0] / SIZE[0], corner[1] / SIZE[1], width / SIZE[0], height / SIZE[1]))
     limit = float(np.quantile(np.abs(array), 0.99)) or 1.0
     axes.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=colour, linewidth=2)
+    if max(array.shape) <= WRITTEN:
+        for (i, j), number in np.ndenumerate(array):
+            ink = "white" if abs(number) > 0.7 * limit else "black"
+            axes.text(j, i, f"{number + 0:.2g}".replace("-", "−"), ha="center", va="center", color=ink, fontsize=14)
 
 
 def _text(figure: Figure, x: float, y: float, words: str, **how: Any) -> None:
     figure.text(x / SIZE[0], y / SIZE[1], words, ha="center", **how)
+
+
+def by_hand(x: np.ndarray, W: np.ndarray, b: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> Figure:
+    """A LoRA layer's forward pass with all its numbers, each product below its right factor and beside its left one.
+
+    x: (N, d_in), W: (d_out, d_in), b: (d_out,), A: (r, d_in), B: (d_out, r), s = alpha / r; sizes of 4 or so.
+    Raises ValueError when these do not fit, or are too large to be written out.
+    """
+    (N, n), (m, r) = x.shape, B.shape
+    columns = n + r + 3 * m
+    if W.shape != (m, n) or A.shape != (r, n) or b.shape != (m,) or columns > 20 or N + n > 10:
+        shapes = f"x {x.shape}, W {W.shape}, b {b.shape}, A {A.shape}, B {B.shape}"
+        raise ValueError(f"by_hand: {shapes}: expected shapes that fit, of 20 columns and 10 rows at most")
+    h, base = x @ A.T, x @ W.T + b
+    update = s * (h @ B.T)
+    inch, near, far = min(6.2 / columns, 2.9 / (N + n + 1)), 0.12, 0.5
+    with lecture_style():
+        figure = new_figure()
+        figure.set_layout_engine("none")
+        title = "x goes two ways: through A and B, and through W"
+        figure.text(0.3 / SIZE[0], 0.95, title, va="top", fontsize=17, fontweight="bold")
+        at, low = (SIZE[0] - columns * inch - 2 * near - 2 * far) / 2, 0.65
+        over = low + N * inch + near
+        for part, words, over_it, above, colour, after, sign in (
+            (x, "x", "", None, "black", near, ""),
+            (h, "h = x Aᵀ", "Aᵀ", A.T, BLUE, near, ""),
+            (update, f"{s:g} · h Bᵀ", "Bᵀ", B.T, BLUE, far, "+"),
+            (base, "x Wᵀ + b", "Wᵀ, then b", np.vstack([W.T, b]), GREY, far, "="),
+            (base + update, "y", "", None, VERMILLION, 0.0, ""),
+        ):
+            width = part.shape[1] * inch
+            _heat_map(figure, part, (at, low), inch, colour)
+            _text(figure, at + width / 2, low - 0.1, words, color=colour, va="top", fontweight="bold")
+            _text(figure, at + width + after / 2, low + N * inch / 2, sign, fontsize=20, va="center")
+            if above is not None:
+                _heat_map(figure, above, (at, over), inch, colour)
+                _text(figure, at + width / 2, over + len(above) * inch + 0.08, over_it, color=colour, va="bottom")
+            at += width + after
+    return figure
 
 
 def _title(axes: Axes, text: str) -> None:

@@ -77,7 +77,7 @@ def test_the_titles_state_what_the_numbers_say():
     assert "LoRA: rank 4" in spectra
     assert any("with LoRA" in text and "with all weights, of 32" in text for text in spectra)
     assert "LoRA trains 256 numbers in place of 1,024" in matrices
-    assert "ΔW\n32 × 32\nrank 4" in matrices
+    assert "ΔW = 2 · B A\n32 × 32\nrank 4" in matrices
 
 
 def test_the_number_of_directions_in_the_title():
@@ -98,12 +98,28 @@ def test_heat_maps_are_to_scale_and_delta_is_s_b_a():
     B, A = rng.standard_normal((24, 2)), rng.standard_normal((2, 12))
     figure = training.matrices(rng.standard_normal((24, 12)), B, A, 3.0, "up_proj")
     shown = [axes.images[0].get_array() for axes in figure.axes]
-    assert np.allclose(shown[1], 3 * B @ A) and np.array_equal(shown[2], B) and np.array_equal(shown[3], A)
+    assert np.allclose(shown[2], 3 * B @ A) and np.array_equal(shown[1], B) and np.array_equal(shown[3], A)
     inches = [axes.get_position().size * figure.get_size_inches() for axes in figure.axes]
     sides = [size / array.shape[::-1] for size, array in zip(inches, shown, strict=True)]
     assert np.allclose(sides, sides[0][0])  # every entry is a square of the same size
+    left, product, above = (axes.get_position() for axes in figure.axes[1:])
+    assert (left.y0, left.y1) == (product.y0, product.y1) and (above.x0, above.x1) == (product.x0, product.x1)
+    assert left.x1 < product.x0 and above.y0 > product.y1  # an entry: the row of B beside it, the column of A over it
     with pytest.raises(ValueError, match=r"\(24, 2\).*do not fit W \(12, 24\)"):
         training.matrices(np.zeros((12, 24)), B, A, 1.0, "x")
+
+
+def test_the_example_by_hand_shows_all_its_numbers():
+    W, b = np.array([[1, 0, 2, 0], [0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]], float), np.array([1, 0, 0, -1.0])
+    A, B = np.array([[1, 0, -1, 2.0]]), np.array([[1], [0], [2], [-1.0]])
+    x = np.array([[1, 2, 0, 1], [0, 1, 1, 1.0]])
+    figure = training.by_hand(x, W, b, A, B, 2.0)
+    shown = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
+    assert shown[1:4] == ["3 1", "1 0 −1 2", "6 0 12 −6 2 0 4 −2"]
+    assert shown[5] == "2 3 3 0 3 2 1 1" and shown[-1] == "8 3 15 −6 5 2 5 −1"
+    assert training.matrices(W, B, A, 2.0, "W").axes[2].texts[0].get_text() == "2"
+    with pytest.raises(ValueError, match=r"by_hand: x \(2, 4\), .* of 20 columns"):
+        training.by_hand(x, W, b, A, B[:3], 2.0)
 
 
 def test_labels_are_kept_apart_and_in_order():
