@@ -82,7 +82,7 @@ def study_sixteen_bits(runs: Runs) -> list[dict[str, Any]]:
     """
     rows = []
     for corpus, seed in itertools.product(runs.scale.corpora, runs.scale.seeds):
-        rates, shares = rates_of(runs, "lora"), SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
+        rates, shares = rates_of(runs, "lora")[-2:], SHARES if len(runs.scale.seeds) > 1 else SHARES[::3]
         for lr in rates:
             spec = runs.spec(corpus=corpus, lr=lr, keep=True, seed=seed)
             told = {"corpus": corpus, "lr": lr, "seed": seed}

@@ -26,7 +26,8 @@ STEPS = (0.75, 0.5, 0.0)  # times which a part of the tuned matrices is taken; 1
 # All of Delta W in smaller steps, too: near 1 the new text's loss hardly moves, and the old text's does
 FACTORS = {"intruders": STEPS, "others": STEPS, "rest": STEPS, "change": (0.95, 0.9, *STEPS)}
 TOP = 10  # among so many first singular directions, as in the paper
-RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (3e-3, 1e-2)}  # up to each method's best on the grid of a factor of three
+RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2)}  # up to each one's best on the grid of factor three
+SHRUNK = {"full": 1, "lora": 2}  # of each, how many rates' models are shrunk, the highest
 
 
 def rates_of(runs: Runs, method: str) -> list[float]:
@@ -37,12 +38,12 @@ def rates_of(runs: Runs, method: str) -> list[float]:
 def settings(runs: Runs, corpus: str) -> Iterator[tuple[str, Spec, bool]]:
     """(method, run, whether it is shrunk): full fine-tuning and LoRA of rank 8, from the gentlest rate up.
 
-    Shrunk are LoRA's models, and those of full fine-tuning's highest rate.
+    Shrunk are the models of the highest rates (`SHRUNK`).
     """
     for method in RATES:
         rates = rates_of(runs, method)
         for lr in rates:
-            yield method, runs.spec(corpus=corpus, method=method, lr=lr, keep=True), method == "lora" or lr == rates[-1]
+            yield method, runs.spec(corpus=corpus, method=method, lr=lr, keep=True), lr in rates[-SHRUNK[method] :]
 
 
 def study_intruders(runs: Runs) -> list[dict[str, Any]]:
