@@ -187,10 +187,10 @@ def words_and_chance(s_words: Array, s_shuffled: Array, above: int) -> Figure:
         figure, [ax] = panels()
         for s, colour, dashes, words, place in (
             (s_words, BLUE, "-", "the word table", (8, 6)),
-            (s_shuffled, VERMILLION, "--", "the same numbers, shuffled", (8, -20)),
+            (s_shuffled, VERMILLION, "--", "the same numbers, shuffled", (0, -36)),
         ):
             ax.plot(np.arange(2, k + 1), s[1:], color=colour, linestyle=dashes)
-            at = 4 if colour == BLUE else 1
+            at = min(4 if colour == BLUE else 1, k - 2)
             how: dict[str, Any] = {"color": colour, "fontweight": "bold", "textcoords": "offset points"}
             ax.annotate(words, (at + 1, s[at]), place, **how)
         written_ticks(ax, (2, 5, 20, 100, k))
@@ -205,7 +205,7 @@ def above_the_edge(s: Array, edge: float, visible: int) -> Figure:
         figure, [ax] = panels()
         ax.plot(np.arange(1, len(s) + 1), s, "o", color=BLUE, markersize=5)
         ax.axhline(edge, color=VERMILLION, linestyle="--")
-        ax.text(len(s), edge + 0.02 * s[0], "edge of the noise", color=VERMILLION, ha="right")
+        ax.text(len(s), edge + 0.03 * s[0], "edge of the noise", color=VERMILLION, ha="right")
         how: dict[str, Any] = {"color": BLUE, "fontweight": "bold", "va": "center"}
         ax.text(0.05 * len(s), 0.9 * s[0], f"{visible} stand above the edge", **how)
         ax.set(xlabel="index", ylabel="singular value", ylim=(0, 1.1 * s[0]))
@@ -224,7 +224,7 @@ def nearest_rank(errors: Sequence[float], itself: float) -> Figure:
         ax.axhline(itself, color=GREY, linestyle="--")
         ax.text(len(errors) - 1, itself * 1.02, "the noisy matrix itself", color=GREY, ha="right", va="bottom")
         ax.set(xlabel="rank r of the approximation", ylabel="distance to\nthe clean matrix")
-        ax.set(ylim=(0, 1.15 * max(*errors, itself)))
+        ax.set(ylim=(0, 1.15 * (max(*errors, itself) or 1)))
         ax.set_title(f"Rank {best} throws away {saved:.0%} of the error")
     return figure
 
