@@ -5,9 +5,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ..nn.storage import blaming
-from .options import command, convert, did_you_mean, given, option, refuse_ignored
+from .options import command, convert, did_you_mean, given, one_of, option, refuse_ignored, whole
 from .outputs import output_folder
 from .words import say_error
 
@@ -21,6 +22,12 @@ from .words import say_error
     option("--table", False, "train nothing: print the table of all methods from the records there are",
            action="store_true"),
     option("--force", False, "make records anew that are there already", action="store_true"),
+    option("--jobs", 1, "runs at a time, each on a core of its own (pip install minilora[cluster])", type=whole(1),
+           metavar="N"),
+    option("--backend", "loky", "what makes them: loky, processes of this machine; dask", type=one_of("loky", "dask"),
+           metavar="NAME"),
+    option("--scheduler", None, "the address of a Dask scheduler, such as tcp://HOST:8786, all of whose workers see "
+           "--cache; without it --backend dask starts workers here", metavar="ADDRESS"),
     example="minilora study ranks --quick",
 )  # fmt: skip
 def study(args: argparse.Namespace) -> int:
@@ -33,7 +40,8 @@ def study(args: argparse.Namespace) -> int:
     tasks (one after the other), latency and memory, rewards (reinforcement learning with few parameters); and real,
     which puts its question to SmolLM2 and needs it fetched: minilora fetch smollm2-135m.
 
-    Finished runs are kept: a study that was stopped goes on where it was. A full study of everything may take an hour,
+    Finished runs are kept: a study that was stopped goes on where it was; --jobs makes several at a time, the same to
+    the last bit. A full study of everything may take an hour,
     and real another one.
     """
     from ..interop.fetch import is_here
@@ -55,6 +63,7 @@ def study(args: argparse.Namespace) -> int:
         return 0
     for flag, place in (("--output", folder), ("--cache", args.cache)):
         convert(flag, {"type": output_folder, "metavar": "DIR"}, str(place))
+    todo = [name for name in names if args.force or args.name != "all" or not (folder / f"{name}.json").exists()]
     for name in names:
         if args.name == "all" and not args.force and (folder / f"{name}.json").exists():
             print(f"{name:<12}  there     {folder / name}.json; --force makes it anew", flush=True)
@@ -64,6 +73,8 @@ def study(args: argparse.Namespace) -> int:
             continue
         started = time.perf_counter()
         try:
+            if name == todo[0]:
+                side_by_side(args, todo, scale)
             path = studies.run_study(name, scale, folder, args.cache, args.force, progress=sys.stderr.isatty())
         except KeyboardInterrupt:
             words = shlex.join(["minilora", "study", args.name, *given(args)])
@@ -72,3 +83,18 @@ def study(args: argparse.Namespace) -> int:
         print(f"{name:<12}{time.perf_counter() - started:>6.0f} s   {path}", flush=True)
     print(f"draw them    minilora figures --data {shlex.quote(str(folder))}")
     return 0
+
+
+def side_by_side(args: argparse.Namespace, names: list[str], scale: Any) -> None:
+    """Make the studies' runs several at a time, where that is asked for."""
+    if args.backend == "loky":
+        refuse_ignored(args, ["--scheduler"], "is of --backend dask")
+    elif args.scheduler:
+        refuse_ignored(args, ["--jobs"], "cannot be given with --scheduler: all its workers take runs")
+    if args.jobs == 1 and args.backend == "loky":
+        return
+    from ..studies.grid import make_runs
+
+    started = time.perf_counter()
+    made = make_runs(names, scale, args.cache, args.jobs, args.backend, args.scheduler, sys.stderr.isatty())
+    print(f"{made:,} runs  {time.perf_counter() - started:>6.0f} s   {args.cache}", flush=True)

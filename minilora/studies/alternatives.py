@@ -19,6 +19,7 @@ from ..nn.layers import Linear
 from ..nn.storage import load_model
 from ..training.loop import evaluate, train_step
 from ..training.optim import AdamW
+from .costs_of_steps import measure_steps, peak_bytes, weight_bytes
 from .runs import (
     OLD_TEXT,
     SCALE,
@@ -27,13 +28,10 @@ from .runs import (
     Spec,
     base_model,
     best_rate,
-    measure_steps,
     over_seeds,
-    peak_bytes,
     prepare,
     rates_of,
     summarise,
-    weight_bytes,
 )
 from .turns import beside
 
@@ -89,9 +87,7 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
     what is forgotten can be told at a matched loss on the new text (committed rows that were trained before it was kept
     have none).
     """
-    costs = measure_steps(runs, {name: runs.spec(**changes) for name, changes in COMPARED.items()})
-    delays = token_ratios(COMPARED)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for corpus in runs.scale.corpora:
         old = evaluate(load_model("base"), runs.corpus(OLD_TEXT), runs.scale.windows)
         for name, changes in COMPARED.items():
@@ -101,12 +97,14 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
             records = runs.records(runs.spec(corpus=corpus, lr=lr, seed=seed, **changes) for seed in runs.scale.seeds)
             curves = [record["curve"] for record in records]
             row = {"corpus": corpus, "method": name, "lr": lr, "trainable": records[0]["trainable"], "old_before": old}
-            row |= summarise(records, "before", "loss", "old_loss", "stored_bytes") | costs[name] | delays[name]
+            row |= summarise(records, "before", "loss", "old_loss", "stored_bytes")
             row["curve"] = {"step": curves[0]["step"]}
             row["curve"] |= {number: [curve[number] for curve in curves] for number in ("loss", "old_loss")}
             row["sweep"] = [{"lr": record["spec"]["lr"], "curve": record["curve"]} for record in tried]
             rows.append(row)
-    return rows
+    costs = measure_steps(runs, {name: runs.spec(**changes) for name, changes in COMPARED.items()})
+    delays = token_ratios(COMPARED)
+    return [row | costs[row["method"]] | delays[row["method"]] for row in rows]
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

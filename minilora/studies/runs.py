@@ -7,8 +7,7 @@ per character on held-out text, times in seconds, sizes in bytes.
 
 import hashlib
 import json
-import tracemalloc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,11 @@ from ..nn.storage import load_model, save_model
 from ..training.corpus import PYTHON, Corpus, load_corpus
 from ..training.loop import evaluate, length_of, train_step
 from ..training.optim import AdamW, cosine_schedule
+from ..training.parallel import blas_of_one_thread
 from ..training.run import Run, Settings
 from ..training.stopping import stop_at_signals
 from .choosing import Between
 from .records import read_json, write_json
-from .turns import beside
 
 FORMAT = 1  # of the records; a file with another number was made by another version
 OLD_TEXT = "python-docs"  # what the base model was pretrained on: its loss afterwards is what was forgotten
@@ -141,7 +140,12 @@ class Runs:
         self.folder, self.scale = Path(folder) / scale.name, scale
         self.bar = tqdm(unit="run", disable=not progress, leave=False, dynamic_ncols=True)
         self.pythons = {PYTHON}  # whose texts were read: now, and when the runs that are used were trained
+        self.wanted: dict[str, tuple[Runs, Spec]] | None = None  # in a plan (`grid.py`), the runs that are not made yet
         self._corpora: dict[str, Corpus] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to make these runs: not the bar, nor the texts, which it reads itself."""
+        return {**vars(self), "bar": None, "wanted": None, "_corpora": {}}
 
     def spec(self, **changes: Any) -> Spec:
         """A spec of this scale's length."""
@@ -157,8 +161,12 @@ class Runs:
         """What came of a run: losses before and after on the new and the old text, curve, sizes, times."""
         path = self.folder / f"{spec.key}.json"
         if not _finished(path, spec):
+            if self.wanted is not None:
+                self.wanted[spec.key] = self, spec
+                return {}
             self.bar.set_postfix_str(f"{spec.method} {spec.corpus} r={spec.rank} lr={spec.lr:g} seed={spec.seed}")
-            record, model = self._train(spec)
+            with blas_of_one_thread():  # and `settings` fixes the pieces: the same bits on any number of cores
+                record, model = self._train(spec)
             if spec.keep:
                 (save_model if spec.method == "full" else save_adapter)(model, path.with_suffix(".npz"))
             write_json(path, record)
@@ -173,7 +181,8 @@ class Runs:
 
     def file(self, spec: Spec) -> Path:
         """The file of what a run with keep=True trained: an adapter, or a whole model."""
-        self.record(spec)
+        if not self.record(spec):
+            raise KeyError(f"{spec.key} is not made yet")
         return self.folder / f"{spec.key}.npz"
 
     def model(self, spec: Spec) -> Any:
@@ -236,7 +245,7 @@ def trained(run: Run, stop: int, pull: float = 0.0) -> Iterator[int]:
         for step in range(stop):
             run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
             tokens, targets, *_ = run.corpus.batch(s.batch_size, length, run.rng)
-            train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm)
+            train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
             if pull:
                 pull_back(run.optimizer, began, pull)
             if interrupt.is_set():
@@ -266,6 +275,7 @@ def settings(spec: Spec) -> Settings:
         warmup=max(spec.steps // 10, 1),
         seed=spec.seed,
         lr_ratio=spec.lr_ratio,
+        pieces=2,
     )
 
 
@@ -314,60 +324,11 @@ def prepare(model: Any, spec: Spec, corpus: Corpus | None = None) -> None:
             getattr(layer, f"lora_{part}").requires_grad = False
 
 
-def _probe(run: Run) -> Callable[[], float]:
-    """A training step that moves nothing: the learning rate is 0, the optimiser and the generator are its own."""
-    probe = Run(run.model, run.corpus, replace(run.settings, weight_decay=0.0))
-    probe.optimizer.lr = 0.0
-    tokens, targets = run.corpus.batch(run.settings.batch_size, run.model.context, probe.rng)
-    return lambda: train_step(run.model, probe.optimizer, tokens, targets)
-
-
-def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> dict[str, dict[str, float]]:
-    """{name: {"step_seconds", "step_ratio", "memory_bytes"}} of training steps, as several specs make them, in turns.
-
-    The median time of a step, and of its ratio to the step of the spec called "full" in the same turn; and the bytes of
-    weights and optimiser state, plus the most that a step allocates beside them: the median of five, with half their
-    range, since threads do not always meet at their peaks.
-    """
-    steps: dict[str, Callable[[], float]] = {}
-    held: dict[str, int] = {}
-    for name, spec in specs.items():
-        model = base_model(spec)
-        prepare(model, spec, runs.corpus(spec.corpus))
-        run = Run(model, runs.corpus(spec.corpus), settings(spec))
-        steps[name] = _probe(run)
-        moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
-        held[name] = weight_bytes(model) + moments
-    timed = beside(steps, "full", repeats)
-    peaks = {name: [peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
-    return {
-        name: {
-            "step_seconds": timed[name]["seconds"],
-            "step_ratio": timed[name]["ratio"],
-            "memory_bytes": held[name] + float(np.median(peaks[name])),
-            "memory_bytes_spread": float(np.ptp(peaks[name])) / 2,
-        }
-        for name in steps
-    }
-
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of a model's parameters, and of the codes and scales of those held in few bits."""
-    return sum(p.data.nbytes for p in model.parameters()) + sum(array.nbytes for _, array in model.named_buffers())
-
-
-def peak_bytes(step: Callable[[], float]) -> int:
-    """The most that is allocated at one time during a step, beside what was there before."""
-    tracemalloc.start()
-    step()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
-
-
 def summarise(records: Sequence[Mapping[str, Any]], *numbers: str) -> dict[str, Any]:
     """{number: its mean over the seeds, number_spread: half the distance from least to most, "seeds": how many}"""
     summary: dict[str, Any] = {"seeds": len(records)}
+    if not all(records):  # of a plan
+        return summary
     for number in numbers:
         values = [record[number] for record in records]
         summary[number] = float(np.mean(values))
@@ -379,7 +340,7 @@ def over_seeds(runs: Runs, spec: Spec, *numbers: str, seeds: tuple[int, ...] | N
     """`summarise` of the runs of a spec with every seed, and how many parameters they train."""
     specs = [replace(spec, seed=seed) for seed in seeds or runs.scale.seeds]
     records = runs.records(specs)
-    return {**summarise(records, *(numbers or ("loss", "old_loss"))), "trainable": records[0]["trainable"]}
+    return {**summarise(records, *(numbers or ("loss", "old_loss"))), "trainable": records[0].get("trainable")}
 
 
 def rates_of(scale: Scale, method: str) -> tuple[float, ...]:

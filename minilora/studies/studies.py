@@ -196,6 +196,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "real": real.study_real,
 }
 NEEDS = {"real": real.MODEL}  # what has to be fetched for a study
+ALONE = ("latency", "memory", "real")  # they measure on this machine, and have no runs to share
 
 
 # --- records in files ------------------------------------------------------------------------------------------------

@@ -26,9 +26,27 @@ from typing import Any
 import numpy as np
 
 
-@functools.cache
 def cores() -> int:
     """The number of processors this process may use; 1 where no thread can be started, as in a browser's Python."""
+    return min([_processors(), *_most])
+
+
+_most: list[int] = []  # what `at_most` allows
+
+
+@contextlib.contextmanager
+def at_most(number: int) -> Iterator[None]:
+    """So many cores for this process, as for one of several workers on a machine; a matrix product takes one."""
+    _most.append(number)
+    try:
+        with blas_of_one_thread():
+            yield
+    finally:
+        _most.remove(number)
+
+
+@functools.cache
+def _processors() -> int:
     if not _threads():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

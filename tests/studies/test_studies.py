@@ -10,7 +10,7 @@ import pytest
 
 import minilora as ml
 from minilora.analysis.methods import RANKED, plan
-from minilora.studies import alternatives, runs
+from minilora.studies import alternatives, costs_of_steps, runs
 from minilora.studies.real import RealSpec
 from minilora.studies.runs import FULL, QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import NEEDS, STUDIES, load_records, run_study
@@ -106,7 +106,7 @@ def test_measuring_a_step_does_not_move_the_model(cache):
     model = ml.load_model("base")
     before = model.state_dict()
     run = ml.Run(model, ml.load_corpus("unicode-names"), ml.Settings(steps=2, batch_size=2))
-    runs._probe(run)()
+    costs_of_steps._probe(run)()
     assert all(np.array_equal(before[name], p.numpy()) for name, p in model.named_parameters())
 
 
@@ -114,7 +114,7 @@ def test_measuring_a_step_does_not_move_the_model(cache):
 def test_costs_of_a_step(cache, monkeypatch):
     monkeypatch.setattr(loop, "cores", lambda: 1)  # threads do not always meet at their peaks
     specs = {"full": Spec(method="full"), "lora": Spec()}
-    costs = runs.measure_steps(Runs(cache, TINY, progress=False), specs, repeats=1)
+    costs = costs_of_steps.measure_steps(Runs(cache, TINY, progress=False), specs, repeats=1)
     assert all(cost["step_seconds"] > 0 for cost in costs.values())
     assert costs["full"]["step_ratio"] == 1
     saved = costs["full"]["memory_bytes"] - costs["lora"]["memory_bytes"]
