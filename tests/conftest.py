@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.append(str(Path(__file__).parent))  # for homework_grading.py, which the tests of the homework share
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))  # for homework_grading.py, which the tests of the homework share, and the like
+sys.path.append(str(HERE.parent / "notebooks" / "site"))  # for what the site is built with
 
 # Drawn cases are the same on every run, so that a red test stays red until it is mended; shared machines have no pace.
 settings.register_profile("minilora", derandomize=True, deadline=None, max_examples=50)

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from browser import Browser, NoBrowser
+from lecture_pages import with_alt_texts
+from words import unlinked
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent
@@ -63,16 +65,20 @@ def package(place: str) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / inner
 
 
+def copy_part(source: Path, target: Path) -> None:
+    """A file or a folder, with the folders above it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, target)
+
+
 def put_beside(output: Path) -> None:
     """reveal.js and MathJax, from their packages, into the folder of the decks."""
     for (place, parts), name in ((REVEAL, "reveal"), (MATHJAX, "mathjax")):
         for part in parts:
-            source, target = package(place) / part, output / name / part
-            if source.is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target)
+            copy_part(package(place) / part, output / name / part)
 
 
 def deck(notebook: Path, output: Path) -> Path:
@@ -82,11 +88,14 @@ def deck(notebook: Path, output: Path) -> Path:
     from traitlets.config import Config
 
     settings = json.loads((NOTEBOOKS / "jupyter_nbconvert_config.json").read_text("utf-8"))
-    exporter = SlidesExporter(
-        config=Config(settings), template_file=str(HERE / "slides.html.j2"), reveal_url_prefix="reveal"
-    )
-    content = nbformat.read(notebook, as_version=4)
-    text, _ = exporter.from_notebook_node(content, {"metadata": {"name": notebook.stem}})
+    settings["SlidesExporter"] |= {"embed_images": True, "reveal_url_prefix": "reveal"}
+    exporter = SlidesExporter(config=Config(settings), template_file=str(HERE / "slides.html.j2"))
+    content = with_alt_texts(json.loads(notebook.read_text("utf-8")))
+    for cell in content["cells"]:  # a slide is looked at, so a link within the repository becomes its words
+        if cell["cell_type"] == "markdown":
+            cell["source"] = unlinked("".join(cell["source"]))
+    resources = {"metadata": {"name": notebook.stem, "path": str(NOTEBOOKS)}}
+    text, _ = exporter.from_notebook_node(nbformat.reads(json.dumps(content), as_version=4), resources)
     target = output / f"{notebook.stem}.slides.html"
     target.write_text(text, "utf-8")
     return target
