@@ -56,6 +56,7 @@ from .runs import (
     say_accuracy,
     say_sample,
     unit,
+    with_others,
 )
 
 HIGH = ("prompt", "prefix", "vera", "ia3")  # few numbers that must move far
@@ -125,6 +126,7 @@ THEIR_OWN = {"vera": ("rank",), "ia3": ("targets",)}  # what has another default
     BACKEND,
     example="minilora finetune --corpus unicode-names --rank 8 --output runs/names.npz",
 )  # fmt: skip
+@with_others
 def finetune(args: argparse.Namespace) -> int:
     """Adapt a trained model to a new text, by LoRA, an alternative to it, or in full.
 

@@ -38,7 +38,7 @@ from .options import (
     whole,
 )
 from .outputs import output_file
-from .runs import describe_run, finish, refuse_losses, resume, say_sample
+from .runs import describe_run, finish, refuse_losses, resume, say_sample, with_others
 
 
 @command(
@@ -62,6 +62,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample
     BACKEND,
     example="minilora pretrain --corpus python-docs --output runs/base.npz",
 )
+@with_others
 def pretrain(args: argparse.Namespace) -> int:
     """Train a transformer from nothing on a text.
 

@@ -3,10 +3,13 @@
 import argparse
 import contextlib
 import errno
+import functools
+import io
 import itertools
 import os
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +27,30 @@ from ..training.corpus import BUILT_IN
 from ..training.examples import Examples
 from ..training.loop import length_of
 from ..training.pairs import LONGEST
+from ..training.together import abort, own_rank, started, together
 from .models import base_name, existing, load_model
 from .options import refuse_ignored
 from .outputs import claimed, refuse_overwriting
-from .words import say_error
+from .words import reason, say_error
+
+
+def with_others(train: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that trains, on as many processes as mpiexec has started; an error in one of them ends all."""
+
+    @functools.wraps(train)
+    def run(args: argparse.Namespace) -> int:
+        if started() == 1:
+            return train(args)
+        with together() as rank, contextlib.redirect_stdout(io.StringIO() if rank else sys.stdout):
+            try:
+                return train(args)
+            except BaseException as error:
+                time.sleep(rank and 1)  # what is wrong for all, the first one says
+                say_error(f"error: {f'process {rank}: ' if rank else ''}{reason(error)}")
+                abort(2)
+                raise
+
+    return run
 
 
 def resume(args: argparse.Namespace) -> ml.Run:
@@ -116,8 +139,13 @@ def finish(
 ) -> int:
     """Train to the end, `save`, `tell`, and then remove the checkpoint that nobody named: -> the exit code.
 
-    At Ctrl-C, and where something fails, say what is kept and how to go on.
+    At Ctrl-C, and where something fails, say what is kept and how to go on. Of processes that train together the first
+    saves and tells; the others only train.
     """
+    if own_rank():
+        with contextlib.suppress(KeyboardInterrupt):
+            ml.train(run, progress=False)
+        return 0
     with checkpoint_place(args, output) as checkpoint:
         ours = None if args.checkpoint or args.resume else checkpoint
         try:

@@ -27,6 +27,7 @@ from .optim import Optimizer, clip_gradients, cosine_schedule
 from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
 from .run import Run
 from .stopping import stop_at_signals
+from .together import any_of, own_rows, sum_over_processes
 
 EVALUATION_BATCH = 16  # windows at a time
 
@@ -84,7 +85,7 @@ def loss_and_gradients(
     """
     tokens, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
     most = None if pieces is None else integer("train_step: pieces", pieces, 1)
-    parts = _split(0, len(tokens), integer("train_step: accumulate", accumulate, 1))
+    parts = _split(*own_rows(len(tokens)), integer("train_step: accumulate", accumulate, 1))
     total = counting(targets)
     # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
     # cores. So the batches that are drawn after it are those of the records.
@@ -97,7 +98,7 @@ def loss_and_gradients(
         return model.loss(tokens[start:stop], targets[start:stop], rows, **padding) if share else None, share
 
     with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
-        loss, gradients = add_up(loss_of, parameters, parts, most)
+        loss, gradients = sum_over_processes(*add_up(loss_of, parameters, parts, most), parameters)
     if all(g is None for g in gradients):
         raise ValueError(
             "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
@@ -157,7 +158,7 @@ def add_up(
 def _split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
     """The rows from start to stop in at most so many pieces, as equal as can be: [(start, stop), ...]"""
     rows, n = stop - start, min(stop - start, most)
-    return list(itertools.pairwise(start + rows * i // n for i in range(n + 1)))
+    return list(itertools.pairwise(start + rows * i // max(n, 1) for i in range(n + 1)))
 
 
 def counting(targets: Array) -> int:
@@ -312,7 +313,8 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     with bar, stop_at_signals() as interrupt:
         if not run.validation["step"]:
             _evaluate(run)
-        while run.step < s.steps and not interrupt.is_set():
+        stopped = False
+        while run.step < s.steps and not (stopped := any_of(interrupt.is_set())):
             loss = _step(run, corpus)
             run.history["step"].append(run.step)
             run.history["loss"].append(round(loss, 5))
@@ -322,10 +324,10 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
             bar.update()
             if checkpoint is not None and run.step % s.checkpoint_every == 0 and run.step < s.steps:
                 _save(run, checkpoint)
-        run.interrupted = interrupt.is_set() and run.step < s.steps
+        run.interrupted = stopped
         if checkpoint is not None:
             _save(run, checkpoint)
-    if interrupt.is_set():
+    if stopped or interrupt.is_set():
         raise KeyboardInterrupt
     return run
 
