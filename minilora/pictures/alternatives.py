@@ -1,6 +1,5 @@
 """LoRA among its alternatives, from the studies' records: what each method reaches, how it scales, what it forgets."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ..studies.findings import Records, Row, best_of, clearly, each, joined, listed, ordered, rows_of, seeds_note, where
-from .drawing import LOOKS, LOSS, THIRD, brief, fit, heading, line, name_astray, note, panels, state
-from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, TITLE_WIDTH, VERMILLION, lecture_style
+from .drawing import LOOKS, LOSS, THIRD, brief, fit, heading, in_two_lines, line, name_astray, note, panels, state
+from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, lecture_style
 
 # --- all methods -----------------------------------------------------------------------------------------------------
 
@@ -51,11 +50,9 @@ def alternatives(methods: Records) -> Figure:
             words.set_color(_look(name)["color"])
         all_axes[0].set_ylim(len(order) - 0.4, -0.6)  # the best on top
         head = f"With at most {thousands(most)} parameters: "
-        for called, most_named in ((str, 3), (brief, 3), (brief, 2), (brief, 1)):  # the first that has two lines
-            told = {called(corpus): _best(*found, most_named) for corpus, found in findings.items()}
-            title = head + joined(told) + seeds_note(rows)
-            if len(textwrap.wrap(title, TITLE_WIDTH, break_on_hyphens=False)) <= 2:
-                break
+        ways = ((str, 3), (brief, 3), (brief, 2), (brief, 1))
+        told = ({called(c): _best(*found, named) for c, found in findings.items()} for called, named in ways)
+        title = in_two_lines(head + joined(said) + seeds_note(rows) for said in told)
         return state(figure, title, _overall(rows, corpora))
 
 

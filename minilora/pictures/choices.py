@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..studies.findings import Records, Row, best_of, clearly, each, joined, listed, ordered, rows_of, seeds_note, where
+from ..studies.findings import Records, Row, best_of, clearly, each, listed, ordered, rows_of, seeds_note, where
 from .drawing import (
     LOOKS,
     LOSS,
@@ -18,6 +18,7 @@ from .drawing import (
     line,
     name_astray,
     note,
+    of_texts,
     panels,
     state,
 )
@@ -43,7 +44,7 @@ def matrices(records: Records) -> Figure:
         all_axes[0].set_yticks(range(len(found)), [f"{row['targets']}  r={row['rank']}" for row in found])
         all_axes[0].invert_yaxis()
         lesson = "Every set has about as many trained parameters. Dark bars: not clearly worse than the best."
-        return state(figure, joined(findings) + seeds_note(rows), lesson)
+        return state(figure, of_texts(findings, end=seeds_note(rows)), lesson)
 
 
 def _lying_bar(axes: Axes, place: float, row: Row, good: bool) -> None:
@@ -80,7 +81,7 @@ def rank_choice(records: Records) -> Figure:
             findings[corpus] = _enough(tied, found)
         all_axes[0].set_ylabel(LOSS)
         lesson = "α/r and the learning rate are the same at every rank."
-        return state(figure, joined(findings) + seeds_note(rows), lesson)
+        return state(figure, of_texts(findings, end=seeds_note(rows)), lesson)
 
 
 def _enough(tied: Sequence[Row], found: Sequence[Row]) -> str:

@@ -4,7 +4,7 @@ Error bars reach from the least to the most over the seeds, half that distance t
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ..studies.findings import Row
+from ..studies.findings import Row, joined
 from .style import BLUE, GREEN, GREY, TITLE_WIDTH, VERMILLION, apart, new_figure
 
 NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
@@ -41,6 +41,20 @@ def state(figure: Figure, sentence: str, lesson: str) -> Figure:
     figure.suptitle(words, x=0.02, ha="left", fontsize=17, fontweight="bold")
     figure.set_label(" ".join(f"{sentence}. {lesson}".split()))
     return figure
+
+
+def in_two_lines(sentences: Iterable[str]) -> str:
+    """The first of some ways to say a title that takes two lines at most; else the last, the shortest."""
+    for sentence in sentences:
+        if len(textwrap.wrap(sentence, TITLE_WIDTH, break_on_hyphens=False)) <= 2:
+            break
+    return sentence
+
+
+def of_texts(findings: Mapping[str, str], head: str = "", end: str = "") -> str:
+    """What was found on each text as a title: the texts' names in full, or in brief where that needs a third line."""
+    names: tuple[Callable[[str], str], ...] = (str, brief)
+    return in_two_lines(head + joined({name(text): said for text, said in findings.items()}) + end for name in names)
 
 
 def brief(text: str) -> str:

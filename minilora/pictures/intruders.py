@@ -6,10 +6,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..studies.findings import ONE_SEED, Records, Row, clearly, each, joined, rows_of, where
+from ..studies.findings import ONE_SEED, Records, Row, clearly, each, rows_of, where
 from ..studies.intruders import at_equal_loss, beside_change, learned
 from ..studies.runs import summarise
-from .drawing import LOOKS, NAMES, SHORT, heading, label_ends, note, panels, state
+from .drawing import LOOKS, NAMES, SHORT, heading, label_ends, note, of_texts, panels, state
 from .style import BLUE, GREEN, GREY, ORANGE, lecture_style
 
 NEW, OLD = "loss on the new text\n(nats per character)", "loss on the old text\n(nats per character)"
@@ -53,18 +53,19 @@ def intruders(records: Records) -> Figure:
         all_axes[0].set_ylabel("intruders a matrix,\namong the first 10")
         all_axes[0].set_ylim(0, None)
         lesson = f"To the right is learning. {'; '.join(numbers)}" + "." * bool(numbers)
-        return state(figure, f"at equal loss on the new text {joined(said)}{one_seed(rows)}", lesson)
+        return state(figure, of_texts(said, "at equal loss on the new text ", one_seed(rows)), lesson)
 
 
 def _counts(axes: Axes, rows: Sequence[Row], kind: str) -> None:
-    """A kind's rates up to the best, with ranges over the seeds both ways, and its name."""
+    """A kind's rates up to the best: a small mark for each seed, a large one for their mean, and the kind's name."""
     paths = learned(rows, kind).values()
     rates = set.intersection(*({row["lr"] for row in path} for path in paths))
     means = [summarise([row for path in paths for row in path if row["lr"] == lr], "loss", "intruders") for lr in rates]
     means.sort(key=lambda row: -row["loss"])
     x, y = ([row[number] for row in means] for number in ("loss", "intruders"))
-    across, up = ([row[f"{number}_spread"] for row in means] for number in ("loss", "intruders"))
-    axes.errorbar(x, y, up, across, capsize=5, capthick=2, elinewidth=2, markersize=9, **LOOKS[kind])
+    axes.plot(x, y, markersize=10, **LOOKS[kind])
+    seeds = [(row["loss"], row["intruders"]) for path in paths for row in path if row["lr"] in rates]
+    axes.plot(*zip(*seeds, strict=True), markersize=4, alpha=0.6, **{**LOOKS[kind], "linestyle": ""})
     how: dict[str, Any] = {"color": LOOKS[kind]["color"], "fontweight": "bold"}
     if kind == "lora":
         note(axes, SHORT[kind], (x[-1], y[-1]), (-14, -4), ha="right", va="top", **how)
@@ -99,7 +100,7 @@ def intruders_shrunk(records: Records) -> Figure:
             axes.set_xlabel(NEW)
         all_axes[0].set_ylabel(OLD)
         lesson = f"From the black point, as tuned, a part is taken times 0.75 and 0.5. {_tally(rows)}"
-        return state(figure, f"at equal new loss, shrinking intruders {joined(said)}{one_seed(rows)}", lesson)
+        return state(figure, of_texts(said, "at equal new loss, shrinking intruders ", one_seed(rows)), lesson)
 
 
 def _paths(axes: Axes, model: Sequence[Row]) -> None:

@@ -33,7 +33,6 @@ from .drawing import (
     name_astray,
     note,
     panels,
-    range_bar,
     state,
 )
 from .style import BLUE, GREY, ORANGE, VERMILLION, apart, lecture_style, new_figure, powers_of_two, written_ticks
@@ -169,8 +168,11 @@ def similarity(subspaces: Records) -> Figure:
     with lecture_style():
         figure = new_figure()
         all_axes = figure.subplots(2, 3, sharex=True, sharey=True)
-        for axes, (side, pair) in zip(all_axes.flat, grids, strict=True):
-            picture = _grid(axes, grids[side, pair].mean(axis=0))
+        means = {key: grid.mean(axis=0) for key, grid in grids.items()}
+        chance_level = max(float(means[side, "random"].max()) for side in sides)
+        high = max(chance_level + 0.1, np.ceil(10 * max(float(mean.max()) for mean in means.values())) / 10)
+        for axes, mean in zip(all_axes.flat, means.values(), strict=True):
+            picture = _grid(axes, mean, chance_level, high)
         for axes, words in zip(all_axes[0], pairs.values(), strict=True):
             heading(axes, words)
         for axes, side in zip(all_axes[:, 0], sides, strict=True):
@@ -178,8 +180,8 @@ def similarity(subspaces: Records) -> Figure:
         for axes in all_axes[1]:
             axes.set_xlabel("j")
         bar = figure.colorbar(picture, ax=all_axes, shrink=0.9, aspect=14, pad=0.02)
-        bar.set_label("φ(i, j)")
-        bar.set_ticks([0, 0.5, 1])
+        bar.set_label("φ(i, j), from random up")
+        bar.set_ticks([chance_level, high], labels=[f"{chance_level:.2f}", f"{high:.1f}"])
         first = {key: grid[:, 0, 0] for key, grid in grids.items()}  # (matrices,)
         told = [f"{side[-1]}'s {_shared(first[side, 'ranks'], first[side, 'random'])}" for side in sides]
         chance = [f"{first[side, 'random'].mean():.2f}" for side in sides]
@@ -187,17 +189,25 @@ def similarity(subspaces: Records) -> Figure:
         return state(figure, f"First directions of ranks 8 and 64: {'; '.join(told)}", lesson)
 
 
-def _grid(axes: Axes, mean: np.ndarray) -> Any:
-    """One heat map of phi, with the numbers of its first and its last entry."""
+def _grid(axes: Axes, mean: np.ndarray, low: float, high: float) -> Any:
+    """One heat map of phi, white where it is no more than by chance, with its first and its last number."""
     n, m = mean.shape
-    picture = axes.imshow(mean, cmap="cividis", vmin=0, vmax=1, extent=(0.5, m + 0.5, n + 0.5, 0.5), aspect="auto")
+    picture = axes.imshow(mean, cmap="Blues", vmin=low, vmax=high, extent=(0.5, m + 0.5, n + 0.5, 0.5), aspect="auto")
     for value, x, y, ha, va in (
         (mean[0, 0], 0.7, 0.6, "left", "top"),
         (mean[-1, -1], m + 0.3, n + 0.3, "right", "bottom"),
     ):
-        axes.text(x, y, f"{value:.2f}", color="black" if value > 0.5 else "white", fontsize=14, ha=ha, va=va)
+        axes.text(
+            x,
+            y,
+            f"{value:.2f}",
+            color="black" if value < low + 0.6 * (high - low) else "white",
+            fontsize=14,
+            ha=ha,
+            va=va,
+        )
     axes.set(xticks=[1, m], yticks=[1, n])
-    axes.spines[:].set_visible(False)
+    axes.spines[:].set(visible=True, color=GREY)
     return picture
 
 
@@ -219,22 +229,23 @@ def amplification(subspaces: Records) -> Figure:
         parts = (("weight", "W's", GREY, ""), ("delta", "ΔW's", BLUE, ""), ("random", "random", ORANGE, "//"))
         for place, (key, _, colour, hatch) in enumerate(parts):
             many = [row[key] for row in rows]
-            range_bar(left, place, many, colour, hatch)
-            note(left, f"{np.mean(many):.2g}", (place, max(many)), (0, 5), ha="center", fontsize=14)
-        left.set_xticks(range(3), [words for _, words, *_ in parts])
-        left.set(ylabel="‖UᵀWVᵀ‖", ylim=(0, left.get_ylim()[1] * 1.08))
+            left.bar(place, np.mean(many), 0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+            across = place + np.linspace(-0.22, 0.22, len(many))  # a dot for each matrix, in the model's order
+            left.plot(across, many, "o", color="black", markersize=3, alpha=0.6)
+        means = [float(np.mean([row[key] for row in rows])) for key, *_ in parts]
+        left.set_xticks(range(3), [f"{words}\n{mean:.2g}" for (_, words, *_), mean in zip(parts, means, strict=True)])
+        left.set(ylabel="‖UᵀWVᵀ‖", ylim=(0, None))
         heading(left, "W in 4 directions of")
         for place, found in enumerate(kinds.values()):
-            range_bar(right, place, [row["amplification"] for row in found], BLUE, "")
+            many = [row["amplification"] for row in found]
+            right.bar(place, np.mean(many), 0.7, color=BLUE)
+            right.plot(place + np.linspace(-0.2, 0.2, len(many)), many, "o", color="black", markersize=4, alpha=0.6)
         right.axhline(1, color=GREY, linewidth=1.5, linestyle=(0, (4, 3)))
         right.set_xticks(range(len(kinds)), list(kinds))
         right.set_ylim(0, None)
         heading(right, "amplification ‖ΔW‖ / ‖UᵀWVᵀ‖")
         factor = float(np.mean([row["amplification"] for row in rows]))
-        lesson = (
-            f"In ΔW's directions the update is {factor:.1f} times as large as W itself, on average. "
-            "Bars are means over matrices; lines reach from the least to the most."
-        )
+        lesson = f"In ΔW's directions the update is {factor:.1f} times as large as W itself, on average. "
         return state(figure, f"{_against_chance(rows)}; ΔW is {factor:.1f} times W there", lesson)
 
 

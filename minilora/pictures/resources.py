@@ -199,9 +199,8 @@ def step_memory(records: Records) -> Figure:
                     bottom += height
                 measured = row["memory_bytes"] / MIB
                 axes.plot(place, measured, "D", color="black", markersize=9)
-                words = f"{measured:,.0f}" if place == 0 else f"{row['share_of_full']:.2f}"
-                note(axes, words, (place, max(measured, bottom)), (0, 8), ha="center", fontweight="bold")
-            axes.set_xticks(range(len(found)), [row["method"] for row in found])
+                note(axes, f"{measured:,.0f}", (place, max(measured, bottom)), (0, 8), ha="center", fontweight="bold")
+            axes.set_xticks(range(len(found)), [f"{row['method']}\n× {row['share_of_full']:.2f}" for row in found])
             axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
             heading(axes, MODELS.get(model, model))
         all_axes[0].set_ylabel("memory (MiB)")
@@ -211,4 +210,8 @@ def step_memory(records: Records) -> Figure:
         sentence = (
             f"LoRA on q and v trains in {listed([f'{share:.2f}' for share in shares])} of full fine-tuning's memory"
         )
-        return state(figure, sentence, "Bars: parts by formula. Over LoRA's: what was measured, as a share of full's.")
+        return state(
+            figure,
+            sentence,
+            "Bars: parts by formula. Over them what was measured, in MiB; below, as a share of full's.",
+        )

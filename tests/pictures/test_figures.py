@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from minilora.pictures.choices import rank_choice
 from minilora.pictures.figures import CAPTIONS, FIGURES, caption, draw, make
+from minilora.pictures.style import new_figure
 from minilora.studies import runs, studies
 
 
@@ -37,6 +39,53 @@ def test_letters_are_large_and_inside_the_picture(name, figure_of):
             assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, text
     assert all(text.get_fontsize() >= 14 for text in ticks)
     assert figure.get_label() and caption(name, figure).startswith(CAPTIONS[name])
+
+
+def _labels_beyond_the_ends(figure):
+    """Labels of ticks that lie beyond the ends of their axis, which nobody sees."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            if not low - 1e-9 * (high - low) <= tick.get_loc() <= high + 1e-9 * (high - low):
+                yield from (tick.label1, tick.label2)
+
+
+def faults(figure):
+    """What a class would complain of: a title of three lines, words over words, words outside the picture."""
+    figure.set_dpi(50)  # letters are measured in points: fewer pixels are quicker and change nothing
+    figure.canvas.draw()
+    titles = [figure._suptitle, *(axes.title for axes in figure.axes), *(axes._left_title for axes in figure.axes)]
+    found = [f"three lines: {t.get_text()}" for t in titles if t and t.get_text().count("\n") > 1]
+    beyond = set(_labels_beyond_the_ends(figure))
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible() and t not in beyond]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts]
+    for place, (words, box) in enumerate(boxes):
+        frame = figure.bbox.padded(0.5)
+        if not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1):
+            found.append(f"outside: {words!r}")
+        for other, its in boxes[:place]:
+            common = Bbox.intersection(box, its)
+            if common is not None and common.width > 1 and common.height > 2:  # their boxes have an edge of nothing
+                found.append(f"{words!r} over {other!r}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_from_the_committed_records_no_words_touch_and_no_title_has_three_lines(name):
+    assert faults(make(name)) == []
+
+
+def test_each_fault_of_words_is_found():
+    figure = new_figure()
+    axes = figure.add_subplot()
+    assert faults(figure) == []
+    axes.text(0.5, 0.5, "some words")
+    axes.text(0.51, 0.51, "others")
+    figure.text(0.98, 0.2, "outside")
+    figure.suptitle("one\ntwo\nthree")
+    found = " ".join(faults(figure))
+    assert "'others' over 'some words'" in found and "outside: 'outside'" in found and "three lines: one" in found
 
 
 @pytest.mark.parametrize("name", ["matrices", "ranks", "starts", "sizes", "truncation"])
