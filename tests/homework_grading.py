@@ -1,17 +1,18 @@
-"""Made-up students for a problem set, all graded in one run of the real nbgrader: what the homework's tests share.
+"""Made-up students for a problem set: what the homework's tests share.
 
-    WRONG = [Wrong("no max", "softmax", "z - z.max(-1, keepdims=True)", "z", loses=["test_softmax_large"]), ...]
-    students = {"solved": solved("ps1"), "untouched": released("ps1"), **wrong_students("ps1", WRONG)}
-    rows = grade("ps1", students, tmp_path)          # {student: Row}, Row.cells[name].points
-    check_wrong(rows, "ps1", WRONG, WRONG[0])        # lost exactly its points
+    students = {"solved": solved("ps1"), "untouched": released("ps1"), "wrong": with_mistakes("ps1", WRONG["ps1"][:1])}
+    rows = grade("ps1", students, tmp_path)          # by the real nbgrader: {student: Row}, Row.cells[name].points
+    lost_here("ps1", changed("ps1", wrong))          # the same cells run in this process: {test: points lost}
 
-An answer is the source of a solution cell. Wrong answers in different cells share a student, hence a kernel.
+An answer is the source of a solution cell.
 """
 
+import contextlib
 import functools
+import io
+import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,6 @@ from minilora.homework import course, submissions
 
 COURSE = Path(__file__).parents[1] / "notebooks" / "homework"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A typical wrong answer: in the solved cell `cell`, `right` becomes `wrong`. It loses the tests `loses` alone."""
-
-    name: str
-    cell: str
-    right: str
-    wrong: str
-    loses: tuple[str, ...] | list[str]
 
 
 def source(name):
@@ -92,30 +82,16 @@ def solved(name):
     return answered(name, answers(name))
 
 
-def with_mistakes(name, wrongs):
-    """The solved version with these wrong answers in it."""
+def changed(name, wrong):
+    """{solution cell: source} with one wrong answer among the right ones."""
     sources = answers(name)
-    for wrong in wrongs:
-        assert wrong.right in sources[wrong.cell], f"{wrong.name}: the solution of {wrong.cell} has no {wrong.right!r}"
-        sources[wrong.cell] = sources[wrong.cell].replace(wrong.right, wrong.wrong)
-    return answered(name, sources)
+    assert wrong.right in sources[wrong.cell], f"{wrong.name}: the solution of {wrong.cell} has no {wrong.right!r}"
+    return {**sources, wrong.cell: sources[wrong.cell].replace(wrong.right, wrong.wrong)}
 
 
-def packed(wrongs):
-    """[[Wrong]]: as few students as go, one mistake a cell and a test in each."""
-    students: list[list[Wrong]] = []
-    for wrong in wrongs:
-        fits = (s for s in students if all(w.cell != wrong.cell and not set(w.loses) & set(wrong.loses) for w in s))
-        student = next(fits, None)
-        if student is None:
-            students.append(student := [])
-        student.append(wrong)
-    return students
-
-
-def wrong_students(name, wrongs):
-    """{student: notebook} for all wrong answers."""
-    return {f"wrong{n}": with_mistakes(name, some) for n, some in enumerate(packed(wrongs))}
+def with_mistakes(name, wrongs):
+    """The solved version with these wrong answers in it, each in a cell of its own."""
+    return answered(name, {**answers(name), **{wrong.cell: changed(name, wrong)[wrong.cell] for wrong in wrongs}})
 
 
 def hand_in(name, students, folder):
@@ -152,13 +128,51 @@ def lost(row):
     return {key: c.maximum - c.points for key, c in tests.items() if c.points != c.maximum}
 
 
-def check_wrong(rows, name, wrongs, wrong):
-    """The student with this wrong answer lost all points of `loses`, and no other but for the answers beside it."""
-    (n,) = (n for n, some in enumerate(packed(wrongs)) if wrong in some)
-    points, row = maxima(name, by_hand=False), rows[f"wrong{n}"]
-    expected = {test: points[test] for other in packed(wrongs)[n] for test in other.loses}
-    assert set(row.cells) >= set(points), row.note
-    assert lost(row) == expected, f"{wrong.name} (with {[w.name for w in packed(wrongs)[n]]})"
+# --- Without nbgrader: the cells of a problem set, run one after the other in this process.
+
+SLOW = {"needs", "fine-tuning", "fine-tuning-again", "inputs"}  # given cells that depend on no answer: run once
+
+
+@functools.cache
+def code_of(name):
+    """[(cell's name, compiled source, points of a test or None)] of the code cells that nbgrader knows."""
+    cells = [c for c in source(name).cells if c.cell_type == "code" and submissions.name_of(c)]
+    points = maxima(name, by_hand=False)
+    return [(key, compile(c.source, key, "exec"), points.get(key)) for c in cells for key in [submissions.name_of(c)]]
+
+
+@functools.cache
+def defined_by(name, key):
+    """What a slow cell defines; with what the cells before it do."""
+    space = {"__name__": "__main__"}
+    for other, code, points in code_of(name):
+        if other == key or (points is None and other not in answers(name)):
+            before = set(space)
+            exec(code, space)
+        if other == key:
+            return {one: space[one] for one in space if one not in before}
+    raise KeyError(key)
+
+
+def run_here(name, sources):
+    """Run the set with these answers, {solution cell: source}: -> ({test: (points lost, what it said)}, the names)."""
+    space, said = {"__name__": "__main__"}, {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for key, code, points in code_of(name):
+            if key in SLOW:
+                space.update(defined_by(name, key))
+                continue
+            try:
+                exec(compile(sources[key], key, "exec") if key in sources else code, space)
+            except Exception as error:
+                if points is not None:
+                    said[key] = points, f"{type(error).__name__}: {error}"
+    return said, space
+
+
+def lost_here(name, sources):
+    """{test: points lost} with these answers."""
+    return {key: points for key, (points, _) in run_here(name, sources)[0].items()}
 
 
 def check_form(name):
@@ -172,6 +186,9 @@ def check_form(name):
     assert sum(maxima(name, by_hand=False).values()) + sum(maxima(name, by_hand=True).values()) == 100
     assert 20 <= sum(maxima(name, by_hand=True).values()) <= 30
     for c in marked:
+        if c.metadata.nbgrader.solution and c.metadata.nbgrader.grade:
+            rubric = re.findall(r"^\* \*\*(\d+)\*\*: ", c.source.partition("**Rubric**")[2], re.M)
+            assert sum(map(int, rubric)) == c.metadata.nbgrader.points, f"the rubric of {submissions.name_of(c)}"
         if c.metadata.nbgrader.solution:
             assert c.source.count(BEGIN) == c.source.count(END) >= 1, submissions.name_of(c)
         elif c.metadata.nbgrader.grade:

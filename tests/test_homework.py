@@ -1,7 +1,4 @@
-"""The homework, graded by the real nbgrader: the door, what is put back, and problem sets 1 and 2.
-
-Every wrong answer is a line of the solution changed into what students write; it must lose its points and no others.
-"""
+"""The homework, graded by the real nbgrader: the door, what is put back, and problem sets 1 and 2."""
 
 import csv
 import shutil
@@ -12,7 +9,8 @@ from pathlib import Path
 import homework_grading as grading
 import nbformat
 import pytest
-from homework_grading import COURSE, Wrong
+from homework_grading import COURSE
+from homework_wrong import WRONG
 
 from minilora import homework
 from minilora.commands.main import main
@@ -21,101 +19,30 @@ from minilora.homework import grading as grading_steps
 
 SETS = {"ps1": "gradients", "ps2": "lora"}
 
-PS1 = [
-    Wrong("repeated axes not summed", "unbroadcast", "return g.sum(axis=repeated, keepdims=True)", "return g",
-          loses=["test_unbroadcast", "test_matmul_batch"]),
-    Wrong("not summed over the batch", "matmul_vjp", "unbroadcast(da, a.shape), unbroadcast(db, b.shape)", "da, db",
-          loses=["test_matmul_batch"]),
-    Wrong("transposed factor", "matmul_vjp", "a.swapaxes(-1, -2) @ g", "g.swapaxes(-1, -2) @ a",
-          loses=["test_matmul", "test_matmul_batch"]),
-    Wrong("transposes all axes", "matmul_vjp", "a.swapaxes(-1, -2) @ g", "a.T @ g", loses=["test_matmul_batch"]),
-    Wrong("no maximum subtracted", "softmax", "np.exp(z - z.max(axis=-1, keepdims=True))", "np.exp(z)",
-          loses=["test_softmax_large"]),
-    Wrong("one maximum for all rows", "softmax", "z.max(axis=-1, keepdims=True)", "z.max()",
-          loses=["test_softmax_large"]),
-    Wrong("normalised over the wrong axis", "softmax", "e.sum(axis=-1", "e.sum(axis=0",
-          loses=["test_softmax", "test_softmax_large"]),
-    Wrong("the diagonal of the Jacobian alone", "softmax_vjp", "(g - (g * p).sum(axis=-1, keepdims=True))",
-          "g * (1 - p)", loses=["test_softmax_vjp"]),
-    Wrong("summed over all rows", "softmax_vjp", ".sum(axis=-1, keepdims=True)", ".sum()", loses=["test_softmax_vjp"]),
-    Wrong("not through the mean", "layer_norm_vjp", "m - m.mean(axis=-1, keepdims=True)", "m",
-          loses=["test_layer_norm_dx"]),
-    Wrong("not through the variance", "layer_norm_vjp", " - n * (m * n).mean(axis=-1, keepdims=True)", "",
-          loses=["test_layer_norm_dx"]),
-    Wrong("w forgotten", "layer_norm_vjp", "m = g * w", "m = g", loses=["test_layer_norm_dx"]),
-    Wrong("parameters not summed over the batch", "layer_norm_vjp", "rows = tuple(range(x.ndim - 1))", "rows = (0,)",
-          loses=["test_layer_norm_parameters"]),
-    Wrong("a sum in place of the mean", "cross_entropy_vjp", " / targets.size", "", loses=["test_cross_entropy"]),
-    Wrong("a mean over the first axis", "cross_entropy_vjp", "targets.size", "len(targets)",
-          loses=["test_cross_entropy"]),
-    Wrong("uphill", "cross_entropy_vjp", "(p - np.eye(logits.shape[-1])[targets])",
-          "(np.eye(logits.shape[-1])[targets] - p)", loses=["test_cross_entropy"]),
-    Wrong("a one-sided difference", "numerical_gradient", "(loss(up) - loss(down)) / (2 * h)",
-          "(loss(up) - loss(x)) / h", loses=["test_numerical_gradient"]),
-    Wrong("x is not put back", "numerical_gradient", "x.copy(), x.copy()", "x, x.copy()",
-          loses=["test_numerical_gradient"]),
-    Wrong("the planted P", "attention_backward", "dv = p.T @ dout", "dv = p @ dout",
-          loses=["test_values", "test_input"]),
-    Wrong("the planted root", "attention_backward", "ds.T @ q / root", "ds.T @ q", loses=["test_keys", "test_input"]),
-    Wrong("the planted residual", "attention_backward", "dx = g + dq", "dx = dq", loses=["test_input"]),
-]  # fmt: skip
-
-PS2 = [
-    Wrong("alpha / r forgotten", "lora_forward", "alpha / len(A) * (x", "(x", loses=["test_scaling"]),
-    Wrong("alpha without r", "lora_forward", "alpha / len(A)", "alpha",
-          loses=["test_forward", "test_forward_batch", "test_scaling"]),
-    Wrong("transposed factor", "lora_forward", "x @ W.T", "x @ W",
-          loses=["test_forward", "test_forward_batch", "test_scaling"]),
-    Wrong("B not zero", "lora_init", "np.zeros((d_out, r))", "rng.uniform(-bound, bound, (d_out, r))",
-          loses=["test_start_at_base"]),
-    Wrong("both zero", "lora_init", "rng.uniform(-bound, bound, (r, d_in))", "np.zeros((r, d_in))",
-          loses=["test_init_A"]),
-    Wrong("A too large", "lora_init", "1 / np.sqrt(d_in)", "1.0", loses=["test_init_A"]),
-    Wrong("the generator ignored", "lora_init", "rng.uniform", "np.random.default_rng().uniform",
-          loses=["test_init_A"]),
-    Wrong("the way through W forgotten", "lora_backward", "cotangents @ W + dh @ A", "dh @ A",
-          loses=["test_dx", "test_backward_batch"]),
-    Wrong("scale applied twice", "lora_backward", "dA = dh.T", "dA = s * dh.T",
-          loses=["test_dA", "test_backward_batch"]),
-    Wrong("a mean over the batch", "lora_backward", "dB = s * cotangents.T @ h", "dB = s * cotangents.T @ h / len(h)",
-          loses=["test_dB", "test_backward_batch"]),
-    Wrong("the first text alone", "lora_backward",
-          "rows, cotangents = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])",
-          "rows, cotangents = (x, g) if x.ndim == 2 else (x[0], g[0])", loses=["test_backward_batch"]),
-    Wrong("scale applied twice", "merge", "alpha / len(A)", "(alpha / len(A)) ** 2", loses=["test_merge"]),
-    Wrong("written into W", "merge", "return W + alpha / len(A) * B @ A", "W += alpha / len(A) * B @ A\n    return W",
-          loses=["test_merge"]),
-    Wrong("scale missing", "merge", "alpha / len(A) * B", "B", loses=["test_merge"]),
-    Wrong("added once more", "unmerge", "merged - ", "merged + ", loses=["test_unmerge"]),
-    Wrong("A B in place of B A", "unmerge", "B @ A", "A.T @ B.T", loses=["test_unmerge"]),
-    Wrong("B A formed on the way forward", "lora_fused", "x @ W.T + b + h @ B.T", "x @ (W + s * B @ A).T + b",
-          loses=["test_fused_memory"]),
-    Wrong("B A formed for dx", "lora_fused", "g @ W + dh @ A", "g @ (W + s * B @ A)", loses=["test_fused_memory"]),
-    Wrong("the gradient of W formed", "lora_fused", "g.T @ h", "s * (g.T @ x) @ A.T", loses=["test_fused_memory"]),
-    Wrong("scale applied twice", "lora_fused", "dh = s * (g @ B)", "dh = s * s * (g @ B)",
-          loses=["test_fused_backward"]),
-]  # fmt: skip
-
-WRONG = {"ps1": PS1, "ps2": PS2}
-LOOP = "def softmax_vjp(p, g):\n    while True:\n        pass\n"
-RAISE = "def layer_norm_vjp(x, w, g, eps=1e-5):\n    return x / undefined\n"
+MISTAKES = {name: [next(w for w in WRONG[name] if w.cell == cell) for cell in cells] for name, cells in {
+    "ps1": ["masked_mean_vjp", "sink_softmax_vjp", "head_norm_vjp", "attention_backward"],
+    "ps2": ["shared_init", "shared_backward", "merge_shared", "gradient_norm"],
+}.items()}  # fmt: skip
+HEAD_NORM = ["test_head_norm_dx", "test_head_norm_eps", "test_head_norm_dw"]
+LOOP = "def sink_softmax_vjp(z, sink, scale, g):\n    while True:\n        pass\n"
+RAISE = "def head_norm_vjp(x, w, heads, g, eps=1e-6):\n    return x / undefined\n"
 
 
 def tampered(notebook):
     """What a cheat does to tests: one edited, one emptied, one deleted, one turned to text, one worth more, two that
     the kernel is told to skip, one declared an answer, one declared no test, one doubled, and an own one added."""
     cell = {name: grading.cell(notebook, name) for name in grading.maxima("ps1", by_hand=False)}
-    cell["test_unbroadcast"].source = "pass"
-    cell["test_matmul"].source = ""
-    notebook.cells.remove(cell["test_matmul_batch"])
-    cell["test_softmax"].cell_type = "raw"
-    cell["test_softmax"].source = "passed"
-    cell["test_softmax_large"].metadata.nbgrader.points = 90
-    cell["test_softmax_vjp"].metadata.tags = ["skip-execution"]
-    cell["test_layer_norm_dx"].metadata.nbgrader.update(solution=True, locked=False)
-    cell["test_layer_norm_parameters"].metadata.nbgrader.grade = False
-    cell["test_cross_entropy"].metadata = {}
-    twin = nbformat.from_dict({**cell["test_values"], "source": "pass", "id": "twin"})
+    cell["test_masked_mean"].source = "pass"
+    cell["test_bilinear_da"].source = ""
+    notebook.cells.remove(cell["test_bilinear_dM"])
+    cell["test_sink_softmax"].cell_type = "raw"
+    cell["test_sink_softmax"].source = "passed"
+    cell["test_sink_softmax_large"].metadata.nbgrader.points = 90
+    cell["test_sink_dz"].metadata.tags = ["skip-execution"]
+    cell["test_head_norm_dx"].metadata.nbgrader.update(solution=True, locked=False)
+    cell["test_head_norm_dw"].metadata.nbgrader.grade = False
+    cell["test_z_loss"].metadata = {}
+    twin = nbformat.from_dict({**cell["test_attention_v"], "source": "pass", "id": "twin"})
     own = nbformat.from_dict({**twin, "id": "own"})
     own.metadata = {"nbgrader": {**twin.metadata.nbgrader, "grade_id": "my_test", "points": 100}}
     notebook.cells += [twin, own]
@@ -132,11 +59,11 @@ def rows(tmp_path_factory):
         name: {
             "solved": grading.solved(name),
             "untouched": grading.released(name),
-            **grading.wrong_students(name, WRONG[name]),
+            "wrong": grading.with_mistakes(name, MISTAKES[name]),
         }
         for name in SETS
     }
-    answers = {**grading.answers("ps1"), "softmax_vjp": LOOP, "layer_norm_vjp": RAISE}
+    answers = {**grading.answers("ps1"), "sink_softmax_vjp": LOOP, "head_norm_vjp": RAISE}
     students["ps1"]["unlucky"] = tampered(grading.answered("ps1", answers))
     students["ps1"]["cheat"] = tampered(grading.released("ps1"))
     folder = tmp_path_factory.mktemp("homework")
@@ -168,25 +95,33 @@ def test_the_untouched_release_has_no_points(rows, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "wrong"), [pytest.param(n, w, id=f"{n}-{w.cell}-{w.name}") for n, some in WRONG.items() for w in some]
+    ("name", "wrong"), [pytest.param(n, w, id=f"{n}-{w.cell}-{w.name}") for n in SETS for w in WRONG[n]]
 )
-def test_a_wrong_answer_loses_exactly_its_points(rows, name, wrong):
-    grading.check_wrong(rows[name], name, WRONG[name], wrong)
+def test_a_wrong_answer_loses_exactly_its_points(name, wrong):
+    points = grading.maxima(name, by_hand=False)
+    assert grading.lost_here(name, grading.changed(name, wrong)) == {test: points[test] for test in wrong.loses}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_nbgrader_takes_the_same_points(rows, name):
+    points = grading.maxima(name, by_hand=False)
+    assert grading.lost(rows[name]["wrong"]) == {test: points[test] for w in MISTAKES[name] for test in w.loses}
 
 
 @pytest.mark.slow
 def test_an_endless_loop_and_an_error_cost_their_own_points_and_lost_tests_none(rows):
     points, row = grading.maxima("ps1", by_hand=False), rows["ps1"]["unlucky"]
-    lost = ["test_softmax_vjp", "test_layer_norm_dx", "test_layer_norm_parameters"]
+    lost = ["test_sink_dz", "test_sink_dsink", "test_sink_memory", *HEAD_NORM]
     assert grading.lost(row) == {test: points[test] for test in lost}
-    assert "test_matmul_batch" in row.note
+    assert "test_bilinear_dM" in row.note
 
 
 @pytest.mark.slow
 def test_tampering_with_tests_gains_nothing(rows):
     row = rows["ps1"]["cheat"]
     assert (row.points(by_hand=False), row.maximum(by_hand=False)) == (0, 75)
-    assert "test_softmax_vjp" in row.note and "test_input" not in row.note
+    assert "test_sink_dz" in row.note and "test_attention_x" not in row.note
 
 
 def notebook_of(*cells):
@@ -244,7 +179,7 @@ def test_the_door_from_release_to_the_grade_by_hand(tmp_path, monkeypatch, capsy
         (tmp_path / "in" / student).mkdir(parents=True)
     nbformat.write(grading.solved("ps2"), tmp_path / "in/ada/ps2.ipynb")
     (tmp_path / "in/bob/lora.ipynb").write_text("this is no notebook")
-    nbformat.write(grading.answered("ps2", {"lora_init": "import os\nos._exit(1)"}), tmp_path / "in/cyd/ps2.ipynb")
+    nbformat.write(grading.answered("ps2", {"shared_init": "import os\nos._exit(1)"}), tmp_path / "in/cyd/ps2.ipynb")
     assert main(["homework", "grade", "in"]) == 1  # bob and cyd could not be graded
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["ada", "ps2", "75", "75", "0", "25", "25", "75", "100"]

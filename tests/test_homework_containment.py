@@ -34,7 +34,7 @@ CODE = {
 def cell_with(code):
     """The solved problem set with `code` at the head of an answer that nothing before it needs."""
     answers = grading.answers("ps2")
-    return grading.answered("ps2", {**answers, "lora_fused": f"{code}\n{answers['lora_fused']}"})
+    return grading.answered("ps2", {**answers, "gradient_norm": f"{code}\n{answers['gradient_norm']}"})
 
 
 def outputs(folder, student):
@@ -95,7 +95,9 @@ def test_output_is_cut_and_memory_is_limited(graded):
     rows, folder = graded
     (kept,) = Path(folder, "autograded", "loud").rglob("*.ipynb")
     assert kept.stat().st_size < 3 * 2**20 and "output cut at 1,048,576 characters" in outputs(folder, "loud")
-    assert {"test_fused_backward", "test_fused_memory"} <= set(grading.lost(rows["greedy"]))  # and the rest stands
+    assert {"test_gradient_norm", "test_gradient_norm_memory"} <= set(
+        grading.lost(rows["greedy"])
+    )  # and the rest stands
     assert "test_forward" not in grading.lost(rows["greedy"])
 
 

@@ -10,7 +10,9 @@ course of its own (nbgrader formgrader opens it):
     grading        one submission after the other, each in a process and a folder of its own
     containment    how that process is started, watched and, where asked for, isolated
     worker         what runs in it
+    rubrics        the model answers and rubrics that the one who grades by hand sees
     table          grades as text and as CSV
+    checks         what the tests in the notebooks are written with
 """
 
 from .course import release

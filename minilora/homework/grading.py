@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..nn.storage import write_beside
 from .containment import Limits, run_contained
 from .course import CONFIG, find_course, open_course, problem_sets
+from .rubrics import show_answers
 from .submissions import find_submissions, put_back
 from .table import Cell, Row
 from .worker import RESULT
@@ -68,7 +69,7 @@ def grade(
     return [rows[key] for key in sorted(rows)]
 
 
-def read_submission(path: Path, folder: Path, source: Path) -> str:
+def read_submission(path: Path, folder: Path, source: Path | None = None) -> str:
     """A submission's text. Raises OSError for what is no regular file of the submission folder, such as a link."""
     steps = [path, *(parent for parent in path.parents if parent.is_relative_to(folder) and parent != folder)]
     if links := [step for step in steps if step.is_symlink()]:
@@ -78,7 +79,7 @@ def read_submission(path: Path, folder: Path, source: Path) -> str:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{path.name} is a device, a pipe or a folder, expected a file")
-        if os.path.samestat(about, source.stat()):
+        if source and os.path.samestat(about, source.stat()):
             raise OSError(f"{path.name} is a link to the solutions")
         if about.st_size > LARGEST:
             raise OSError(f"{path.name} has {about.st_size / 2**20:,.0f} MiB, expected at most {LARGEST / 2**20:.0f}")
@@ -117,6 +118,7 @@ def grade_one(api: Any, output: Path, place: Path, text: str, memory: int, hidde
             return f"not graded: {gradebook} changed while the submission ran; look at it, and grade again"
         if not said.get("graded"):
             return f"not graded: {ended or said.get('said') or 'its process ended without a word'}"
+        show_answers(scratch / "autograded" / place, output / "source" / Path(*place.parts[1:]))
         shutil.copytree((scratch / "autograded" / place).parent, graded.parent)
         write_beside(gradebook, lambda file: file.write((scratch / GRADEBOOK).read_bytes()))
     return note
