@@ -41,7 +41,7 @@ def alternatives(methods: Records) -> Figure:
             tied = best_of(small)[1]
             _dots(axes, [found[name] for name in order], tied)
             findings[corpus] = tied, len(small)
-            heading(axes, corpus)
+            heading(axes, f"{brief(corpus)}; dashed: base {found[order[0]]['before']:.2f}")
             axes.set_xlabel("loss (nats/character)")
         trained = {row["method"]: row["trainable"] for row in rows}
         labels = [f"{name}  {thousands(trained[name])}" for name in order]
@@ -81,7 +81,6 @@ def _dots(axes: Axes, rows: Sequence[Row], tied: Sequence[Row]) -> None:
     high = max(base, *(row["loss"] + row["loss_spread"] for row in rows))
     axes.set_xlim(low - 0.06 * (high - low), high + 0.36 * (high - low))
     axes.axvline(base, color=GREY, linewidth=2, linestyle=(0, (4, 3)), zorder=0)
-    note(axes, f"base {base:.2f}", (base, 0), (-5, 0), ha="right", va="center", color=GREY, fontsize=14)
 
 
 def _best(tied: Sequence[Row], count: int, most_named: int = 3) -> str:

@@ -141,17 +141,17 @@ CAPTIONS: dict[str, str] = {
         "Subspace similarity (Hu et al. 2021, eq. 4), 1 where one subspace holds the other, 0 where they are "
         "orthogonal, of the first i and the first j singular directions of A (right) and of B (left): between "
         "LoRA of ranks 8 and 64, between two seeds at rank 64, and between rank 64 and a random matrix. Means "
-        "over matrices; the numbers are the first directions and the first eight."
+        "over matrices; the numbers are the first directions and the first eight. White: no more than at random."
     ),
     "amplification": (
         "Left: how much of the frozen W lies in the first 4 singular directions of W itself, of LoRA's change and "
         "of a random matrix (Hu et al. 2021, table 7). Right: how much larger the change is than W in the "
-        "change's directions."
+        "change's directions. Bars are means over matrices; each dot is a matrix."
     ),
     "intruders": (
         "Intruder dimensions (Shuttleworth et al. 2024, definition 3.1): singular vectors among the first ten of the "
         "tuned matrix whose cosine with every singular vector of the base matrix is below one half. Means over "
-        "matrices and seeds, a point for each learning rate up to the best; error bars are the spread over seeds. "
+        "matrices and seeds, a large mark for each learning rate up to the best, small ones for its seeds. "
         "The grey line is the lowest loss that both methods reach with every seed."
     ),
     "intruders-shrunk": (

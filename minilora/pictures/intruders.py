@@ -68,7 +68,7 @@ def _counts(axes: Axes, rows: Sequence[Row], kind: str) -> None:
     axes.plot(*zip(*seeds, strict=True), markersize=4, alpha=0.6, **{**LOOKS[kind], "linestyle": ""})
     how: dict[str, Any] = {"color": LOOKS[kind]["color"], "fontweight": "bold"}
     if kind == "lora":
-        note(axes, SHORT[kind], (x[-1], y[-1]), (-14, -4), ha="right", va="top", **how)
+        note(axes, SHORT[kind], (x[-1], y[-1]), (-32, -4), ha="right", va="top", **how)
     else:
         note(axes, SHORT[kind], (x[-1], y[-1]), (0, 14), ha="center", va="bottom", **how)
 

@@ -1,8 +1,10 @@
 """The study's figures: large letters inside the picture, equal records give equal bytes, bad records are refused."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from minilora.pictures.choices import rank_choice
 from minilora.pictures.figures import CAPTIONS, FIGURES, caption, draw, make
 from minilora.pictures.style import new_figure
 from minilora.studies import runs, studies
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_study_is_drawn_and_every_figure_has_a_caption(folder):
@@ -74,6 +78,17 @@ def faults(figure):
 @pytest.mark.parametrize("name", FIGURES)
 def test_from_the_committed_records_no_words_touch_and_no_title_has_three_lines(name):
     assert faults(make(name)) == []
+
+
+def test_the_readme_tells_what_its_pictures_show_in_the_words_of_their_captions():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = re.findall(r"!\[([^\]]*)\]\(figures/([\w-]+)\.png\)", readme)
+    assert len(shown) >= 15
+    for words, name in shown:
+        assert len(words.split()) >= 10 and not words.endswith("?"), f"{name}: {words!r} does not say what is shown"
+        if name in CAPTIONS:
+            told = [word for word in re.findall(r"\w{4,}", words) if word.lower() in CAPTIONS[name].lower()]
+            assert len(told) >= 4, f"{name}: {words!r} is not what its caption says"
 
 
 def test_each_fault_of_words_is_found():
