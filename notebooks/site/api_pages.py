@@ -14,7 +14,7 @@ def api_pages() -> dict[str, str]:
     """{"api/face": the names of the package itself, "api/nn": what the files of a room define, ...}"""
     import minilora as ml
 
-    pages = {"api/face": "# `import minilora as ml`\n\n" + "\n".join(_entries("ml", ml, dir(ml)))}
+    pages = {"api/face": "# The face: import minilora as ml\n\n" + "\n".join(_entries("ml", ml, dir(ml)))}
     for room in ROOMS:
         parts = [f"# {room}\n"]
         for path in sorted((PACKAGE / room).glob("*.py")):

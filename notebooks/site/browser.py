@@ -22,7 +22,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SWITCHES = ("--headless=new", "--remote-debugging-port=0", "--remote-allow-origins=*", "--hide-scrollbars",
             "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-            "--allow-file-access-from-files", "--force-color-profile=srgb")  # fmt: skip
+            "--force-color-profile=srgb")  # fmt: skip
 PATIENCE = 60  # seconds
 
 

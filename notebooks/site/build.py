@@ -29,6 +29,13 @@ from words import PAGES, ROOT, relative, unlinked
 
 HERE = Path(__file__).parent
 START = time.monotonic()
+MENU = ["syllabus", "lectures/index", "slides", "quiz/index", "source/index", "api/index", "notation", "figures",
+        "frequently_confused", "homework", "instructor/index", "sources", "package", "walk", "contributing"]  # fmt: skip
+SHORT = {"syllabus": "Syllabus", "source/index": "Source", "api/index": "API", "contributing": "Contributing",
+         "homework": "Homework", "walk": "One walk", "package": "The package"}  # fmt: skip
+SET = "typeof MathJax === 'undefined' || new Promise(done => MathJax.Hub.Queue(() => done(true)))"
+FAULTS = """[...[...document.querySelectorAll('.MathJax_Error, .merror, mjx-merror')].map(e => 'no formula: ' + e.innerText),
+  ...(document.documentElement.scrollWidth > innerWidth ? ['wider than the window'] : [])]"""
 
 
 def write(source: Path, page: str, text: str) -> None:
@@ -91,35 +98,19 @@ def contents(source: Path) -> dict[str, str]:
     """The front page, and the pages that list others."""
 
     def tree(names: list[str], page: str, more: str = "") -> str:
-        return (
-            f"\n```{{toctree}}\n:maxdepth: 1\n{more}\n" + "\n".join(relative(name, page) for name in names) + "\n```\n"
-        )
+        listed = "\n".join(f"{SHORT[name]} <{name}>" if name in SHORT else relative(name, page) for name in names)
+        return f"\n```{{toctree}}\n:maxdepth: 1\n{more}\n{listed}\n```\n"
 
-    listed = lambda folder: [
-        f"{folder}/{path.stem}" for path in sorted((source / folder).glob("*")) if path.stem != "index"
-    ]
-    words = (HERE / "index.md").read_text("utf-8")
-    top = [
-        "syllabus",
-        "lectures/index",
-        "quiz/index",
-        "slides",
-        "notation",
-        "figures",
-        "frequently_confused",
-        "sources",
-    ]
-    rest = ["package", "source/index", "api/index", "walk", "homework", "contributing"]
-    found = {
-        "lectures/index": "# Lectures\n" + tree(listed("lectures"), "lectures/index"),
-        "quiz/index": "# Quizzes\n\nFive questions a lecture; in print the answers follow on a page of their own.\n"
-        + tree(listed("quiz"), "quiz/index"),
-    }
+    def of(folder: str) -> str:
+        return tree([f"{folder}/{path.stem}" for path in sorted((source / folder).glob("*"))], f"{folder}/index")
+
+    quizzes = "# Quizzes\n\nFive questions a lecture; in print the answers follow on a page of their own.\n"
+    found = {"lectures/index": "# Lectures\n" + of("lectures"), "quiz/index": quizzes + of("quiz")}
     if (source / "instructor").exists():
-        found["instructor/index"] = "# The instructor's edition\n" + tree(listed("instructor"), "instructor/index")
-        rest.append("instructor/index")
-    present = [name for name in top + rest if (source / f"{name}.md").exists() or name in found or name == "slides"]
-    return {**found, "index": words + tree(present, "index", ":hidden:\n")}
+        found["instructor/index"] = "# The instructor's edition\n" + of("instructor")
+    here = lambda name: (source / f"{name}.md").exists() or name in found or name == "slides"
+    front = (HERE / "index.md").read_text("utf-8") + tree([name for name in MENU if here(name)], "index", ":hidden:\n")
+    return {**found, "index": front}
 
 
 def wall(pictures: Path, html: Path, source: Path) -> None:
@@ -178,7 +169,30 @@ def build(output: Path, instructor: bool) -> list[str]:
     found += [line for line in ran.stderr.splitlines() if line.strip()]
     if ran.returncode:
         return [*found, f"sphinx ended with {ran.returncode}"]
-    return found + complaints(html)
+    return found + complaints(html) + looked_at(html)
+
+
+def looked_at(html: Path) -> list[str]:
+    """Lectures and some other pages, on a phone and on a projector: a formula that is none, a page that is too wide."""
+    pages = [
+        *(f"lectures/{path.stem}" for path in lectures()),
+        "index",
+        "notation",
+        "source/adapters/lora",
+        "api/nn",
+        "figures",
+    ]
+    found = []
+    try:
+        with Browser() as browser:
+            for page in pages:
+                for width, height in ((390, 844), (1280, 720)):
+                    browser.open(html / f"{page}.html", width, height)
+                    browser.evaluate(SET)
+                    found += [f"{page}.html at {width} px: {fault}" for fault in browser.evaluate(FAULTS)]
+    except NoBrowser as error:
+        print(f"pages are not looked at: {error}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

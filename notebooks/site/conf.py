@@ -30,12 +30,17 @@ maximum_signature_line_length = 100
 # MathJax lies in the site, so that the pages need no network.
 mathjax_path = "mathjax/MathJax.js"
 mathjax2_config = {
-    "extensions": ["tex2jax.js"],
-    "jax": ["input/TeX", "output/SVG"],
+    "config": ["TeX-AMS-MML_HTMLorMML-full.js"],
+    "jax": ["input/TeX", "output/HTML-CSS"],
     "messageStyle": "none",
     "showMathMenu": False,
-    "SVG": {"font": "STIX-Web", "linebreaks": {"automatic": True, "width": "container"}},
-    "TeX": {"extensions": ["AMSmath.js", "AMSsymbols.js"]},
+    "HTML-CSS": {  # the package has these fonts alone
+        "availableFonts": [],
+        "preferredFont": None,
+        "webFont": "STIX-Web",
+        "imageFont": None,
+        "linebreaks": {"automatic": True, "width": "container"},
+    },
     "tex2jax": {
         "inlineMath": [["\\(", "\\)"]],
         "displayMath": [["\\[", "\\]"]],
@@ -55,7 +60,7 @@ html_copy_source = False
 pygments_style = "a11y-high-contrast-light"
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 6,
     "show_toc_level": 2,
     "show_prev_next": True,
     "navbar_persistent": ["search-button"],

@@ -32,7 +32,7 @@ def annotated(path: Path) -> str:
         done = end
     if any(line.strip() for line in lines[done:]):
         rows.append(row("", lines[done:]))
-    title = path.relative_to(PACKAGE).as_posix()
+    title = path.relative_to(PACKAGE).as_posix().removesuffix("/__init__.py").replace("__", "\\_\\_")
     return f"---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n# {title}\n\n" + "\n".join(rows)
 
 
@@ -94,7 +94,7 @@ def source_pages() -> dict[str, str]:
         files = sorted(n for n in pages if n.startswith(f"source/{room}/") and n != f"source/{room}/index")
         pages[f"source/{room}/index"] += contents(files, f"source/{room}/index")
     top = sorted(n for n in pages if n.count("/") == 1 and n != "source/index")
-    own = pages["source/index"].split("---\n\n", 1)[1].replace("# __init__.py", "## The face")
+    own = pages["source/index"].split("---\n\n", 1)[1].replace("# \\_\\_init\\_\\_.py", "## The face")
     pages["source/index"] = FRONT + contents([*(f"source/{room}/index" for room in ROOMS), *top], "source/index") + own
     return pages
 
