@@ -36,4 +36,14 @@ def test_every_station_names_a_file_and_functions_that_are_there():
 def test_docstrings_print_what_they_say(path):
     name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
     failed, tried = doctest.testmod(importlib.import_module(name))
-    assert tried and failed == 0
+    assert tried == len(re.findall(r"^\s*>>> ", path.read_text(encoding="utf-8"), re.M)) and failed == 0
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks and "steps=200" in blocks[0]
+    for block in blocks:
+        exec(block.replace("steps=200", "steps=5"), {})
+    before, after = map(float, capsys.readouterr().out.split("\n")[:2])
+    assert after < before

@@ -30,11 +30,12 @@ from words import PAGES, ROOT, relative, unlinked
 HERE = Path(__file__).parent
 START = time.monotonic()
 MENU = ["syllabus", "lectures/index", "slides", "quiz/index", "source/index", "api/index", "notation", "figures",
-        "frequently_confused", "homework", "instructor/index", "sources", "package", "walk", "contributing"]  # fmt: skip
+        "frequently_confused", "homework", "instructor/index", "sources", "package", "walk",
+        "contributing"]  # fmt: skip
 SHORT = {"syllabus": "Syllabus", "source/index": "Source", "api/index": "API", "contributing": "Contributing",
          "homework": "Homework", "walk": "One walk", "package": "The package"}  # fmt: skip
 SET = "typeof MathJax === 'undefined' || new Promise(done => MathJax.Hub.Queue(() => done(true)))"
-FAULTS = """[...[...document.querySelectorAll('.MathJax_Error, .merror, mjx-merror')].map(e => 'no formula: ' + e.innerText),
+FAULTS = """[...[...document.querySelectorAll('.MathJax_Error, .merror')].map(e => 'no formula: ' + e.innerText),
   ...(document.documentElement.scrollWidth > innerWidth ? ['wider than the window'] : [])]"""
 
 
@@ -142,7 +143,7 @@ def build(output: Path, instructor: bool) -> list[str]:
     extra = source / "extra"
     slides.put_beside(extra / "slides")
     decks = [slides.deck(path, extra / "slides") for path in lectures()]
-    found = []
+    found: list[str] = []
     print(f"pages and decks: {time.monotonic() - START:.0f} seconds")
     try:
         with Browser() as browser:
