@@ -1,6 +1,5 @@
 """What lectures 1a and 1b draw: tables of numbers, thin products, what an SVD does, and how noise hides a rank."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,30 +150,20 @@ def approximations(photo: Array, u: Array, s: Array, vt: Array, ranks: Sequence[
     return figure
 
 
-def rank_slider(u: Array, s: Array, vt: Array, start: int = 20, most: int = 200) -> Any:
-    """A slider for the rank with the picture of that rank above its part of the spectrum.   Needs ipywidgets."""
-    import ipywidgets as widgets
-
-    most, kept = min(most, len(s)), np.cumsum(s**2) / (s**2).sum()
+def one_rank(u: Array, s: Array, vt: Array, r: int) -> Figure:
+    """The picture of one rank beside its part of the spectrum.   For a slider: see `classroom.sliders`."""
     m, n = len(u), vt.shape[1]
-
-    def draw(r: int) -> bytes:
-        with lecture_style():
-            figure, axes = panels(2)
-            axes[0].imshow((u[:, :r] * s[:r]) @ vt[:r], cmap="gray", vmin=0, vmax=1)
-            axes[0].set_axis_off()
-            axes[1].plot(np.arange(1, most + 1), s[:most], color=GREY)
-            axes[1].plot(np.arange(1, r + 1), s[:r], color=BLUE, linewidth=6)
-            axes[1].set(yscale="log", xlabel="index", ylabel="singular value")
-            axes[1].set_title(f"{r * (m + n):,} of {m * n:,} numbers\n{kept[r - 1]:.2%} of the energy", fontsize=15)
-            png = io.BytesIO()
-            figure.savefig(png, format="png", dpi=90)
-        return png.getvalue()
-
-    slider = widgets.IntSlider(min(start, most), min=1, max=most, description="rank", continuous_update=False)
-    picture = widgets.Image(value=draw(slider.value))
-    slider.observe(lambda change: setattr(picture, "value", draw(change["new"])), "value")
-    return widgets.VBox([slider, picture])
+    shown = s[: max(200, r)]
+    with lecture_style():
+        figure, axes = panels(2)
+        axes[0].imshow((u[:, :r] * s[:r]) @ vt[:r], cmap="gray", vmin=0, vmax=1)
+        axes[0].set_axis_off()
+        axes[1].plot(np.arange(1, len(shown) + 1), shown, color=GREY)
+        axes[1].plot(np.arange(1, r + 1), s[:r], color=BLUE, linewidth=6)
+        axes[1].set(yscale="log", xlabel="index", ylabel="singular value")
+        kept = (s[:r] ** 2).sum() / (s**2).sum()
+        axes[1].set_title(f"{r * (m + n):,} of {m * n:,} numbers\n{kept:.2%} of the energy", fontsize=15)
+    return figure
 
 
 # --- words and noise -------------------------------------------------------------------------------------------------
