@@ -1,6 +1,6 @@
 """The pictures of lecture 2: how wrong a numerical derivative is at each step, and how right the primitives are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,7 +8,26 @@ from matplotlib.figure import Figure
 from .drawing import note, panels, state
 from .style import BLUE, COLOURS, GREEN, GREY, VERMILLION, lecture_style
 
+INCH = 100  # dots: a slide holds 800 by 500 beside its code
 WIDTHS = (8, 4.5, 2)  # of the lines, the thinnest on top: where two are one, both are seen
+
+
+def learned(losses: Sequence[float], x: np.ndarray, t: np.ndarray, found: np.ndarray) -> Figure:
+    """The loss of the small network while it trains, and the function it learned beside its targets.
+
+    x, t, found: (n, 1)
+    """
+    with lecture_style():
+        figure, axes = panels(2)
+        figure.set(size_inches=(9, 3.5), dpi=INCH)
+        axes[0].plot(losses, color=BLUE)
+        axes[0].set(yscale="log", xlabel="step", ylabel="mean squared error")
+        axes[0].set_title(f"From {losses[0]:.2f} to {losses[-1]:.3f}", fontsize=15)
+        axes[1].plot(x, t, "o", color=GREY, markersize=6)
+        axes[1].plot(x, found, color=VERMILLION)
+        axes[1].set(xlabel="x", ylim=(-1.6, 1.6))
+        axes[1].set_title("The dots, and what it learned", fontsize=15)
+    return figure
 
 
 def error_curves(steps: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
@@ -18,14 +37,15 @@ def error_curves(steps: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     """
     with lecture_style():
         figure, [axes] = panels()
+        figure.set_dpi(INCH)
         for (name, error), width, colour in zip(errors.items(), WIDTHS, (BLUE, VERMILLION, GREEN), strict=True):
             axes.plot(steps, error, color=colour, linewidth=width, solid_capstyle="round")
             least = int(np.argmin(error))
-            at, shift = (steps[least], error[least]), (-14, -8)
+            at, shift = (steps[least], error[least]), (-20, -12)
             if name.startswith("complex"):  # flat, and right to the last digit: its name stands on it
                 at, shift = (steps.min(), error[-1]), (170, 22)
             note(axes, name, at, shift, color=colour, fontweight="bold", ha="right", va="center")
-        axes.text(3e-12, 3e-3, "rounding: slope −1", ha="left", color=GREY)
+        axes.text(3e-11, 0.05, "rounding: slope −1", ha="left", color=GREY)
         axes.text(1, 1e-11, "truncation:\nslopes 1, 2, 2", ha="right", va="top", color=GREY)
         axes.set(xscale="log", yscale="log", xlabel="step h", ylabel="relative error", ylim=(2e-17, 10))
         lesson = "Where two lines are one, the thinner lies on the thicker."
@@ -39,6 +59,7 @@ def primitives(errors: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     with lecture_style():
         figure, [axes] = panels()
+        figure.set_dpi(INCH)
         for (method, found), colour in zip(errors.items(), COLOURS, strict=False):
             place = np.round(4 * np.log10(np.sort(list(found.values())))) / 4
             height = np.array([np.sum(place[:i] == p) for i, p in enumerate(place)])

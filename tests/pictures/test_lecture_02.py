@@ -32,3 +32,9 @@ def test_a_dot_for_each_primitive_and_the_worst_named():
     worst = max(errors["central"], key=errors["central"].__getitem__)
     assert f"central\nlargest: 1e-09,\n{worst}" in [text.get_text() for text in axes.texts]
     assert all(text.get_rotation() == 0 for text in figure.findobj(Text) if text.get_text())
+
+
+def test_what_was_learned_says_its_losses():
+    x = np.linspace(-1, 1, 5)[:, None]
+    figure = lecture_02.learned([0.5, 0.25], x, x, x)
+    assert figure.axes[0].get_title("left") == "From 0.50 to 0.250"
