@@ -102,8 +102,9 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
             row["curve"] |= {number: [curve[number] for curve in curves] for number in ("loss", "old_loss")}
             row["sweep"] = [{"lr": record["spec"]["lr"], "curve": record["curve"]} for record in tried]
             rows.append(row)
-    costs = measure_steps(runs, {name: runs.spec(**changes) for name, changes in COMPARED.items()})
-    delays = token_ratios(COMPARED)
+    quick = len(runs.scale.seeds) < 2
+    specs = {name: runs.spec(**changes) for name, changes in COMPARED.items()}
+    costs, delays = measure_steps(runs, specs, 3 if quick else 15), token_ratios(COMPARED, 5 if quick else 60)
     return [row | costs[row["method"]] | delays[row["method"]] for row in rows]
 
 
@@ -116,7 +117,7 @@ def adapted(model: Any, changes: Mapping[str, Any]) -> Any:
     return model
 
 
-def token_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def token_ratios(methods: Mapping[str, Mapping[str, Any]], turns: int) -> dict[str, dict[str, Any]]:
     """{name: {"token_ratio", "mergeable"}}: time of a cached token over the base model's, as it is served: merged where
     the method can be, for one sequence."""
     calls, mergeable = {"base": _token_calls(load_model("base"), 1, 16)}, {}
@@ -128,7 +129,7 @@ def token_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
             merge_adapter(model)
             remove_adapter(model)
         calls[name] = _token_calls(model, 1, 16)
-    ratios = beside(calls, "base", 60)
+    ratios = beside(calls, "base", turns)
     return {name: {"token_ratio": ratios[name]["ratio"], "mergeable": mergeable[name]} for name in methods}
 
 

@@ -21,11 +21,11 @@ def _probe(run: Run) -> Callable[[], float]:
     return lambda: train_step(run.model, probe.optimizer, tokens, targets)
 
 
-def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> dict[str, dict[str, float]]:
+def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int) -> dict[str, dict[str, float]]:
     """{name: {"step_seconds", "step_ratio", "memory_bytes"}} of training steps, as several specs make them, in turns.
 
     The median time of a step, and of its ratio to the step of the spec called "full" in the same turn; and the bytes of
-    weights and optimiser state, plus the most that a step allocates beside them: the median of five, with half their
+    weights and optimiser state, plus the most that a step allocates beside them: the median of some, with half their
     range, since threads do not always meet at their peaks.
     """
     steps: dict[str, Callable[[], float]] = {}
@@ -38,7 +38,7 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int = 15) -> d
         moments = 2 * sum(p.data.nbytes for p in run.optimizer.parameters)  # AdamW's m and v
         held[name] = weight_bytes(model) + moments
     timed = beside(steps, "full", repeats)
-    peaks = {name: [peak_bytes(step) for _ in range(5)] for name, step in steps.items()}
+    peaks = {name: [peak_bytes(step) for _ in range(min(5, repeats))] for name, step in steps.items()}
     return {
         name: {
             "step_seconds": timed[name]["seconds"],

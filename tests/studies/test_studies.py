@@ -302,9 +302,11 @@ def test_the_compared_methods_keep_every_rate_they_were_tried_at(cache, monkeypa
     """sweep: what is forgotten can be told at a matched loss on the new text; curve: both losses of every seed."""
     monkeypatch.setattr(alternatives, "COMPARED", {name: alternatives.COMPARED[name] for name in ("full", "ia3")})
     monkeypatch.setattr(
-        alternatives, "measure_steps", lambda runs, specs: {name: {"step_ratio": 1.0} for name in specs}
+        alternatives, "measure_steps", lambda runs, specs, repeats: {name: {"step_ratio": 1.0} for name in specs}
     )
-    monkeypatch.setattr(alternatives, "token_ratios", lambda names: {name: {"token_ratio": 1.0} for name in names})
+    monkeypatch.setattr(
+        alternatives, "token_ratios", lambda names, turns: {name: {"token_ratio": 1.0} for name in names}
+    )
     runs = Runs(cache, TINY, progress=False)
     for row in alternatives.study_methods(runs):
         tried = [one["lr"] for one in row["sweep"]]
