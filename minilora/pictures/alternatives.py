@@ -138,7 +138,8 @@ def sizes(records: Records) -> Figure:
         told = [
             f"{listed([n for n in SCALED if courses[n] == said])}: {said}" for said in dict.fromkeys(courses.values())
         ]
-        return state(figure, "; ".join(told) + seeds_note(rows), _room(found["prefix"]))
+        words = "; ".join(told) + seeds_note(rows)
+        return state(figure, in_two_lines((words, words.replace(" beyond ", " past "))), _room(found["prefix"]))
 
 
 def _names(axes: Axes, ends: Mapping[str, Row]) -> None:

@@ -28,6 +28,7 @@ from .drawing import (
     SHORT,
     fit,
     heading,
+    in_two_lines,
     label_ends,
     line,
     name_astray,
@@ -183,10 +184,15 @@ def similarity(subspaces: Records) -> Figure:
         bar.set_label("φ(i, j), from random up")
         bar.set_ticks([chance_level, high], labels=[f"{chance_level:.2f}", f"{high:.1f}"])
         first = {key: grid[:, 0, 0] for key, grid in grids.items()}  # (matrices,)
-        told = [f"{side[-1]}'s {_shared(first[side, 'ranks'], first[side, 'random'])}" for side in sides]
+        told = {side[-1]: _shared(first[side, "ranks"], first[side, "random"]) for side in sides}
+        apart = "; ".join(f"{side}'s {said}, φ = {mean:.2f}" for side, (said, mean) in told.items())
+        both = " and ".join(f"{side} (φ = {mean:.2f})" for side, (_, mean) in told.items())
+        said = {said for said, _ in told.values()}
+        head = "First directions of ranks 8 and 64"
+        ways = (f"{head}: {apart}", f"{head}, of {both}: {', '.join(said)}" if len(said) == 1 else f"first: {apart}")
         chance = [f"{first[side, 'random'].mean():.2f}" for side in sides]
         lesson = f"A random matrix has φ = {chance[0]} (A) and {chance[1]} (B) there."
-        return state(figure, f"First directions of ranks 8 and 64: {'; '.join(told)}", lesson)
+        return state(figure, in_two_lines(ways), lesson)
 
 
 def _grid(axes: Axes, mean: np.ndarray, low: float, high: float) -> Any:
@@ -211,13 +217,13 @@ def _grid(axes: Axes, mean: np.ndarray, low: float, high: float) -> Any:
     return picture
 
 
-def _shared(found: np.ndarray, chance: np.ndarray) -> str:
-    """How the first direction compares with chance, over the matrices."""
+def _shared(found: np.ndarray, chance: np.ndarray) -> tuple[str, float]:
+    """How the first direction compares with chance, over the matrices; and its mean."""
     mean = found.mean()
     said = "shared" if mean >= 0.5 else "shared in part" if mean >= 0.2 else "hardly shared"
     if np.quantile(found, 0.25) <= np.quantile(chance, 0.75):
         said = "shared no more than by chance"
-    return f"{said}, φ = {mean:.2f}"
+    return said, mean
 
 
 def amplification(subspaces: Records) -> Figure:

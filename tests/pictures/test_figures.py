@@ -78,6 +78,9 @@ def faults(figure):
 @pytest.mark.parametrize("name", FIGURES)
 def test_from_the_committed_records_no_words_touch_and_no_title_has_three_lines(name):
     assert faults(make(name)) == []
+    for study in FIGURES[name][0] if name in ("similarity", "sizes", "truncation", "rates") else ():
+        for text in {row.get("corpus") for row in studies.load_records(study)["rows"]} - {None}:
+            assert faults(make(name, corpus=text)) == [], text
 
 
 def test_the_readme_tells_what_its_pictures_show_in_the_words_of_their_captions():
