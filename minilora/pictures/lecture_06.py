@@ -1,0 +1,23 @@
+"""Lecture 6's tables, and a folder that is gone after use."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .lecture_05 import table as table
+
+
+def losses(head: Sequence[str], found: Mapping[tuple[str, float], Sequence[float]]) -> Any:
+    """Losses on two texts, with a part made weaker.   found: {(part, factor): (new, old)}"""
+    return table(
+        head, [[f"{part} × {factor:g}", *(f"{x:.2f}" for x in many)] for (part, factor), many in found.items()]
+    )
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A new folder, as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
