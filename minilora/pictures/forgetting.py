@@ -51,7 +51,8 @@ def frontier(records: Records) -> Figure:
         one = [{"seeds": len(each(where(rows, corpus=corpus), "seed"))} for corpus in corpora]
         on_each = "; ".join(f"on {corpus} {words}" for corpus, words in told.items())
         lesson = f"Against full fine-tuning at matched loss on the new text: {on_each}."
-        return state(figure, title + seeds_note(one), lesson)
+        longest = max(row["curve"]["step"][-1] for row in rows)
+        return state(figure, title + seeds_note(one), f"{lesson} No run has more than {longest} steps.")
 
 
 def _limits(axes: Axes, methods: dict[str, list[list[Point]]], before: float, old: float) -> None:
