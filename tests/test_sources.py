@@ -211,3 +211,15 @@ def test_planted_citations_are_found(page):
     assert labels("eqs. 2 and 3, Tables 2, 3 and 4 of appendix B.2") == {
         "equation 2", "equation 3", "table 2", "table 3", "table 4", "appendix B.2",
     }  # fmt: skip
+
+
+def test_a_lectures_header_names_the_homework_of_the_syllabus():
+    """That of lecture 9 named one that the syllabus has not."""
+    syllabus = (ROOT / "notebooks" / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\|[^|]*\| \[[^\]]+\]\((\w+\.ipynb)\)(.*)$", syllabus, re.M)
+    assert len(rows) >= 10
+    for name, row in rows:
+        header = "".join(json.loads((ROOT / "notebooks" / name).read_text("utf-8"))["cells"][0]["source"])
+        sets = lambda text, pattern: set(re.findall(pattern, text))
+        named = sets(header, r"(?i)(?:problem set|homework:?) (\d)")
+        assert named <= sets(row.rpartition(" | ")[2], r"\[(\d),"), f"{name} names homework {', '.join(sorted(named))}"
