@@ -41,8 +41,7 @@ def study(args: argparse.Namespace) -> int:
     which puts its question to SmolLM2 and needs it fetched: minilora fetch smollm2-135m.
 
     Finished runs are kept: a study that was stopped goes on where it was; --jobs makes several at a time, the same to
-    the last bit. A full study of everything may take an hour,
-    and real another one.
+    the last bit. A full study of everything takes about two hours on two cores, and real another one.
     """
     from ..interop.fetch import is_here
     from ..pictures.method_table import FOOT, methods_table

@@ -195,10 +195,10 @@ CAPTIONS: dict[str, str] = {
         "the spread over seeds."
     ),
     "data": (
-        "Validation loss against the amount of training text, one piece for each seed, drawn anywhere in the text: "
-        "left at the end of training, right at the step that is best on windows halfway between those told of; by "
-        "these the learning rate is chosen, too, for each amount. Dashed: the untouched base. Error bars are the "
-        "spread over seeds; methods are compared on the same piece."
+        "Validation loss against the amount of training text, put together for each seed from blocks of 500 "
+        "characters from all over it: left at the end of training, right at the step that is best on windows halfway "
+        "between those told of; by these the learning rate is chosen, too, for each amount. Dashed: the untouched "
+        "base. Error bars are the spread over seeds; methods are compared on the same text."
     ),
     "alternatives": (
         "Validation loss of every method at its own best learning rate; error bars are the spread over seeds. Blue "
@@ -284,9 +284,21 @@ def make(name: str, data_folder: str | Path | None = None, corpus: str = CORPUS)
     records = [load_records(study, data_folder) for study in studies]
     with blaming(", ".join(str(record_path(study, data_folder)) for study in studies) or name):
         figure = function(*map(_on, itertools.repeat(corpus), studies, records))
+        others = [function(*map(_on, itertools.repeat(text), studies, records)) for text in _others(records, corpus)]
     if any(study in OF_ONE_TEXT for study in studies):
-        figure.set_label(f"{figure.get_label()} The new text is {corpus}.")
+        said = [f"On {text}: {_title(other)}." for text, other in zip(_others(records, corpus), others, strict=True)]
+        figure.set_label(" ".join([f"{figure.get_label()} The new text is {corpus}.", *said]))
     return figure
+
+
+def _others(records: Iterable[dict[str, Any]], corpus: str) -> list[str]:
+    """The other texts in the records of studies whose figures show one: what is concluded there is told, too."""
+    rows = [row for many in records if many["study"] in OF_ONE_TEXT for row in many["rows"]]
+    return [text for text in dict.fromkeys(row.get("corpus", corpus) for row in rows) if text != corpus]
+
+
+def _title(figure: Figure) -> str:
+    return " ".join(figure.get_suptitle().split())
 
 
 def _on(corpus: str, study: str, records: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .drawing import (
     LOOKS,
     LOSS,
     SHORT,
+    THIRD,
     corner,
     fit,
     heading,
@@ -26,8 +27,8 @@ from .drawing import (
 )
 from .style import PURPLE, lecture_style, written_ticks
 
-WORDS = {"alpha": "α constant", "alpha/r": "α = 2r"}
-CONVENTION_LOOKS = {"alpha": LOOKS["lora"], "alpha/r": {**LOOKS["full"], "color": PURPLE}}
+WORDS = {"alpha": "α constant", "alpha/r": "α = 2r", "rsLoRA": "rsLoRA"}
+CONVENTION_LOOKS = {"alpha": LOOKS["lora"], "alpha/r": {**LOOKS["full"], "color": PURPLE}, "rsLoRA": THIRD}
 STEADY = 1.5  # the grid's own step: a best rate that moves by less has not been seen to move
 
 
@@ -87,12 +88,13 @@ def _beside(rows: Sequence[Row], sweeps: dict[str, list[Row]]) -> str:
 
 
 def scaling(records: Records) -> Figure:
-    """The best rate against the rank under two conventions for alpha; the loss there, and at the rate of rank 8."""
+    """The best rate against the rank under conventions for alpha; the loss there, and at the rate of rank 8."""
     rows = rows_of(records, "rates", *NUMBERS, finite=False)
     home = min(sweep(rows, "alpha", 8), key=lambda row: row["loss"])["lr"]
+    looks = {kind: CONVENTION_LOOKS[kind] for kind in _kinds(rows)}
     with lecture_style():
         figure, (left, right) = panels(2)
-        for kind, look in CONVENTION_LOOKS.items():
+        for kind, look in looks.items():
             ranks = ranks_of(rows, kind)
             _reaching(left, ranks, [best_rates(sweep(rows, kind, rank)) for rank in ranks], look)
             _reaching(right, ranks, [at(rows, kind, rank) for rank in ranks], look)
@@ -107,10 +109,15 @@ def scaling(records: Records) -> Figure:
             axes.set_xlabel("rank r")
         heading(left, "tuned at each rank")
         heading(right, f"tuned; hollow: at {home:g}")
-        corner(left, [(words, str(CONVENTION_LOOKS[kind]["color"])) for kind, words in WORDS.items()])
-        if any(len(ranks_of(rows, kind)) < 2 for kind in WORDS):
+        corner(left, [(WORDS[kind], str(look["color"])) for kind, look in looks.items()])
+        if any(len(ranks_of(rows, kind)) < 2 for kind in looks):
             return state(figure, "One rank alone was looked at on this text", "")
         return state(figure, _moving(rows) + seeds_note(rows), _advice(rows, home))
+
+
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    """The conventions that were looked at."""
+    return [kind for kind in WORDS if any(row["kind"] == kind for row in rows)]
 
 
 def _reaching(axes: Axes, ranks: Sequence[int], values: Sequence[np.ndarray], look: dict) -> None:
@@ -125,9 +132,9 @@ def _moving(rows: Sequence[Row]) -> str:
     """By how many times the best rate changes from the least rank to the largest, under each convention."""
     first, *_, last = ranks_of(rows, "alpha")
     told: dict[str, list[str]] = {}
-    for kind, words in WORDS.items():
+    for kind in _kinds(rows):
         change = _change((last / first) ** slopes(rows, kind))
-        told.setdefault(change, []).append(words.replace(" ", "\N{NO-BREAK SPACE}"))
+        told.setdefault(change, []).append(WORDS[kind].replace(" ", "\N{NO-BREAK SPACE}"))
     said = [f"{change} ({', '.join(words)})" for change, words in told.items()]
     return f"From r = {first} to {last} the best rate {', '.join(said)}"
 
@@ -141,14 +148,14 @@ def _change(factors: np.ndarray) -> str:
 
 def _advice(rows: Sequence[Row], home: float) -> str:
     """Each convention's power of r, which is clearly the least, what one rate for all costs, and who ends lowest."""
-    powers = {kind: slopes(rows, kind) for kind in WORDS}
+    powers = {kind: slopes(rows, kind) for kind in _kinds(rows)}
     signed = lambda power: f"{power.round(2) + 0.0:+.2f}"  # no "-0.00"
     said = [f"{signed(p.mean())} ({signed(p.min())} to {signed(p.max())}) with {WORDS[k]}" for k, p in powers.items()]
-    least, *others = sorted(WORDS, key=lambda kind: np.abs(powers[kind]).mean())
+    least, *others = sorted(powers, key=lambda kind: np.abs(powers[kind]).mean())
     clear = np.abs(powers[least]).max() < min(np.abs(powers[kind]).min() for kind in others)
     best = f"{WORDS[least]} keeps it most nearly" if clear else "neither clearly keeps it better"
     lost = lambda kind: max((at(rows, kind, r, home) - at(rows, kind, r)).mean() for r in ranks_of(rows, kind))
-    costs = [f"{lost(kind):.2f} with {words}" for kind, words in WORDS.items()]
+    costs = [f"{lost(kind):.2f} with {WORDS[kind]}" for kind in powers]
     return (
         f"Best rate as a power of r: {listed(said)}; {best}. One rate for all ranks costs up to {listed(costs)} nats. "
         f"{_lowest(rows)}"
@@ -157,8 +164,8 @@ def _advice(rows: Sequence[Row], home: float) -> str:
 
 def _lowest(rows: Sequence[Row]) -> str:
     """Which convention ends clearly lowest at the largest rank, each at its own best rate."""
-    rank = min(ranks_of(rows, kind)[-1] for kind in WORDS)
-    ends = {words: at(rows, kind, rank) for kind, words in WORDS.items()}
+    rank = min(ranks_of(rows, kind)[-1] for kind in _kinds(rows))
+    ends = {WORDS[kind]: at(rows, kind, rank) for kind in _kinds(rows)}
     first, second, *_ = sorted(ends, key=lambda words: ends[words].mean())
     tuned = f"Tuned at r = {rank}, "
     if ends[first].max() < ends[second].min():

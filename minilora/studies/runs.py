@@ -36,6 +36,7 @@ FORMAT = 1  # of the records; a file with another number was made by another ver
 OLD_TEXT = "python-docs"  # what the base model was pretrained on: its loss afterwards is what was forgotten
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 SCALE = 2.0  # alpha / r where a study does not vary it
+BLOCK = 500  # characters: of so long blocks a text is put together that is less than the whole
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Spec:
     rank_stabilized and targets are LoRA's and DoRA's; options: whatever else the method's configuration takes.
     start: how A and B begin ("lora": A random and B zero; "B random": A zero; "both zero"; "both random"). lr_ratio:
     B's learning rate over A's. quantized: the base in few bits, as `quantize_model` takes it. characters: how much of
-    the training text there is, in one piece, which the seed draws (None: all of it). keep: whether what was trained is
-    kept, for studies that look at it. looks: how often on the way the losses on both texts are measured, the end among
-    them. pull: weight decay towards the base (`pull_back`). trained: which of A and B are, "AB", "A" or "B"; the other
-    is frozen as it began. choice: whether the looks measure, in the old text's place, windows between those that are
-    told of, so that a step can be chosen.
+    the training text there is, in blocks from all over it, which the seed draws (None: all of it). keep: whether what
+    was trained is kept, for studies that look at it. looks: how often on the way the losses on both texts are measured,
+    the end among them. pull: weight decay towards the base (`pull_back`). trained: which of A and B are, "AB", "A" or
+    "B"; the other is frozen as it began. choice: whether the looks measure, in the old text's place, windows between
+    those that are told of, so that a step can be chosen.
     """
 
     corpus: str = "unicode-names"
@@ -115,7 +116,7 @@ FULL = Scale(
     middle_rates=(3e-3, 1e-2, 3e-2, 1e-1),
     high_rates=(1e-2, 3e-2, 1e-1, 3e-1, 1.0),
     ranks=(1, 2, 4, 8, 16, 32, 64),
-    characters=(2_000, 32_000),
+    characters=(2_000, 8_000, 32_000),
     windows=48,
 )
 QUICK = Scale(
@@ -194,7 +195,7 @@ class Runs:
         model, corpus = base_model(spec), self.corpus(spec.corpus)
         before = evaluate(model, corpus, self.scale.windows)
         if spec.characters is not None:
-            corpus = replace(corpus, train=piece(corpus.train, spec.characters, spec.seed))
+            corpus = replace(corpus, train=blocks(corpus.train, spec.characters, spec.seed))
         prepare(model, spec, corpus)
         run = Run(model, corpus, settings(spec))
         texts = {"loss": corpus, "old_loss": self.corpus(OLD_TEXT)}
@@ -219,10 +220,14 @@ class Runs:
         return record, model
 
 
-def piece(text: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """So much of a text in one piece, from a place that the seed draws: a text's first page is not like the others."""
-    start = np.random.default_rng(seed).integers(max(len(text) - size, 0) + 1)
-    return text[start : start + size]
+def blocks(text: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """So much of a text, a block from each of so many equal parts, which the seed draws: one piece is of one topic."""
+    many = -(-size // BLOCK)
+    part = len(text) / many
+    if part < BLOCK:
+        return text[:size]
+    starts = (np.arange(many) * part + np.random.default_rng(seed).random(many) * (part - BLOCK)).astype(int)
+    return text[starts[:, None] + np.arange(BLOCK)].ravel()[:size]
 
 
 def _finished(path: Path, spec: Spec) -> bool:

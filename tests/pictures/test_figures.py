@@ -174,7 +174,9 @@ def test_a_figure_of_one_text_shows_that_text_alone(folder, tmp_path):
     shown = {corpus: make("data", tmp_path, corpus) for corpus in ("unicode-names", "python-code")}
     low, high = (figure.axes[0].get_ylim() for figure in shown.values())
     assert high[0] > low[1]  # each picture holds its own losses only
-    assert all(figure.get_label().endswith(f"The new text is {corpus}.") for corpus, figure in shown.items())
+    for (corpus, figure), (other, its) in zip(shown.items(), reversed(shown.items()), strict=True):
+        told = " ".join(its.get_suptitle().split())  # what is concluded on the other text is told, too
+        assert figure.get_label().endswith(f"The new text is {corpus}. On {other}: {told}.")
     with pytest.raises(ValueError, match="hold nothing of 'python-docs'; there are unicode-names, python-code"):
         make("data", tmp_path, "python-docs")
 

@@ -7,7 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora.studies.data import stopped
-from minilora.studies.runs import QUICK, Runs, Spec, piece
+from minilora.studies.runs import BLOCK, QUICK, Runs, Spec, blocks
 
 
 def test_a_run_is_stopped_where_what_is_chosen_on_is_least_and_told_of_by_the_other():
@@ -22,12 +22,23 @@ def test_a_run_that_only_gets_worse_is_the_untouched_base():
     assert (end["step"], end["loss"], end["gain"], end["seen"]) == (0, 3.2, 0, 2.9)
 
 
-def test_a_piece_is_of_the_seeds_place():
-    text = np.arange(1000)
-    pieces = [piece(text, 100, seed) for seed in range(20)]
-    assert all(np.array_equal(p, np.arange(p[0], p[0] + 100)) for p in pieces)
-    assert len({p[0] for p in pieces}) > 15 and np.array_equal(piece(text, 100, 3), pieces[3])
-    assert np.array_equal(piece(text, 5000, 3), text)  # there is no more
+@pytest.mark.parametrize("size", [100, 2000, 2100])
+def test_little_text_is_of_blocks_from_all_over_the_text(size):
+    """One piece of the names would be of one script, and what is seen of little text would be seen of another text."""
+    text = np.arange(100 * BLOCK)
+    drawn = [blocks(text, size, seed) for seed in range(20)]
+    many = -(-size // BLOCK)
+    for tokens in drawn:
+        assert len(tokens) == size == len(np.unique(tokens)) and (np.diff(tokens) > 0).all()
+        assert (tokens[::BLOCK] * many // len(text) == np.arange(many)).all()  # one in each part
+        assert (np.diff(tokens) > 1).sum() <= many - 1
+    assert len({tuple(tokens[::BLOCK]) for tokens in drawn}) > 15 and np.array_equal(blocks(text, size, 3), drawn[3])
+
+
+def test_as_much_text_as_there_is_is_the_text():
+    text = np.arange(10 * BLOCK + 7)
+    assert np.array_equal(blocks(text, len(text), 3), text) and np.array_equal(blocks(text, 10**6, 3), text)
+    assert all(len(blocks(text, size, 0)) == size for size in range(1, len(text) + 1, 61))
 
 
 @pytest.mark.slow
