@@ -145,7 +145,6 @@ WRONG = {  # what was said, as a pattern -> what is true
     r"about (3|three) times (larger|higher|full)|about threefold": "one step of a grid of three; the interval is wider",
     r"quanti[sz]ing again gives a part": "in two of eight bases it gives back more than all",
     r"six ways to begin": "they are seven",
-    r"the next cell says": "where it says so is named",
     r"14 models: exact": "what is exact is the sum over sizes; where the sizes were read is in notebooks/sources.md",
     r"Pfeiffer et al\. 2021[^.;|]{0,80}near the identity": "they say nothing about how it begins",
     r"512 (columns )?for summari[sz]ation|800 (columns )?for table-to-text": "512 is for table-to-text",
