@@ -1,8 +1,11 @@
 """Lecture 9's roofline: no dot is covered by a word."""
 
+import pytest
+
 from minilora.pictures import lecture_09
 
 
+@pytest.mark.slow
 def test_no_word_covers_a_dot():
     rate = {1: 13e9, 2: 9.7e9, 4: 23e9, 8: 35e9, 16: 59e9, 32: 77e9, 64: 89e9}
     for low in (9.7e9, 1e9, 13e9):
