@@ -59,7 +59,13 @@ def test_a_slide_that_overflows_is_named_with_its_cell_and_by_how_much(tmp_path,
     output = {"output_type": "stream", "name": "stdout", "text": "line\n" * 40}
     path = written(
         tmp_path,
-        cell("markdown", "good", "# A title\n\nWords and $x^2$.\n\n$$\n\\frac{a}{b}\n$$\n", "slide"),
+        cell(
+            "markdown",
+            "good",
+            "# A title\n\nWords and $x^2$.\n\n"
+            "<details><summary>Answer</summary>\n\nFolded.\n\n</details>\n\n$$\n\\frac{a}{b}\n$$\n",
+            "slide",
+        ),
         cell("markdown", "hidden", "line\n\n" * 40, "notes"),
         cell("code", "wide", long_line, "subslide"),
         cell("code", "tall", "print(1)", "slide", outputs=[output]),
@@ -80,6 +86,7 @@ def test_a_slide_that_overflows_is_named_with_its_cell_and_by_how_much(tmp_path,
     page = (tmp_path / "decks" / "01_test.slides.html").read_text("utf-8")
     assert not re.search(r"""(src|href)=["']https?:|@import +(url\()?["']?https?:""", page)  # a room without a network
     assert page.count("<aside") == 1
+    assert re.search(r"<details><summary>Answer</summary>\s*<p>Folded\.</p>\s*</details>", page)
 
 
 def test_without_a_browser_one_line_says_what_to_install(monkeypatch):

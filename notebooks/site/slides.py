@@ -88,13 +88,13 @@ def deck(notebook: Path, output: Path) -> Path:
     from traitlets.config import Config
 
     settings = json.loads((NOTEBOOKS / "jupyter_nbconvert_config.json").read_text("utf-8"))
-    settings["SlidesExporter"] |= {"embed_images": True, "reveal_url_prefix": "reveal"}
+    settings["SlidesExporter"]["reveal_url_prefix"] = "reveal"
     exporter = SlidesExporter(config=Config(settings), template_file=str(HERE / "slides.html.j2"))
     content = with_alt_texts(json.loads(notebook.read_text("utf-8")))
     for cell in content["cells"]:  # a slide is looked at, so a link within the repository becomes its words
         if cell["cell_type"] == "markdown":
             cell["source"] = unlinked("".join(cell["source"]))
-    resources = {"metadata": {"name": notebook.stem, "path": str(NOTEBOOKS)}}
+    resources = {"metadata": {"name": notebook.stem}}
     text, _ = exporter.from_notebook_node(nbformat.reads(json.dumps(content), as_version=4), resources)
     target = output / f"{notebook.stem}.slides.html"
     target.write_text(text, "utf-8")
