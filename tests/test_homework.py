@@ -292,3 +292,49 @@ def test_the_table_is_aligned_and_saved(tmp_path):
         first, second = csv.DictReader(file)
     assert (first["tests"], first["tests_of"], first["waiting"], first["total_of"]) == ("40", "75", "25", "100")
     assert (second["student"], second["tests"], second["note"]) == ("Zoë van den Berg", "", "not graded: no notebook")
+
+
+@pytest.mark.slow
+def test_model_answers_and_rubrics_are_in_formgrader_and_in_the_feedback(tmp_path):
+    """What formgrader shows is made from the graded notebook by its own template; the feedback by nbgrader."""
+    from nbconvert.exporters import HTMLExporter
+    from nbgrader.server_extensions.formgrader import handlers
+
+    answered = grading.solved("ps2")
+    grading.cell(answered, "merge_reasoning").source = "My own words."
+    grading.grade("ps2", {"ada": answered}, tmp_path)
+    place = tmp_path / "out/autograded/ada/ps2/lora.ipynb"
+    result = course.course_api(tmp_path / "out").generate_feedback("ps2", "ada")
+    assert result["success"], result
+    templates = Path(handlers.__file__).parent / "templates"
+    shown = HTMLExporter(template_name="formgrade", extra_template_basedirs=[str(templates)])
+    resources = {
+        "total": 1,
+        "submission_id": "x",
+        "assignment_id": "ps2",
+        "notebook_id": "lora",
+        "base_url": "",
+        "mathjax_url": "",
+        "index": 0,
+    }
+    pages = {
+        "formgrader": shown.from_filename(str(place), resources=resources)[0],
+        "feedback": (tmp_path / "out/feedback/ada/ps2/lora.html").read_text(),
+    }
+    for name, page in pages.items():
+        assert page.count("Model answer") == len(grading.maxima("ps2", by_hand=True)), name
+        answer = page.index("My own words.")
+        model = page.index("Model answer", answer)
+        assert answer < model < page.index("<strong>Rubric</strong> (8 points)", model), name
+        assert model < page.index("the transposed weight, with both tests"), name
+    assert "BEGIN SOLUTION" not in pages["feedback"]
+
+
+def test_the_course_is_found_beside_the_package_where_there_is_no_checkout(tmp_path, monkeypatch):
+    """As the wheel installs it: minilora/course/homework (pyproject.toml, force-include)."""
+    site = tmp_path / "site-packages/minilora"
+    shutil.copytree(COURSE, site / "course/homework")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(course, "__file__", str(site / "homework/course.py"))
+    assert course.find_course() == site / "course/homework"
+    assert list(course.problem_sets(course.find_course())) == ["ps1", "ps2", "ps3", "ps4"]

@@ -42,14 +42,18 @@ def problem_sets(course: Path) -> dict[str, str]:
 
 
 def release(output: str | Path, course: str | Path | None = None) -> list[Path]:
-    """Write the students' version of every problem set: -> the notebooks to hand out.
+    """Write the students' version of every problem set, and the capstone's pages: -> the files to hand out.
 
     Raises ImportError without nbgrader, FileNotFoundError without a course, ValueError when nbgrader refuses.
     """
     output, course = Path(output), find_course(course)
     sets = problem_sets(course)
     open_course(output, course, sets)
-    return [output / "release" / name / f"{notebook}.ipynb" for name, notebook in sets.items()]
+    pages = [output / "release" / page.relative_to(course) for page in sorted(course.glob("capstone/*"))]
+    for page in pages:
+        page.parent.mkdir(exist_ok=True)
+        shutil.copyfile(course / page.relative_to(output / "release"), page)
+    return [*(output / "release" / name / f"{notebook}.ipynb" for name, notebook in sets.items()), *pages]
 
 
 def open_course(output: Path, course: Path, sets: dict[str, str], timeout: int | None = None) -> Any:
