@@ -44,7 +44,7 @@ class Taped:
 class Node:
     """One step of the tape: the vjps that survive, and the nodes of the inputs they send cotangents to."""
 
-    __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "value", "__weakref__")
+    __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "value", "assigned", "__weakref__")
 
     value: Array | None  # the output where it is small, for `ml.draw`
     vjps: Any  # a tuple of functions, one function that returns all cotangents, or None once freed
@@ -55,6 +55,7 @@ class Node:
         self.shape, self.dtype = data.shape, data.dtype
         own = data.base is None and leaf is None  # a copy of a view holds nothing larger
         self.value = None if data.size > FEW else data if own else data.copy()
+        self.assigned = 0  # when a leaf's data was last replaced by an assignment
         self.order = next(clock)  # an input's node is always older than its output's
 
     def __repr__(self) -> str:
@@ -69,7 +70,7 @@ class Node:
         """A leaf's data has been replaced: cotangents arrive in its precision, and only in its shape."""
         if data.shape != self.shape:
             self.order = note_change()  # what was recorded with the old shape finds a leaf younger than itself
-        self.shape, self.dtype = data.shape, data.dtype
+        self.shape, self.dtype, self.assigned = data.shape, data.dtype, next(clock)
 
 
 def nodes_behind(output: Node) -> list[Node]:

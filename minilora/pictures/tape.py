@@ -66,8 +66,9 @@ def _nodes(output: Node) -> list[Node]:
     if len(nodes) > MOST:
         raise ValueError(f"draw: {len(nodes)} nodes, expected at most {MOST}; draw a part: its sum, or a smaller model")
     for node in nodes:
-        leaves = [source.leaf() for source in node.inputs if source is not None and source.leaf]
-        if stale([leaf.data for leaf in leaves if leaf is not None], node.order):
+        leaves = [source for source in node.inputs if source is not None and source.leaf]
+        held = [tensor.data for tensor in (source.leaf() for source in leaves) if tensor is not None]
+        if stale(held, node.order) or any(source.assigned > node.order for source in leaves):
             raise ValueError(
                 f"draw: a leaf of {node.name} has changed since the forward pass; run the forward pass again"
             )

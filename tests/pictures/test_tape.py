@@ -76,7 +76,12 @@ def test_what_cannot_be_drawn_is_said_in_one_line():
     changed = (x * 3).sum()
     x.data += 1
     x.changed()
+    w = leaf(1.0)
+    assigned = w + 1.0
+    w.data = np.array(5.0)
+    assert ("leaf", "5", "1") in boxes(ml.draw(w + 1.0))
     for wrong, error, words in (
+        (lambda: ml.draw(assigned), ValueError, "draw: a leaf of add has changed since the forward pass"),
         (lambda: ml.draw(x * 2), ValueError, r"draw: loss has shape \(2,\), expected one number"),
         (lambda: ml.draw(ml.Tensor(1.0)), ValueError, "draw: loss depends on no tensor"),
         (lambda: ml.draw(3.0), TypeError, "draw: loss = 3.0, expected a Tensor"),
