@@ -1,0 +1,37 @@
+"""The checks of lecture 7: the right answers, and the likely wrong ones with a hint at their cause."""
+
+import re
+
+import pytest
+
+import minilora as ml
+from minilora.course.lecture_07 import fitting
+
+RIGHT = {
+    "7.1": 4 * 32 * 16 * (4096 + 4096),
+    "7.2": 102.4,
+    "7.4": (fitting(16), sorted(fitting(4))),
+    "7.5": 7,
+}
+WRONG = [
+    ("7.1", 2 * 32 * 16 * (4096 + 4096), "2 times that .*four matrices"),
+    ("7.1", 4 * 16 * (4096 + 4096), "32 layers"),
+    ("7.1", 16, "each of four"),
+    ("7.2", 64, "square"),
+    ("7.2", 103, "fraction"),
+    ("7.4", (fitting(16), fitting(16)), "in 4 bits .* fits, too"),
+    ("7.4", ({"llama-2-70b"} | fitting(16), fitting(4)), "llama-2-70b does not fit"),
+    ("7.4", ({"llama-9"}, fitting(4)), "no models"),
+    ("7.5", 6, "compare the two parts"),
+]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers_and_untouched_stubs(name: str) -> None:
+    assert ml.check(name, RIGHT[name]) and not ml.check(name, ...)
+
+
+@pytest.mark.parametrize(("name", "answer", "hint"), WRONG)
+def test_wrong_answers_get_a_hint(name: str, answer: object, hint: str, capsys: pytest.CaptureFixture) -> None:
+    assert not ml.check(name, answer)
+    assert re.search(hint, capsys.readouterr().out)
