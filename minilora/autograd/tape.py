@@ -47,15 +47,17 @@ class Node:
     __slots__ = ("name", "inputs", "vjps", "shape", "dtype", "order", "leaf", "value", "assigned", "__weakref__")
 
     value: Array | None  # the output where it is small, for `ml.draw`
+    assigned: int  # when a leaf's data was last replaced by another array, if it ever was
     vjps: Any  # a tuple of functions, one function that returns all cotangents, or None once freed
     inputs: tuple["Node | None", ...]
 
     def __init__(self, name: str, inputs: tuple, vjps: Any, data: Array, leaf: Any = None):
         self.name, self.inputs, self.vjps, self.leaf = name, inputs, vjps, leaf
         self.shape, self.dtype = data.shape, data.dtype
-        own = data.base is None and leaf is None  # a copy of a view holds nothing larger
-        self.value = None if data.size > FEW else data if own else data.copy()
-        self.assigned = 0  # when a leaf's data was last replaced by an assignment
+        if data.size > FEW:
+            self.value = None
+        else:  # a copy of a view holds nothing larger
+            self.value = data if leaf is None and data.base is None else data.copy()
         self.order = next(clock)  # an input's node is always older than its output's
 
     def __repr__(self) -> str:

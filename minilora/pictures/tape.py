@@ -68,7 +68,7 @@ def _nodes(output: Node) -> list[Node]:
     for node in nodes:
         leaves = [source for source in node.inputs if source is not None and source.leaf]
         held = [tensor.data for tensor in (source.leaf() for source in leaves) if tensor is not None]
-        if stale(held, node.order) or any(source.assigned > node.order for source in leaves):
+        if stale(held, node.order) or any(getattr(source, "assigned", 0) > node.order for source in leaves):
             raise ValueError(
                 f"draw: a leaf of {node.name} has changed since the forward pass; run the forward pass again"
             )
