@@ -136,16 +136,19 @@ def leans_on(value: Any, seen: set[int]) -> str:
     if (home.__module__ or "").partition(".")[0] in LIBRARIES:
         return f"{home.__module__}.{home.__qualname__}"
     if isinstance(value, type):
-        parts = [v for v in vars(value).values() if callable(v)] if home.__module__ == "__main__" else []
+        parts = [*vars(value).values(), *value.__bases__] if home.__module__ == "__main__" else []
     elif isinstance(value, types.FunctionType):
         if names := forbidden_names(value.__code__):
             return names
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell is not None]
         used = [value.__globals__[name] for name in names_in(value.__code__) if name in value.__globals__]
         wrapped = [value.__wrapped__] if hasattr(value, "__wrapped__") else []
-        parts = [*cells, *used, *(value.__defaults__ or ()), *wrapped] if home.__module__ == "__main__" else []
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        parts = [*cells, *used, *defaults, *wrapped] if home.__module__ == "__main__" else []
+    elif isinstance(value, Mapping | list | tuple):
+        parts = list(value.values() if isinstance(value, Mapping) else value)
     else:
-        parts = []
+        parts = [type(value)] if home.__module__ == "__main__" else []
     return next((found for part in parts if (found := leans_on(part, seen))), "")
 
 
@@ -185,12 +188,13 @@ def expect(
     causes: {hint: what somebody gets who made this mistake}, an array or a function that computes it.
     """
     wanted = np.asarray(wanted, dtype=float)
+    came = got
     try:
-        got = np.asarray(got)
+        got = np.asarray(came)
         assert got.dtype.kind in "biuf"
-        got = got.astype(float)
     except (AssertionError, TypeError, ValueError):
-        raise AssertionError(f"{what}: got {form(got)}, expected an array of numbers {wanted.shape}. {look}") from None
+        raise AssertionError(f"{what}: got {form(came)}, expected an array of numbers {wanted.shape}. {look}") from None
+    got = got.astype(float)
     if got.shape != wanted.shape:
         hint = of_shape(got, wanted)
         raise AssertionError(f"{what}: got shape {got.shape}, expected {wanted.shape}. {hint or look}")
