@@ -59,7 +59,7 @@ def primitives(errors: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     with lecture_style():
         figure, [axes] = panels()
-        figure.set_dpi(INCH)
+        figure.set(size_inches=(8, 4.4), dpi=INCH)
         for (method, found), colour in zip(errors.items(), COLOURS, strict=False):
             place = np.round(4 * np.log10(np.sort(list(found.values())))) / 4
             height = np.array([np.sum(place[:i] == p) for i, p in enumerate(place)])

@@ -60,6 +60,7 @@ def passes(found: Mapping[tuple[str, str], float], models: Sequence[str]) -> Fig
     """
     with lecture_style():
         figure, [axes] = panels()
+        figure.set_size_inches(8, 4.4)
         for place, m in enumerate(models):
             for shift, method, colour, hatch in ((-0.2, "full", VERMILLION, "//"), (0.2, "lora", BLUE, "")):
                 height = found[m, method]
