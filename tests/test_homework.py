@@ -337,3 +337,23 @@ def test_the_course_is_found_beside_the_package_where_there_is_no_checkout(tmp_p
     monkeypatch.setattr(course, "__file__", str(site / "homework/course.py"))
     assert course.find_course() == site / "course/homework"
     assert list(course.problem_sets(course.find_course())) == ["ps1", "ps2", "ps3", "ps4"]
+
+
+@pytest.mark.parametrize("name", ["ps1", "ps2", "ps3", "ps4"])
+def test_the_first_cell_says_what_to_install_and_checks_it(name, monkeypatch, capsys):
+    cells = [c for c in grading.source(name).cells if c.cell_type == "code"]
+    told = next(c.source for c in grading.source(name).cells if submissions.name_of(c) == "install")
+    assert submissions.name_of(cells[0]) == "needs" and 'pip install "minilora[notebooks]"' in told
+    exec(cells[0].source, {})
+    assert capsys.readouterr().out.endswith(": ready\n")
+    for module, words in {"minilora": "minilora is not here", "minilora.homework.checks": "checks is not here"}.items():
+        with monkeypatch.context() as patched, pytest.raises(ImportError) as error:
+            patched.setitem(sys.modules, module, None)
+            exec(cells[0].source, {})
+        assert words in str(error.value) and '-m pip install --upgrade "minilora[notebooks]"' in str(error.value)
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(ImportError, match=r"minilora is 0\.0\.9, expected 0\.1 or newer"),
+    ):
+        patched.setattr("minilora.__version__", "0.0.9")
+        exec(cells[0].source, {})
