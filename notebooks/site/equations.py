@@ -28,7 +28,7 @@ def typeset(block: str) -> str | None:
 
 def said(words: str) -> str:
     """Words or a formula, as Markdown."""
-    formula = latex(words) if re.search(r"[=^]|<-", words) else None
+    formula = latex(words) if re.search(r"[=^]|<-", words) and ": " not in words else None  # x: (N, d_in) is a shape
     return plain(words) if formula is None else f"${formula}$"
 
 
