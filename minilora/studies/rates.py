@@ -1,9 +1,10 @@
 """Learning rates: LoRA's best beside full fine-tuning's, and whether it moves with the rank; and what the records say.
 
-LoRA's update is scaled by s = alpha / r, and alpha has to be told how to follow r. Two conventions, alike at r = 8:
+LoRA's update is scaled by s = alpha / r, and alpha has to be told how to follow r. Conventions, alike at r = 8:
 
-    "alpha"     alpha constant    s = 16 / r    Hu et al. 2021, section 4.1; Schulman et al. 2025
-    "alpha/r"   alpha = 2 r       s = 2         common advice
+    "alpha"      alpha constant             s = 16 / r             Hu et al. 2021, section 4.1; Schulman et al. 2025
+    "alpha/r"    alpha = 2 r                s = 2                  common advice
+    "rsLoRA"     alpha constant, over √r    s = 2 √8 / √r          Kalajdzievski 2023: between the two
 
 What AdamW makes of them (lecture 5 measures it). B begins at zero, so the first step moves B alone, each entry by the
 rate eta whatever its gradient's size: B_1 = -eta sign(dB), with dB = s dW A^T. To first order the loss then falls by
@@ -12,8 +13,8 @@ rate eta whatever its gradient's size: B_1 = -eta sign(dB), with dB = s dW A^T. 
 
 (with plain gradient descent by eta |dB|_2^2 ~ eta s^2 r). Later A, too, has moved by more than it began with: then both
 factors are about eta t, and Delta W = s B A, a sum of r like terms, is about s r (eta t)^2. A best rate that holds one
-of these numbers is as r^0 with alpha constant, and between r^-1 and r^-1/2 with alpha = 2 r. (With alpha / sqrt(r),
-rsLoRA, it would lie between r^-1/2 and r^-1/4: derived, not measured here.)
+of these numbers is as r^0 with alpha constant, between r^-1 and r^-1/2 with alpha = 2 r, and between r^-1/2 and r^-1/4
+with rsLoRA.
 """
 
 from collections.abc import Sequence
@@ -28,14 +29,15 @@ from .runs import SCALE, Runs, Spec, summarise
 CONVENTIONS: dict[str, Any] = {  # how alpha follows the rank: {name: r -> settings}; alpha / r = SCALE at r = 8
     "alpha": lambda r: {"alpha": 8 * SCALE},
     "alpha/r": lambda r: {"alpha": r * SCALE},
+    "rsLoRA": lambda r: {"alpha": (8 * r) ** 0.5 * SCALE},  # alpha / r is then 2 √8 / √r
 }
-RANKS = (1, 2, 8, 16, 32, 64)  # of those there are; 4 lies between
+FEW = (1, 8, 64)  # ranks, of those there are: of rsLoRA, and on texts beside the first
 FACTOR, REACH = 1.5, 1  # from rate to rate, and how many rates at least are looked at on each side of the best
 
 
 def study_rates(runs: Runs) -> list[dict[str, Any]]:
-    """Learning rates: LoRA's best against full fine-tuning's, on a grid of factor 1.5 around each, and on the first
-    text whether it moves with the rank, when alpha is constant and when alpha / r is."""
+    """Learning rates: LoRA's best against full fine-tuning's, on a grid of factor 1.5 around each, and whether it moves
+    with the rank, when alpha is constant, when alpha / r is, and when alpha / √r is."""
     rows = []
     for corpus in runs.scale.corpora:
         rows += _sweep(runs, runs.spec(corpus=corpus, method="full", lr=3e-3, keep=True), "full")
@@ -43,9 +45,9 @@ def study_rates(runs: Runs) -> list[dict[str, Any]]:
         at_8 = _sweep(runs, common, "alpha")
         common = replace(common, lr=min(at_8, key=lambda row: row["loss"])["lr"])  # looked at with every rank
         for kind, settings in CONVENTIONS.items():
-            for rank in RANKS if corpus == runs.scale.corpora[0] else (8,):
-                if rank in runs.scale.ranks:
-                    rows += _sweep(runs, replace(common, rank=rank, **settings(rank)), kind)
+            whole = corpus == runs.scale.corpora[0] and kind != "rsLoRA"
+            for rank in runs.scale.ranks if whole else FEW:
+                rows += _sweep(runs, replace(common, rank=rank, **settings(rank)), kind)
     return rows
 
 

@@ -94,6 +94,7 @@ def test_the_two_conventions_agree_at_rank_8_and_are_what_they_are_called():
     }
     s = {kind: [spec.alpha / spec.rank for spec in many] for kind, many in scale.items()}
     assert s["alpha"] == [16, 2, 0.25] and s["alpha/r"] == [2, 2, 2]
+    assert s["rsLoRA"] == pytest.approx([32**0.5, 2, 0.5**0.5])  # as r^-1/2
     assert len({many[1].key for many in scale.values()}) == 1  # one run, kept once
 
 
@@ -110,7 +111,7 @@ def test_the_committed_records_are_of_a_fine_grid_and_three_seeds():
             near = [row["lr"] for row in found[lowest - 1 : lowest + 2]]
             assert all(b / a < 1.52 for a, b in pairwise(near))
     names = [row for row in records["rows"] if row["corpus"] == "unicode-names"]
-    assert all(rates.ranks_of(names, kind) == list(rates.RANKS) for kind in rates.CONVENTIONS)
+    assert all(rates.ranks_of(names, kind) == list(FULL.ranks) for kind in ("alpha", "alpha/r"))
 
 
 def test_no_page_gives_the_advice_that_the_records_refute():
