@@ -128,7 +128,7 @@ def elsewhere(texts: list[tuple[str, str]], found: Found, rows: list[dict[str, s
 
 
 WRONG = {  # what was said, as a pattern -> what is true
-    r"Gemma shares one": "Gemma 2B does; the 7B has 16 heads of keys and values",
+    r'(?<!["“])Gemma shares one': "Gemma 2B does; the 7B has 16 heads of keys and values",
     r"depends on its size and nothing else": "the noise's edge depends on sigma, too",
     r"no row of pixels is exactly": "there are more rows than columns: some are mixtures of others",
     r"everyone after it": "PiSSA starts at B's and A's singular vectors; Hayou et al. study A = 0",
@@ -144,6 +144,7 @@ WRONG = {  # what was said, as a pattern -> what is true
     r"LoRA wins (on little|up to)": "on that little text both were worse than the untouched base",
     r"about (3|three) times (larger|higher|full)|about threefold": "one step of a grid of three; the interval is wider",
     r"quanti[sz]ing again gives a part": "in two of eight bases it gives back more than all",
+    r"we hypothesi[sz]e that the updates|also have a low intrinsic rank": 'no "that", and "intrinsic rank" in quotes',
     r"six ways to begin": "they are seven",
     r"14 models: exact": "what is exact is the sum over sizes; where the sizes were read is in notebooks/sources.md",
     r"Pfeiffer et al\. 2021[^.;|]{0,80}near the identity": "they say nothing about how it begins",
