@@ -1,12 +1,55 @@
-"""The pictures of lecture 9: what limits a matrix product."""
+"""The pictures of lecture 9: what fits on a card, and what limits a matrix product."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .drawing import panels, state
-from .style import BLUE, GREY, lecture_style
+from .drawing import note, panels, state
+from .style import BLUE, GREY, ORANGE, SKY, VERMILLION, lecture_style
+
+PARTS = {"weights": GREY, "gradients": ORANGE, "optimizer_state": VERMILLION, "activations": SKY}
+CARD, TOP = 24, 60  # GB: the card, and the end of the axis
+
+
+def card(fits: Mapping[tuple[str, str], Mapping[str, int]]) -> Figure:
+    """Bars of the memory of a training step by part, methods of a model side by side, beside a card of 24 GB.
+
+    fits: {(model, method): {part: bytes}}, as many methods for each model, the first of them full fine-tuning
+    """
+    models, methods = (list(dict.fromkeys(key[i] for key in fits)) for i in (0, 1))
+    step, sums = len(methods) + 1, {key: sum(memory.values()) / 1e9 for key, memory in fits.items()}
+    with lecture_style():
+        figure, [axes] = panels()
+        for i, (key, memory) in enumerate(fits.items()):
+            place, bottom = i + i // len(methods), 0.0  # a gap between models
+            for part, hue in PARTS.items():
+                axes.bar(place, memory[part] / 1e9, 0.85, bottom, color=hue, edgecolor="white", linewidth=0.5)
+                bottom += memory[part] / 1e9
+            if bottom <= TOP - 4:
+                note(axes, f"{bottom:,.0f}", (place, bottom), (0, 3), ha="center", fontsize=13, fontweight="bold")
+            else:
+                how: dict[str, Any] = {
+                    "rotation": 90,
+                    "ha": "center",
+                    "va": "top",
+                    "color": "white",
+                    "fontweight": "bold",
+                }
+                axes.text(place, TOP - 1, f"{sums[key]:,.0f} →", **how)
+        axes.axhline(CARD, color="black", linestyle=(0, (4, 3)), linewidth=2)
+        axes.set(ylim=(0, TOP), ylabel="memory of a step (GB)")
+        places = [step * i + j for i in range(len(models)) for j in range(len(methods))]
+        axes.set_xticks(places, methods * len(models), rotation=90, fontsize=13)
+        for i, name in enumerate(models):
+            axes.text(step * i + (step - 2) / 2, TOP + 2, name, ha="center", fontsize=14, fontweight="bold")
+        for i, (part, hue) in enumerate(PARTS.items()):
+            axes.text(-0.4, TOP - 5 - 4 * i, "■ " + part.replace("_state", "'s state"), color=hue, fontsize=13)
+        small = [" with ".join(key) for key, total in sums.items() if total < CARD]
+        return state(
+            figure, f"{len(small)} of {len(sums)} fit on {CARD} GB (dashed)", f"Those that fit: {', '.join(small)}."
+        )
 
 
 def roofline(intensity: Mapping[int, float], rate: Mapping[int, float], fast: float, peak: float) -> Figure:
