@@ -54,7 +54,7 @@ def attention_maps(text: str, scores: np.ndarray, masked: np.ndarray, weights: n
     )
     with lecture_style():
         figure, all_axes = panels(3)
-        figure.set_size_inches(10.5, 4.2)
+        figure.set_size_inches(10.5, 3.9)
         letters, size = [c.replace(" ", "␣") for c in text], min(14, 200 / len(text))
         for axes, (words, array, how) in zip(all_axes, shown, strict=True):
             axes.imshow(array, **how)
@@ -69,7 +69,7 @@ def heads(previous: np.ndarray, blank: np.ndarray, share: float) -> Figure:
     """Each head's weight on the character before, and on white space.   both (layers, heads); share: of white space"""
     with lecture_style():
         figure, all_axes = panels(2)
-        figure.set_size_inches(8, 4)
+        figure.set_size_inches(8, 3.7)
         told = ((previous, "on the character before"), (blank, f"on white space ({share:.0%} of the text)"))
         for axes, (array, words) in zip(all_axes, told, strict=True):
             axes.imshow(array, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -45,7 +45,8 @@ def card(fits: Mapping[tuple[str, str], Mapping[str, int]]) -> Figure:
         for i, name in enumerate(models):
             axes.text(step * i + (step - 2) / 2, TOP + 2, name, ha="center", fontsize=14, fontweight="bold")
         for i, (part, hue) in enumerate(PARTS.items()):
-            axes.text(-0.4, TOP - 5 - 4 * i, "■ " + part.replace("_state", "'s state"), color=hue, fontsize=13)
+            words = part.replace("optimizer_state", "optimiser")
+            axes.text(-0.4, TOP - 5 - 4 * i, f"■ {words}", color=hue, fontsize=13)
         small = [" with ".join(key) for key, total in sums.items() if total < CARD]
         return state(
             figure, f"{len(small)} of {len(sums)} fit on {CARD} GB (dashed)", f"Those that fit: {', '.join(small)}."
