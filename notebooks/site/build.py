@@ -22,7 +22,16 @@ import slides
 from api_pages import api_pages
 from browser import Browser, NoBrowser
 from conf import REPOSITORY
-from lecture_pages import NOTEBOOKS, figures_page, lecture_page, lectures, quiz_page, repository_page, title_of
+from lecture_pages import (
+    NOTEBOOKS,
+    figures_page,
+    lecture_page,
+    lectures,
+    quiz_page,
+    repository_page,
+    title_of,
+    with_slides,
+)
 from links import complaints
 from source_pages import source_pages
 from words import PAGES, ROOT, relative, unlinked
@@ -48,7 +57,9 @@ def write(source: Path, page: str, text: str) -> None:
 
 def badges(path: Path, page: str) -> str:
     """What leads from a lecture to its other forms; Colab and Binder where the repository's address is known."""
-    links = [("Slides", f"slides/{path.stem}.slides.html"), ("Notebook", f"notebooks/{path.name}")]
+    links = [("Notebook", f"notebooks/{path.name}")]
+    if path in with_slides():
+        links.append(("Slides", f"slides/{path.stem}.slides.html"))
     if "## Quiz" in path.read_text("utf-8"):
         links.append(("Quiz", f"quiz/{path.stem}.html"))
     found = [f'<a href="{relative(target, page)}">{words}</a>' for words, target in links]
@@ -119,7 +130,7 @@ def wall(pictures: Path, html: Path, source: Path) -> None:
     from PIL import Image
 
     parts = ["# Slides\n\nA deck opens without a network; S shows the speaker notes, the arrow keys go on.\n"]
-    for path in lectures():
+    for path in with_slides():
         deck = f"slides/{path.stem}.slides.html"
         title = title_of(json.loads(path.read_text("utf-8")))
         parts.append(f'\n## {title}\n\n<a href="{deck}">The deck</a>\n\n<div class="wall">')
@@ -142,7 +153,7 @@ def build(output: Path, instructor: bool) -> list[str]:
     put_together(source, instructor)
     extra = source / "extra"
     slides.put_beside(extra / "slides")
-    decks = [slides.deck(path, extra / "slides") for path in lectures()]
+    decks = [slides.deck(path, extra / "slides") for path in with_slides()]
     found: list[str] = []
     print(f"pages and decks: {time.monotonic() - START:.0f} seconds")
     try:

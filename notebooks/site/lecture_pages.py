@@ -23,6 +23,11 @@ def lectures() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))
 
 
+def with_slides() -> list[Path]:
+    """The lectures whose cells say where they stand in the slides."""
+    return [path for path in lectures() if '"slide_type"' in path.read_text("utf-8")]
+
+
 def title_of(notebook: Notebook) -> str:
     """Lecture 5. LoRA"""
     return text_of(notebook["cells"][0]).split("\n")[0].removeprefix("# ").strip()
