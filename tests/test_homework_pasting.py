@@ -128,6 +128,8 @@ def test_no_lecture_cell_and_no_function_of_the_package_is_an_answer(name):
         takes = parameters(name, asked)
         called = ((full, function, None) for full, function in package_functions().items())
         right = dict(space)
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert earned(space, tests) == sum(gives for _, gives, _ in tests) > 0  # the right answer has them all
         for where, piece, code in itertools.chain(called, attempts(asked, takes)):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(BaseException):
                 if code is not None:
