@@ -26,7 +26,7 @@ from ..studies.findings import Row, ordered, rows_of, where
 from ..studies.rates import NUMBERS, ranks_of, sweep
 from ..studies.studies import load_records
 from .drawing import LOSS, corner, label_ends
-from .rates import WORDS
+from .rates import WORDS, kinds_of
 from .style import BLUE, GREY, VERMILLION, lecture_style, new_figure, powers_of_two, written_ticks
 
 RING: dict[str, Any] = {"markersize": 17, "markerfacecolor": "none", "markeredgewidth": 3}
@@ -80,11 +80,11 @@ def rates(corpus: str = "unicode-names", data_folder: Any = None) -> Any:
     The records have several ranks for one text; for another, the ranks that they have.
     """
     rows = _of(corpus, rows_of(load_records("rates", data_folder), "rates", *NUMBERS, finite=False))
-    ranks = sorted({rank for kind in WORDS for rank in ranks_of(rows, kind)})
+    ranks = sorted({rank for kind in kinds_of(rows) for rank in ranks_of(rows, kind)})
     tried = sorted({row["lr"] for row in rows if row["kind"] in WORDS})
     begin = 8 if 8 in ranks else ranks[0]
     best = min(sweep(rows, "alpha", begin), key=lambda row: row["loss"])["lr"]
-    choices = {"rank": (ranks, begin), "alpha": list(WORDS.values()), "rate": (tried, best)}
+    choices = {"rank": (ranks, begin), "alpha": [WORDS[kind] for kind in kinds_of(rows)], "rate": (tried, best)}
     return sliders(functools.partial(rate_picture, rows), **choices)
 
 
@@ -95,7 +95,7 @@ def rate_picture(rows: Sequence[Row], rank: int, alpha: str, rate: float) -> Fig
     with lecture_style():
         figure = new_figure()
         axes = figure.add_subplot()
-        for other, its in ((kind, r) for kind in WORDS for r in ranks_of(rows, kind)):
+        for other, its in ((kind, r) for kind in kinds_of(rows) for r in ranks_of(rows, kind)):
             _sweep(axes, sweep(rows, other, its), color=GREY, linewidth=1, alpha=0.35)
         full = min(sweep(rows, "full"), key=lambda row: row["loss"])
         axes.axhline(full["loss"], color=VERMILLION, linestyle=(0, (6, 2)), linewidth=2)

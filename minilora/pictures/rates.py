@@ -91,7 +91,7 @@ def scaling(records: Records) -> Figure:
     """The best rate against the rank under conventions for alpha; the loss there, and at the rate of rank 8."""
     rows = rows_of(records, "rates", *NUMBERS, finite=False)
     home = min(sweep(rows, "alpha", 8), key=lambda row: row["loss"])["lr"]
-    looks = {kind: CONVENTION_LOOKS[kind] for kind in _kinds(rows)}
+    looks = {kind: CONVENTION_LOOKS[kind] for kind in kinds_of(rows)}
     with lecture_style():
         figure, (left, right) = panels(2)
         for kind, look in looks.items():
@@ -115,7 +115,7 @@ def scaling(records: Records) -> Figure:
         return state(figure, _moving(rows) + seeds_note(rows), _advice(rows, home))
 
 
-def _kinds(rows: Sequence[Row]) -> list[str]:
+def kinds_of(rows: Sequence[Row]) -> list[str]:
     """The conventions that were looked at."""
     return [kind for kind in WORDS if any(row["kind"] == kind for row in rows)]
 
@@ -132,7 +132,7 @@ def _moving(rows: Sequence[Row]) -> str:
     """By how many times the best rate changes from the least rank to the largest, under each convention."""
     first, *_, last = ranks_of(rows, "alpha")
     told: dict[str, list[str]] = {}
-    for kind in _kinds(rows):
+    for kind in kinds_of(rows):
         change = _change((last / first) ** slopes(rows, kind))
         told.setdefault(change, []).append(WORDS[kind].replace(" ", "\N{NO-BREAK SPACE}"))
     said = [f"{change} ({', '.join(words)})" for change, words in told.items()]
@@ -148,7 +148,7 @@ def _change(factors: np.ndarray) -> str:
 
 def _advice(rows: Sequence[Row], home: float) -> str:
     """Each convention's power of r, which is clearly the least, what one rate for all costs, and who ends lowest."""
-    powers = {kind: slopes(rows, kind) for kind in _kinds(rows)}
+    powers = {kind: slopes(rows, kind) for kind in kinds_of(rows)}
     signed = lambda power: f"{power.round(2) + 0.0:+.2f}"  # no "-0.00"
     said = [f"{signed(p.mean())} ({signed(p.min())} to {signed(p.max())}) with {WORDS[k]}" for k, p in powers.items()]
     least, *others = sorted(powers, key=lambda kind: np.abs(powers[kind]).mean())
@@ -164,8 +164,8 @@ def _advice(rows: Sequence[Row], home: float) -> str:
 
 def _lowest(rows: Sequence[Row]) -> str:
     """Which convention ends clearly lowest at the largest rank, each at its own best rate."""
-    rank = min(ranks_of(rows, kind)[-1] for kind in _kinds(rows))
-    ends = {WORDS[kind]: at(rows, kind, rank) for kind in _kinds(rows)}
+    rank = min(ranks_of(rows, kind)[-1] for kind in kinds_of(rows))
+    ends = {WORDS[kind]: at(rows, kind, rank) for kind in kinds_of(rows)}
     first, second, *_ = sorted(ends, key=lambda words: ends[words].mean())
     tuned = f"Tuned at r = {rank}, "
     if ends[first].max() < ends[second].min():

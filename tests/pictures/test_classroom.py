@@ -77,3 +77,10 @@ def test_the_animation_has_a_frame_for_each_step():
     assert figure.axes[1].lines[0].get_ydata()[0] == pytest.approx(2)  # the geometric mean of 4 and 1
     with pytest.raises(ValueError, match="spectrum_animation: 3 spectra and 2 steps"):
         classroom.spectrum_animation(spectra, [0, 10])
+
+
+def test_a_convention_that_the_records_lack_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every lecture with the sliders fails as soon as the study asks for more than its records hold."""
+    monkeypatch.setitem(classroom.WORDS, "another", "another")
+    offered = classroom.rates().children[1].options
+    assert "another" not in offered and "α constant" in offered
