@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -38,14 +37,6 @@ def is_tagged(cell: dict, tag: str) -> bool:
     return tag in cell["metadata"].get("tags", [])
 
 
-def with_parameters(notebook: Notebook) -> bool:
-    """Whether a lecture opens with a cell of parameters."""
-    return any(is_tagged(cell, "parameters") for cell in notebook["cells"])
-
-
-CONVERTED = [path for path in LECTURES if with_parameters(json.loads(path.read_text("utf-8")))]
-
-
 def run(path: Path, changed: dict[str, object] | None = None) -> tuple[Notebook, Notebook]:
     """A lecture as committed, and as a new kernel makes it in an empty folder, with parameters changed if so asked.
 
@@ -65,10 +56,8 @@ def run(path: Path, changed: dict[str, object] | None = None) -> tuple[Notebook,
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONOPTIMIZE", "MINILORA_CLAIMS")}
     strict = {} if changed else {"MINILORA_CLAIMS": "strict"}
     with tempfile.TemporaryDirectory() as empty, mock.patch.dict(os.environ, {**kept, **strict}, clear=True):
-        place = empty if with_parameters(committed) else str(FOLDER)
-        nbclient.NotebookClient(
-            fresh, timeout=900, kernel_name="python3", resources={"metadata": {"path": place}}
-        ).execute()
+        there = {"metadata": {"path": empty}}
+        nbclient.NotebookClient(fresh, timeout=900, kernel_name="python3", resources=there).execute()
         assert list(Path(empty).iterdir()) == [], "the lecture left files behind"
     assert _written(FOLDER) == before, "the lecture left files behind, or changed some"
     return committed, fresh

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
-from lectures import CONVERTED, FOLDER, cells
+from lectures import FOLDER, LECTURES, cells
 
 import minilora as ml
 from minilora.course.exercises import CHECKS
@@ -51,7 +51,7 @@ def solved(text: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_every_solution_runs_and_is_accepted(path: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     text = (FOLDER / "instructor" / f"{path.stem}.md").read_text("utf-8")
@@ -59,13 +59,13 @@ def test_every_solution_runs_and_is_accepted(path: Path, monkeypatch, tmp_path: 
     assert list(tmp_path.iterdir()) == [], "a solution left files behind"
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_what_is_not_answered_is_not_right(path: Path, capsys) -> None:
     for name in checks_of(path):
         assert ml.check(name, ...) is False and "not answered yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_the_lecture_names_its_checks_and_no_others(path: Path) -> None:
     notebook = json.loads(path.read_text("utf-8"))
     texts = [text for kind in ("markdown", "code") for _, _, text in cells(notebook, kind)]

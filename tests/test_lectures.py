@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from lectures import (
-    CONVERTED,
     FOLDER,
+    LECTURES,
     REAL,
     Complaints,
     Notebook,
@@ -293,7 +293,7 @@ def test_a_fault_in_the_answers_is_found(old: str) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_what_is_committed(path: Path, check: Callable) -> None:
     answers = FOLDER / "instructor" / f"{path.stem}.md"
     notebook = json.loads(path.read_text("utf-8"))
@@ -320,7 +320,7 @@ WHICH = ["another text", "little", "large", "long", "a text of one's own"]
 
 @pytest.mark.settings
 @pytest.mark.parametrize("which", WHICH)
-@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_no_cell_raises_under_other_settings(path: Path, which: str, monkeypatch, tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
     text.write_text("".join(page.read_text("utf-8") for page in sorted(FOLDER.glob("*.md"))), "utf-8")

@@ -56,7 +56,7 @@ def make_runs(
 
 
 def _plan(names: list[str], runs: Runs) -> dict[str, tuple[Runs, Spec]]:
-    """{key: what makes it} of the runs that the studies ask for now; a study that asks for none is struck off."""
+    """The runs that the studies name, by their keys, each with what makes it; a study that names none is taken off."""
     wanted: dict[str, tuple[Runs, Spec]] = {}
     for name in list(names):
         plan = Runs(runs.folder.parent, runs.scale, progress=False)
