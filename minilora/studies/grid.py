@@ -20,6 +20,8 @@ from ..training.parallel import at_most
 from .runs import Runs, Scale, Spec
 from .studies import ALONE, STUDIES
 
+PATIENCE = 10  # seconds for a scheduler to answer
+
 
 def make_runs(
     names: Iterable[str],
@@ -115,6 +117,6 @@ def _client(jobs: int, scheduler: str | None) -> Any:
     if scheduler is None:
         return Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
     try:
-        return Client(scheduler, timeout=10)
+        return Client(scheduler, timeout=PATIENCE)
     except (OSError, TimeoutError, ValueError) as error:
         raise ValueError(f"study: no Dask scheduler at {scheduler!r} ({error}); such as tcp://HOST:8786") from None

@@ -113,7 +113,8 @@ def test_options_that_do_not_fit(words: list[str], told: str, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
+    monkeypatch.setattr(grid, "PATIENCE", 1)
     with pytest.raises(ValueError, match=r"no Dask scheduler at 'tcp://127\.0\.0\.1:1'"):
         grid.make_runs(["ranks"], TINY, tmp_path, 1, "dask", "tcp://127.0.0.1:1", progress=False)

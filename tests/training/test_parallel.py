@@ -152,7 +152,7 @@ def test_what_a_context_says_holds_in_every_piece():
 
 def cores_anew():
     parallel._threads.cache_clear()
-    return cores.__wrapped__()
+    return parallel._processors.__wrapped__()
 
 
 def test_cores_where_there_is_no_affinity(monkeypatch):
