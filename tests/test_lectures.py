@@ -331,3 +331,10 @@ def test_no_cell_raises_under_other_settings(path: Path, which: str, monkeypatch
         monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
     _, fresh = run(path, changed)
     assert [o for _, cell, _ in cells(fresh, "code") for o in cell["outputs"] if o["output_type"] == "error"] == []
+
+
+@pytest.mark.model
+def test_the_lecture_on_a_real_model_runs_on_little(smollm2: Path) -> None:
+    """Where the whole of it, in `tests/test_notebooks.py`, would take too long: no cell raises."""
+    _, fresh = run(REAL, {"STEPS": 3, "QUESTIONS": 3, "RANK": 2})
+    assert [o for _, cell, _ in cells(fresh, "code") for o in cell["outputs"] if o["output_type"] == "error"] == []
