@@ -12,7 +12,7 @@ why. It computes the truth itself; it never holds a result that somebody typed.
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,11 @@ def same(answer: Any, expected: Any, hint: str = "", tolerance: float = 1e-6) ->
         where = f"entry {tuple(map(int, worst))} is" if off.ndim else "got"
         return f"{where} {got[worst]:.8g}, and that is not right{'; ' if hint else ''}{hint}"
     return None
+
+
+def cause(answer: Any, likely: Mapping[str, Any], otherwise: str = "", tolerance: float = 1e-6) -> str:
+    """The hint at the first likely mistake whose result the answer is, or else the other.   likely: {hint: result}"""
+    return next((hint for hint, wrong in likely.items() if same(answer, wrong, "", tolerance) is None), otherwise)
 
 
 def _form(array: np.ndarray) -> str:

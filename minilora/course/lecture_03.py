@@ -7,7 +7,7 @@ import numpy as np
 from ..autograd import ops
 from ..autograd.backend import to_numpy
 from ..autograd.tensor import Tensor, grad
-from .exercises import exercise, same
+from .exercises import cause, exercise, same
 
 
 @exercise("3.1")
@@ -37,8 +37,8 @@ def attention(yours: Callable) -> str | None:
         / np.sqrt(3)
         @ v,
     }
-    hints = [hint for hint, wrong in likely.items() if same(found, wrong) is None]
-    if (wrong := same(found, right, hints[0] if hints else "scores, mask, softmax row by row, times v")) is not None:
+    hint = cause(found, likely, "scores, mask, softmax row by row, times v")
+    if (wrong := same(found, right, hint)) is not None:
         return wrong
     large = to_numpy(yours(1e3 * q, k, v))
     return None if np.isfinite(large).all() else "right, but for large scores it gives nan: subtract each row's maximum"
@@ -55,8 +55,9 @@ def _mean(scores: np.ndarray, v: np.ndarray) -> np.ndarray:
 @exercise("3.2")
 def new_models_loss(answer: float) -> str | None:
     """The loss of a model with 50,257 tokens before any training, in nats."""
-    hint = "in nats, so the natural logarithm" if same(answer, np.log2(50257), tolerance=1e-2) is None else ""
-    return same(answer, np.log(50257), hint or "all characters are equally likely; the loss is the mean of -ln p", 1e-2)
+    likely = {"in nats, so the natural logarithm": np.log2(50257)}
+    hint = cause(answer, likely, "all characters are equally likely; the loss is the mean of -ln p", 1e-2)
+    return same(answer, np.log(50257), hint, 1e-2)
 
 
 @exercise("3.5")
@@ -84,9 +85,8 @@ def price_of_length(answer: float) -> str | None:
     """The length of text from which attention costs more than the linear layers."""
     width = 128
     likely = {
-        12 * width: "all T scores of a row are computed, masked ones as well",
-        12: "T is 6 times something",
-        3 * width: "that many scores and as many weighted values: 2 T C",
+        "all T scores of a row are computed, masked ones as well": 12 * width,
+        "T is 6 times something": 12,
+        "that many scores and as many weighted values: 2 T C": 3 * width,
     }
-    hints = [hint for value, hint in likely.items() if same(answer, value) is None]
-    return same(answer, 6 * width, hints[0] if hints else "2 T C multiplications a token, against 12 C^2", 1e-2)
+    return same(answer, 6 * width, cause(answer, likely, "2 T C multiplications a token, against 12 C^2"), 1e-2)

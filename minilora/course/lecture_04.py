@@ -8,7 +8,7 @@ import numpy as np
 from ..analysis import counting
 from ..analysis.costs import Walk
 from ..training.corpus import Corpus
-from .exercises import exercise, same
+from .exercises import cause, exercise, same
 
 
 @exercise("4.1")
@@ -19,13 +19,12 @@ def sgd_bytes(answer: float) -> str | None:
     expected = sum(parts.values())
     adamw = counting.count("llama-2-7b", "full").training_memory_bytes
     likely = {
-        sum(memory.values()): "that counts the activations, too",
-        sum(adamw[part] for part in parts): "that is AdamW's: SGD keeps no moments",
-        parts["weights"] + parts["gradients"]: "in this mix the optimiser still keeps a 32-bit copy of the weights",
-        expected / 1e9: "give bytes, not GB",
+        "that counts the activations, too": sum(memory.values()),
+        "that is AdamW's: SGD keeps no moments": sum(adamw[part] for part in parts),
+        "in this mix the optimiser still keeps a 32-bit copy of the weights": parts["weights"] + parts["gradients"],
+        "give bytes, not GB": expected / 1e9,
     }
-    hints = [hint for value, hint in likely.items() if same(answer, value, tolerance=1e-3) is None]
-    return same(answer, expected, hints[0] if hints else "weights, gradients and optimizer_state, in bytes")
+    return same(answer, expected, cause(answer, likely, "weights, gradients and optimizer_state, in bytes", 1e-3))
 
 
 @exercise("4.2")
@@ -62,8 +61,7 @@ def pull_back(pull: Callable) -> str | None:
         "the strength is missing": kept - rate * (kept - start),
         "that is the move alone; add it to theta": expected - kept,
     }
-    hints = [hint for hint, wrong in likely.items() if same(found, wrong) is None]
-    return same(found, expected, hints[0] if hints else "theta - rate * strength * (theta - start)")
+    return same(found, expected, cause(found, likely, "theta - rate * strength * (theta - start)"))
 
 
 @exercise("4.7")

@@ -8,7 +8,7 @@ from ..adapters.attach import add_adapter
 from ..adapters.prefix import PrefixConfig, fold_prefix
 from ..analysis.counting import count
 from ..nn.storage import load_model
-from .exercises import exercise, same
+from .exercises import cause, exercise, same
 
 
 @exercise("8a.1")
@@ -45,13 +45,12 @@ def share_of_the_prefix(answer: Any) -> str | None:
         return float(on_new / (on_new + on_text))
 
     got, right = answer(q, K, K_new), share(np.sqrt(5))
-    hints = {
-        1 - right: "that is the share of the text",
-        share(1): "the scores are divided by the root of D first",
-        right / (1 - right): "that is prefix over text; lambda is prefix over all",
+    likely = {
+        "that is the share of the text": 1 - right,
+        "the scores are divided by the root of D first": share(1),
+        "that is prefix over text; lambda is prefix over all": right / (1 - right),
     }
-    said = next((hint for value, hint in hints.items() if np.ndim(got) == 0 and np.isclose(float(got), value)), "")
-    return same(got, right, said or "exp of the prefix's scores, over exp of all")
+    return same(got, right, cause(got, likely, "exp of the prefix's scores, over exp of all", 1e-5))
 
 
 @exercise("8a.4")

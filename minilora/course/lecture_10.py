@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercises import exercise, same
+from .exercises import cause, exercise, same
 
 
 @exercise("10.1")
@@ -23,14 +23,13 @@ def how_many_questions(answer: Any) -> str | None:
 def what_counts(answer: Any) -> str | None:
     """The target of a place is the next token; it counts where that token is one of the answer's, its end included."""
     got = np.asarray(answer, dtype=float)
-    hints = {
+    likely = {
         "a target is one ahead: the *next* token": [-100, -100, -100, 8, 9],
         "the last token of the prompt predicts the answer's first one, and that counts": [-100, -100, -100, 9, 2],
         "the prompt's own tokens must not count": [6, 7, 8, 9, 2],
         "the end counts, too: the model has to learn to stop": [-100, -100, 8, 9, -100],
     }
-    said = next((hint for hint, wrong in hints.items() if got.shape == (5,) and np.array_equal(got, wrong)), "")
-    return same(got, [-100.0, -100, 8, 9, 2], said or "five targets, one for each input")
+    return same(got, [-100.0, -100, 8, 9, 2], cause(got, likely, "five targets, one for each input"))
 
 
 @exercise("10.3")

@@ -2,20 +2,13 @@
 
 import numpy as np
 import pytest
+from hints import told
 
-import minilora as ml
 from minilora.analysis import counting
 from minilora.course.lecture_04 import forward_passes
 from minilora.training.corpus import Corpus
 
 P = counting.count("llama-2-7b", "full").total_parameters
-
-
-def told(capsys: pytest.CaptureFixture, name: str, answer: object) -> str:
-    right = ml.check(name, answer)
-    said = capsys.readouterr().out
-    assert right == said.startswith("✓")
-    return said
 
 
 @pytest.mark.parametrize(

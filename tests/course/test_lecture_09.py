@@ -1,18 +1,11 @@
 """The checks of lecture 9: the likely mistakes get their own hint."""
 
 import pytest
+from hints import told
 
-import minilora as ml
 from minilora.analysis import counting
 
 EVERYWHERE = {"rank": 16, "target_modules": ("*_proj",), "batch": 1, "length": 1024, "engine": "flash"}
-
-
-def told(capsys: pytest.CaptureFixture, name: str, answer: object) -> str:
-    right = ml.check(name, answer)
-    said = capsys.readouterr().out
-    assert right == said.startswith("✓")
-    return said
 
 
 def test_memory_of_qlora(capsys: pytest.CaptureFixture) -> None:
