@@ -26,9 +26,11 @@ import minilora as ml
 
 from ..adapters.adapter import METHODS
 from ..nn.characters import Characters, count_foreign, plain
-from ..nn.storage import write_beside
+from ..nn.files import write_beside
+from ..studies.records import write_json
 from ..training.corpus import Corpus
 from .grading import read_submission
+from .table import printable
 
 PAGE = 1000  # characters
 HIDDEN = 0.2  # the share of pages that is hidden
@@ -108,15 +110,9 @@ def capstone(folder: str | Path, output: str | Path, seed: int | None = None, pr
             entries[name] = replace(graded(text, read_recipe(recipe), seed), student=name, key=key)
         except (OSError, TypeError, ValueError) as error:
             entries[name] = Entry(name, note=f"not graded: {' '.join(str(error).split())}")
-        keep(list(entries.values()), kept)
+        write_json(kept, [asdict(entry) for entry in entries.values()])  # so that it is not trained again
     ranked = [entries[place.resolve().name] for place in places]
     return sorted(ranked, key=lambda e: (e.base is None, -(e.share or 0.0), -e.gain, e.student))
-
-
-def keep(entries: list[Entry], path: Path) -> None:
-    """Write what was graded so far, so that it is not trained again."""
-    text = json.dumps([asdict(entry) for entry in entries])
-    write_beside(path, lambda file: file.write(text.encode()))
 
 
 def find_entries(folder: Path) -> list[Path]:
@@ -280,7 +276,7 @@ def as_text(rows: list[list[str]]) -> str:
             for n, (cell, w) in enumerate(zip(row, wide, strict=False))
         ]
         lines.append("  ".join(cells).rstrip() if len(row) == len(TITLES) else f"{row[0]}  {row[1]}  {row[-1]}")
-    return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 def save_leaderboard(rows: list[list[str]], path: Path) -> Path:

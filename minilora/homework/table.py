@@ -66,7 +66,12 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         numbers = [f"{x:g}" for x in figures(row)] if row.cells else ["-"] * 7
         lines.append(layout.format(row.student, row.problem_set, *numbers) + (f"  {row.note}" if row.note else ""))
-    return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    return "\n".join(map(printable, lines))
+
+
+def printable(line: str) -> str:
+    """A line in which what a terminal would act on is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def save_table(rows: list[Row], path: str | Path) -> Path:

@@ -28,6 +28,8 @@ def measure_steps(runs: Runs, specs: Mapping[str, Spec], repeats: int) -> dict[s
     weights and optimiser state, plus the most that a step allocates beside them: the median of some, with half their
     range, since threads do not always meet at their peaks.
     """
+    if runs.wanted is not None:
+        raise LookupError("a plan measures nothing: the study will")
     steps: dict[str, Callable[[], float]] = {}
     held: dict[str, int] = {}
     for name, spec in specs.items():

@@ -202,8 +202,9 @@ class Runs:
         if spec.choice:
             texts = {"loss": corpus, "choice": Between(corpus.name, corpus.train, corpus.validation)}
         curve: dict[str, list] = {"step": [], **{name: [] for name in texts}}
+        looked_at = spec.looked_at
         for step in trained(run, spec.steps, spec.pull):
-            if step in spec.looked_at:
+            if step in looked_at:
                 curve["step"].append(step)
                 for name, text in texts.items():
                     curve[name].append(round(evaluate(model, text, self.scale.windows), 5))

@@ -105,10 +105,4 @@ def unflatten(flat: np.ndarray, parameters: Sequence[Tensor]) -> tuple[float, li
 
 def any_of(truth: bool) -> bool:
     """Whether it is true in any of the processes: a signal that one of them got stops all after the same step."""
-    return bool(_world[-1].allreduce(truth, _or())) if _world else truth
-
-
-def _or() -> Any:
-    from mpi4py import MPI
-
-    return MPI.LOR
+    return bool(_world[-1].allreduce(int(truth))) if _world else truth

@@ -11,6 +11,7 @@ import pytest
 
 from minilora.commands.main import main
 from minilora.studies import grid
+from minilora.studies.costs_of_steps import measure_steps
 from minilora.studies.runs import QUICK, Runs, Spec
 from minilora.studies.studies import STUDIES, run_study
 
@@ -50,6 +51,13 @@ def test_a_plan_knows_what_rests_on_no_result_and_waits_for_what_does(tmp_path: 
 def test_a_study_that_asks_for_nothing_more_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STUDIES, "none", lambda runs: [{"row": 1}])
     assert grid.make_runs(["none", "latency"], TINY, tmp_path, jobs=2, progress=False) == 0
+
+
+def test_a_plan_measures_no_times(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TINY, progress=False)
+    runs.wanted = {}
+    with pytest.raises(LookupError, match="a plan measures nothing"):
+        measure_steps(runs, {}, 1)
 
 
 @pytest.mark.slow
