@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..studies.findings import Row, joined
-from .style import BLUE, GREEN, GREY, TITLE_WIDTH, VERMILLION, apart, new_figure
+from .style import BLUE, GREEN, GREY, SIZE, TITLE_WIDTH, VERMILLION, apart, new_figure
 
 NAMES = {"lora": "LoRA", "full": "full fine-tuning"}
 SHORT = {"lora": "LoRA", "full": "full", "random": "random"}
@@ -28,9 +28,12 @@ LOSS = "validation loss\n(nats per character)"
 # --- a figure and its words ------------------------------------------------------------------------------------------
 
 
-def panels(count: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """An empty figure with so many panels side by side."""
+def panels(
+    count: int = 1, size: tuple[float, float] = SIZE, dpi: int | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure with so many panels side by side.   size: in inches; dpi: in a notebook, else the style's"""
     figure = new_figure()
+    figure.set(size_inches=size, dpi=dpi or figure.dpi)
     return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 

@@ -7,17 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BLUE, COLOURS, GREY, VERMILLION, lecture_style, new_figure, written_ticks
+from .drawing import panels
+from .style import BLUE, COLOURS, GREY, VERMILLION, lecture_style, written_ticks
 
 Array = np.ndarray
-
-
-def panels(count: int = 1, height: float = 4.0, width: float = 9.0, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Panels side by side on a figure that fits a slide.   To be called, and drawn in, inside `lecture_style`."""
-    figure = new_figure()
-    figure.set_size_inches(width, height)
-    figure.set_dpi(100)
-    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+INCH = 100  # dots: nine inches by four fit a slide
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -27,7 +21,7 @@ def tables(matrices: Sequence[Array], titles: Sequence[str], digits: int = 1) ->
     """Small matrices side by side, their numbers written into cells of a common colour scale: blue below zero."""
     most = max(float(np.abs(m).max()) for m in matrices) or 1.0
     with lecture_style():
-        figure, axes = panels(len(matrices), height=3.2)
+        figure, axes = panels(len(matrices), (9, 3.2), INCH)
         for ax, matrix, title in zip(axes, matrices, titles, strict=True):
             ax.imshow(matrix, cmap="RdBu_r", vmin=-most, vmax=most)
             for (i, j), x in np.ndenumerate(matrix):
@@ -47,7 +41,7 @@ def thin_product(B: Array, A: Array) -> Figure:
     unit = 2.4 / max(m, n)  # inches a number
     thick = max(r * unit, 0.25)  # thinner than this nobody sees it
     with lecture_style():
-        figure, [ax] = panels()
+        figure, [ax] = panels(1, (9, 4), INCH)
         for x, y, width, height, colour, words in (
             (0, 0, n * unit, m * unit, GREY, f"M   {m:,} × {n:,}\n{m * n:,} numbers"),
             (-thick - 0.2, 0, thick, m * unit, BLUE, ""),
@@ -73,7 +67,7 @@ def ellipse(matrix: Array, u: Array, s: Array, vt: Array) -> Figure:
     turn = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(turn), np.sin(turn)])  # (2, 200)
     with lecture_style():
-        figure, axes = panels(2)
+        figure, axes = panels(2, (9, 4), INCH)
         shapes: tuple[tuple[Axes, Array, Array, str], ...] = (
             (axes[0], circle, vt, "v{i}"),
             (axes[1], matrix @ circle, (u * s).T, "{s:.2f} u{i}"),
@@ -98,7 +92,7 @@ def stretch_by_angle(matrix: Array, angle: float) -> Figure:
     x = np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])  # (2, 361)
     length = np.linalg.norm(matrix @ x, axis=0)
     with lecture_style():
-        figure, [ax] = panels(height=3.6)
+        figure, [ax] = panels(1, (9, 3.6), INCH)
         ax.plot(degrees, length, color=BLUE)
         ax.plot(angle, length.max(), "o", color=VERMILLION, markersize=11)
         ax.annotate("v₁", (angle, length.max()), (0, 9), textcoords="offset points", color=VERMILLION, ha="center")
@@ -110,7 +104,7 @@ def stretch_by_angle(matrix: Array, angle: float) -> Figure:
 def descent(losses: Sequence[float], bound: float, rank: int) -> Figure:
     """The squared error of two factors while they train, above the bound of Eckart and Young."""
     with lecture_style():
-        figure, [ax] = panels(height=3.8)
+        figure, [ax] = panels(1, (9, 3.8), INCH)
         ax.plot(losses, color=BLUE)
         ax.axhline(bound, color=VERMILLION, linestyle="--")
         words: dict[str, Any] = {"color": VERMILLION, "ha": "right", "va": "top"}
@@ -127,7 +121,7 @@ def spectrum(s: Array, lost: Array, needed: int) -> Figure:
     """Singular values, and the share of energy that the best approximation of each rank loses."""
     index = np.arange(1, len(s) + 1)
     with lecture_style():
-        figure, axes = panels(2)
+        figure, axes = panels(2, (9, 4), INCH)
         axes[0].plot(index, s, color=BLUE)
         axes[0].set(yscale="log", xlabel="index", ylabel="singular value")
         axes[0].set_title("The layers get small quickly", fontsize=15)
@@ -141,7 +135,7 @@ def approximations(photo: Array, u: Array, s: Array, vt: Array, ranks: Sequence[
     """The best pictures of a few ranks beside the photograph, with the share of numbers that each stores."""
     (m, n), k = photo.shape, len(s)
     with lecture_style():
-        figure, axes = panels(len(ranks) + 1, height=3.2)
+        figure, axes = panels(len(ranks) + 1, (9, 3.2), INCH)
         for ax, r in zip(axes, [*ranks, k], strict=True):
             ax.imshow((u[:, :r] * s[:r]) @ vt[:r], cmap="gray", vmin=0, vmax=1)
             stored = f"{100 * r * (m + n) / (m * n):.1f} % stored" if r < k else "the photograph"
@@ -155,7 +149,7 @@ def one_rank(u: Array, s: Array, vt: Array, r: int) -> Figure:
     m, n = len(u), vt.shape[1]
     shown = s[: max(200, r)]
     with lecture_style():
-        figure, axes = panels(2)
+        figure, axes = panels(2, (9, 4), INCH)
         axes[0].imshow((u[:, :r] * s[:r]) @ vt[:r], cmap="gray", vmin=0, vmax=1)
         axes[0].set_axis_off()
         axes[1].plot(np.arange(1, len(shown) + 1), shown, color=GREY)
@@ -173,7 +167,7 @@ def words_and_chance(s_words: Array, s_shuffled: Array, above: int) -> Figure:
     """The spectrum of a table of words, without its first layer, the mean, over that of the same numbers shuffled."""
     k = len(s_words)
     with lecture_style():
-        figure, [ax] = panels()
+        figure, [ax] = panels(1, (9, 4), INCH)
         for s, colour, dashes, words, place in (
             (s_words, BLUE, "-", "the word table", (8, 6)),
             (s_shuffled, VERMILLION, "--", "the same numbers, shuffled", (0, -36)),
@@ -191,7 +185,7 @@ def words_and_chance(s_words: Array, s_shuffled: Array, above: int) -> Figure:
 def above_the_edge(s: Array, edge: float, visible: int) -> Figure:
     """The spectrum of a noisy matrix, with the edge below which noise alone would lie."""
     with lecture_style():
-        figure, [ax] = panels()
+        figure, [ax] = panels(1, (9, 4), INCH)
         ax.plot(np.arange(1, len(s) + 1), s, "o", color=BLUE, markersize=5)
         ax.axhline(edge, color=VERMILLION, linestyle="--")
         ax.text(len(s), edge + 0.03 * s[0], "edge of the noise", color=VERMILLION, ha="right")
@@ -207,7 +201,7 @@ def nearest_rank(errors: Sequence[float], itself: float) -> Figure:
     best = int(np.argmin(errors))
     saved = 1 - errors[best] / itself if itself else 0.0
     with lecture_style():
-        figure, [ax] = panels(height=3.8)
+        figure, [ax] = panels(1, (9, 3.8), INCH)
         ax.plot(errors, color=BLUE)
         ax.plot(best, errors[best], "o", color=VERMILLION, markersize=11)
         ax.axhline(itself, color=GREY, linestyle="--")
@@ -225,7 +219,7 @@ def drowning(levels: Array, cosines: Array, strengths: Array, n: int) -> Figure:
     """
     lost = strengths / np.sqrt(n)  # the noise at which each direction drowns
     with lecture_style():
-        figure, [ax] = panels()
+        figure, [ax] = panels(1, (9, 4), INCH)
         for j, colour in ((0, BLUE), (len(strengths) - 1, VERMILLION)):
             ax.plot(levels, cosines[:, j], "o", color=colour, markersize=7)
             below = np.linspace(levels[0], lost[j], 400)

@@ -18,8 +18,7 @@ def learned(losses: Sequence[float], x: np.ndarray, t: np.ndarray, found: np.nda
     x, t, found: (n, 1)
     """
     with lecture_style():
-        figure, axes = panels(2)
-        figure.set(size_inches=(9, 3.5), dpi=INCH)
+        figure, axes = panels(2, (9, 3.5), INCH)
         axes[0].plot(losses, color=BLUE)
         axes[0].set(yscale="log", xlabel="step", ylabel="mean squared error")
         axes[0].set_title(f"From {losses[0]:.2f} to {losses[-1]:.3f}", fontsize=15)
@@ -36,8 +35,7 @@ def error_curves(steps: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
     steps: (n,); errors: {"forward difference": (n,), "central difference": (n,), "complex step": (n,)}
     """
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_dpi(INCH)
+        figure, [axes] = panels(dpi=INCH)
         for (name, error), width, colour in zip(errors.items(), WIDTHS, (BLUE, VERMILLION, GREEN), strict=True):
             axes.plot(steps, error, color=colour, linewidth=width, solid_capstyle="round")
             least = int(np.argmin(error))
@@ -58,8 +56,7 @@ def primitives(errors: Mapping[str, Mapping[str, float]]) -> Figure:
     errors: {method: {primitive: error}}. The one with the largest error is named.
     """
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set(size_inches=(8, 4.4), dpi=INCH)
+        figure, [axes] = panels(1, (8, 4.4), INCH)
         for (method, found), colour in zip(errors.items(), COLOURS, strict=False):
             place = np.round(4 * np.log10(np.sort(list(found.values())))) / 4
             height = np.array([np.sum(place[:i] == p) for i, p in enumerate(place)])

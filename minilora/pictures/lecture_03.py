@@ -53,8 +53,7 @@ def attention_maps(text: str, scores: np.ndarray, masked: np.ndarray, weights: n
         ("weights", weights, {"cmap": "Blues", "vmin": 0, "vmax": 1}),
     )
     with lecture_style():
-        figure, all_axes = panels(3)
-        figure.set_size_inches(10.5, 3.9)
+        figure, all_axes = panels(3, (10.5, 3.9))
         letters, size = [c.replace(" ", "␣") for c in text], min(14, 200 / len(text))
         for axes, (words, array, how) in zip(all_axes, shown, strict=True):
             axes.imshow(array, **how)
@@ -68,8 +67,7 @@ def attention_maps(text: str, scores: np.ndarray, masked: np.ndarray, weights: n
 def heads(previous: np.ndarray, blank: np.ndarray, share: float) -> Figure:
     """Each head's weight on the character before, and on white space.   both (layers, heads); share: of white space"""
     with lecture_style():
-        figure, all_axes = panels(2)
-        figure.set_size_inches(8, 3.7)
+        figure, all_axes = panels(2, (8, 3.7))
         told = ((previous, "on the character before"), (blank, f"on white space ({share:.0%} of the text)"))
         for axes, (array, words) in zip(all_axes, told, strict=True):
             axes.imshow(array, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -120,8 +118,7 @@ def _learned(steps: np.ndarray, losses: np.ndarray, tables: Mapping[int, float])
 def temperatures(prompt: str, letters: Sequence[str], chances: Mapping[float, np.ndarray]) -> Figure:
     """Bars of the probability of each next character, a colour for each temperature.   chances: {τ: (n,)}"""
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_size_inches(8, 4.2)
+        figure, [axes] = panels(1, (8, 4.2))
         width = 0.82 / len(chances)
         for i, p in enumerate(chances.values()):
             axes.bar(np.arange(len(letters)) + width * (i - (len(chances) - 1) / 2), p, width, color=COLOURS[i])

@@ -134,8 +134,7 @@ def frozen(results: Mapping[str, tuple[int, float, float]]) -> Figure:
     results: {choice: (parameters trained, loss on the new text, on the old text)}; LoRA's is blue
     """
     with lecture_style():
-        figure, all_axes = panels(2)
-        figure.set_size_inches(8, 4.6)
+        figure, all_axes = panels(2, (8, 4.6))
         for axes, column, words in zip(all_axes, (1, 2), ("new text", "old text"), strict=True):
             for place, (choice, values) in enumerate(results.items()):
                 axes.barh(place, values[column], 0.7, color=BLUE if choice.startswith("LoRA") else GREY)

@@ -5,16 +5,11 @@ from typing import Any
 
 import numpy as np
 
-
-def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
-    """A table that a notebook shows."""
-    from IPython.display import Markdown  # a notebook has it
-
-    lines = [head, ["---"] * len(head), *rows]
-    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+from .tables import Table
+from .tables import table as table  # which the lecture calls, too
 
 
-def starts_table(found: Mapping[str, Sequence[float]]) -> Any:
+def starts_table(found: Mapping[str, Sequence[float]]) -> Table:
     """How A and B may begin.   found: {start: (A's standard deviation, its loss - the base's, |dA|, |dB|)}"""
     rows = [
         [name, f"{a:.3f}", f"{off:+.6f}", f"{dA:.3g}", f"{dB:.3g}", _first(dA, dB)]
@@ -27,7 +22,7 @@ def _first(dA: float, dB: float) -> str:
     return " and ".join(name for name, norm in (("A", dA), ("B", dB)) if norm) or "**nobody**"
 
 
-def powers_table(ranks: Sequence[int], squared: Any, absolute: Any) -> Any:
+def powers_table(ranks: Sequence[int], squared: Any, absolute: Any) -> Table:
     """The power of r that the first step is as, by least squares, for each way that the scale s follows the rank.
 
     squared, absolute: |dB|_F^2 and |dB|_1 at each rank, at s = 1. Gradient descent does s^2 of the one, AdamW s of the
@@ -40,7 +35,7 @@ def powers_table(ranks: Sequence[int], squared: Any, absolute: Any) -> Any:
     return table(["first step as a power of r", "gradient descent", "derived", "AdamW", "derived"], rows)
 
 
-def losses_table(losses: Mapping[Any, Sequence[float]], texts: Sequence[str]) -> Any:
+def losses_table(losses: Mapping[Any, Sequence[float]], texts: Sequence[str]) -> Table:
     """Each adapter's loss on each text.   losses: {adapter, or None for the base: [a loss for each text]}"""
     rows = [[name or "none", *(f"{loss:.2f}" for loss in many)] for name, many in losses.items()]
     return table(["adapter", *(f"loss on {text.rpartition('/')[2]}" for text in texts)], rows)

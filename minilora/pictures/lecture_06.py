@@ -4,12 +4,12 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from .lecture_05 import table as table
+from .tables import Table
+from .tables import table as table  # which the lecture calls, too
 
 
-def losses(head: Sequence[str], found: Mapping[tuple[str, float], Sequence[float]]) -> Any:
+def losses(head: Sequence[str], found: Mapping[tuple[str, float], Sequence[float]]) -> Table:
     """Losses on two texts, with a part made weaker.   found: {(part, factor): (new, old)}"""
     return table(
         head, [[f"{part} × {factor:g}", *(f"{x:.2f}" for x in many)] for (part, factor), many in found.items()]

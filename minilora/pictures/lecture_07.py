@@ -1,7 +1,6 @@
 """What lecture 7 draws and sets in tables: one matrix at every rank, the operations of a step, the paper's rows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,6 +8,8 @@ from matplotlib.figure import Figure
 from ..analysis import counting
 from .drawing import corner, note, panels, state
 from .style import BLUE, VERMILLION, lecture_style, written_ticks
+from .tables import Table
+from .tables import table as table  # which the lecture calls, too
 
 
 def on_a_slide(figure: Figure) -> Figure:
@@ -17,15 +18,7 @@ def on_a_slide(figure: Figure) -> Figure:
     return figure
 
 
-def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
-    """A table that a notebook shows, words on the left and numbers on the right.   Needs IPython."""
-    from IPython.display import Markdown
-
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
-
-
-def paper_table(number: int) -> Any:
+def paper_table(number: int) -> Table:
     """Table 2, 3 or 4 of the paper: the formula's count in millions, the printed one, and whether they agree."""
     rows = [
         [r["row"].replace("^", r"\^").replace("_", r"\_"), f"{r['formula'] / 1e6:,.2f}", r["printed"],
@@ -59,8 +52,7 @@ def passes(found: Mapping[tuple[str, str], float], models: Sequence[str]) -> Fig
     found: {(model, "full" or "lora"): forward passes}
     """
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_size_inches(8, 4.4)
+        figure, [axes] = panels(1, (8, 4.4))
         for place, m in enumerate(models):
             for shift, method, colour, hatch in ((-0.2, "full", VERMILLION, "//"), (0.2, "lora", BLUE, "")):
                 height = found[m, method]

@@ -10,6 +10,8 @@ from matplotlib.patches import Circle
 from ..adapters.quantization import LEVELS
 from .drawing import LOSS, corner, heading, label_ends, note, panels, state
 from .style import BLUE, GREEN, GREY, PURPLE, VERMILLION, lecture_style
+from .tables import Table
+from .tables import table as table  # which the lectures call, too
 
 SIZE = (9.0, 4.5)  # inches: a slide has room for it and a line above
 WHERE = {  # where each method sits
@@ -24,22 +26,6 @@ WHERE = {  # where each method sits
 }
 COLOUR = {"prompt": PURPLE, "prefix": PURPLE, "houlsby": GREEN, "pfeiffer": GREEN, "bitfit": VERMILLION}
 DASHES: dict[str, Any] = {"prefix": (0, (6, 2)), "houlsby": (0, (6, 2)), "pissa": (0, (6, 2)), "dora": (0, (2, 2))}
-
-
-class Table(str):
-    """A table in Markdown, which a notebook shows as one."""
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Table:
-    """Rows under a head; all columns but the first are aligned to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return Table("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
 # --- 8a: prompts, bottlenecks ----------------------------------------------------------------------------------------
@@ -63,7 +49,7 @@ def curves(curves: Mapping[str, Mapping[str, Sequence[float]]], trained: Mapping
     last = {name: curve["loss"][-1] for name, curve in curves.items()}
     end = max(curve["step"][-1] for curve in curves.values())
     with lecture_style():
-        figure, [axes] = _panels()
+        figure, [axes] = panels(size=SIZE)
         for name, curve in curves.items():
             axes.plot(curve["step"], curve["loss"], color=_hue(name), linestyle=DASHES.get(name, "-"))
         axes.set(xlabel="training step", ylabel=LOSS, xlim=(0, 1.45 * end), xticks=np.linspace(0, end, 6).round())
@@ -79,7 +65,7 @@ def curves(curves: Mapping[str, Mapping[str, Sequence[float]]], trained: Mapping
 def prefix_shares(shares: np.ndarray, text: str) -> Figure:
     """The share of attention on the prefix, a row for each head, a column for each character.   shares: (L H, T)"""
     with lecture_style():
-        figure, [axes] = _panels()
+        figure, [axes] = panels(size=SIZE)
         image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_yticks(np.arange(1.5, len(shares), 4), [f"block {i}" for i in range(len(shares) // 4)])
         axes.set_xticks(range(len(text)), ["⏎" if c == "\n" else c for c in text], fontsize=11)
@@ -90,12 +76,6 @@ def prefix_shares(shares: np.ndarray, text: str) -> Figure:
         most, mean = np.ptp(shares, axis=1).max(), shares.mean()
         sentence = f"{mean:.0%} of attention is on the prefix; in one head it varies by {most:.0%} along the text"
         return state(figure, sentence, "")
-
-
-def _panels(count: int = 1, **options: Any) -> Any:
-    figure, axes = panels(count, **options)
-    figure.set_size_inches(SIZE)
-    return figure, axes
 
 
 def _hue(name: str) -> str:
@@ -113,7 +93,7 @@ def levels(u: np.ndarray, entropy: Mapping[str, float]) -> Figure:
     grid, sigma = np.linspace(-1, 1, 400), u.std()
     density = lambda x: np.exp(-((x / sigma) ** 2) / 2) / sigma / np.sqrt(2 * np.pi)
     with lecture_style():
-        figure, both = _panels(len(entropy), sharey=True)
+        figure, both = panels(len(entropy), SIZE, sharey=True)
         for axes, kind, hue in zip(both, entropy, (BLUE, VERMILLION), strict=True):
             axes.hist(u, 80, density=True, color="#D9D9D9")
             axes.plot(grid, density(grid), color=GREY, linewidth=2)
@@ -134,14 +114,14 @@ def rows_in_the_plane(
     w, v, d: (2,); turned: {"lora": degrees (d_out,), "dora": ...}; longer: shares of the length.
     """
     with lecture_style():
-        figure, (left, right) = _panels(2)
+        figure, (left, right) = panels(2, SIZE)
         arrow = {"arrowstyle": "-|>", "linewidth": 3, "mutation_scale": 22, "shrinkA": 0, "shrinkB": 0}
         for row, words, hue, shift in (
             (w, "w", GREY, (4, -18)),
             (v, "v = w + s b A", VERMILLION, (-60, 8)),
             (d, "m v/‖v‖", BLUE, (-86, 2)),
         ):
-            left.annotate("", row, (0, 0), arrowprops={**arrow, "color": hue})
+            left.annotate("", (row[0], row[1]), (0, 0), arrowprops={**arrow, "color": hue})
             note(left, words, (row[0], row[1]), shift, color=hue, fontweight="bold")
         left.add_patch(Circle((0, 0), float(np.linalg.norm(d)), fill=False, color=BLUE, linestyle=(0, (2, 3))))
         left.set(xlim=(-0.2, 4), ylim=(-0.2, 3.6), aspect="equal", xticks=[], yticks=[])
@@ -159,7 +139,7 @@ def along_a_line(weights: Sequence[float], along: Mapping[str, Sequence[float]],
     """Losses on the new and the old text against the weight of an adapter, with what a weight of -1 does as title."""
     none, minus = list(weights).index(0), list(weights).index(-1)
     with lecture_style():
-        figure, [axes] = _panels()
+        figure, [axes] = panels(size=SIZE)
         named = {"new": f"loss on {text}", "old": "loss on python-docs"}
         for (name, words), hue, up in zip(named.items(), (BLUE, VERMILLION), (8, 12), strict=True):
             axes.plot(weights, along[name], "o-", color=hue, markersize=9)

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from ..studies.findings import Records, by_kind, where
 from .drawing import bar, corner, note, panels, state
-from .lecture_08 import SIZE, Table, table
+from .lecture_08 import SIZE
 from .style import BLUE, GREEN, GREY, VERMILLION, lecture_style
+from .tables import Table, table
 
 
 def facts(ours: Any, theirs: Any, name: str) -> Table:
@@ -30,8 +31,7 @@ def facts(ours: Any, theirs: Any, name: str) -> Table:
 def training(history: Mapping[str, Sequence[float]], start: float, end: float, seen: int) -> Figure:
     """The loss of a training's batches, and the held-out loss before and after it.   seen: questions in all"""
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_size_inches(SIZE)
+        figure, [axes] = panels(size=SIZE)
         axes.plot(history["step"], history["loss"], color=BLUE)
         axes.plot([0, history["step"][-1]], [start, end], "o", color=VERMILLION, markersize=10)
         note(axes, "held out", (0, start), (12, -4), color=VERMILLION, fontweight="bold")
@@ -45,8 +45,7 @@ def spectra(spectra: Records, theirs: Sequence[float]) -> Figure:
     ours = np.median([np.array(row["spectrum"][: len(theirs)]) / row["spectrum"][0] for row in rows], axis=0)
     places = range(1, len(theirs) + 1)
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_size_inches(SIZE)
+        figure, [axes] = panels(size=SIZE)
         for name, curve, hue, at in (
             ("lecture 6, width 128", ours, GREY, 1),
             ("SmolLM2, width 576", np.array(theirs), BLUE, 4),
@@ -77,8 +76,7 @@ def lost(shares: Mapping[tuple[str, float], float]) -> Figure:
     formats, sizes = list(dict.fromkeys(kind for kind, _ in shares)), list(dict.fromkeys(size for _, size in shares))
     hues = dict(zip(formats, (GREY, GREEN, VERMILLION), strict=True))
     with lecture_style():
-        figure, [axes] = panels()
-        figure.set_size_inches(SIZE)
+        figure, [axes] = panels(size=SIZE)
         for (name, size), share in shares.items():
             shift = 0.27 * (formats.index(name) - 1)
             bar(axes, sizes.index(size) + shift, 100 * share, 0, hues[name], width=0.25)

@@ -22,5 +22,5 @@ def test_the_passes_of_a_step_and_what_is_saved_where_it_is_little() -> None:
 
 def test_a_row_of_the_paper_that_does_not_come_out_is_marked() -> None:
     pytest.importorskip("IPython")
-    table = draw.paper_table(3).data.split("\n")
+    table = draw.paper_table(3).split("\n")
     assert table[0].startswith("| table 3 |") and any("**no**" in row for row in table) and "---:" in table[1]
