@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora.homework.checks import apart, call, draw, expect, held, own_work
+from minilora.homework.checks import apart, call, draw, expect, held, leans_on, own_work
 
 RIGHT = draw(0, (3, 4))[0]
 
@@ -129,7 +129,9 @@ def test_an_answer_that_a_library_gives_is_seen(source):
     ],
 )
 def test_own_work_is_taken_for_what_it_is(source):
-    own_work(defined(source))
+    function = defined(source)
+    own_work(function)
+    assert leans_on(function, set()) == ""
 
 
 def test_an_array_that_is_too_large_is_noticed_and_a_view_is_not():
