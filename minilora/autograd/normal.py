@@ -36,7 +36,7 @@ FAR = 40  # beyond it, Phi(-x) is 0 and Phi(x) is 1 in every digit
 @register
 @at_least_float32
 def gelu_exact(x):
-    """y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2.   Hendrycks & Gimpel 2016, section 2, eq. 1; BERT's activation
+    """y = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2.   Hendrycks & Gimpel 2016, section 2; BERT's activation
 
     dy/dx = Phi(x) + x phi(x), phi(x) = e^(-x^2 / 2) / sqrt(2 pi). Only x is kept. Phi(x) keeps its digits where it is
     small: 1 + erf would have lost them. `gelu` is the approximation with tanh. Computed from z = |x|, as
