@@ -26,6 +26,7 @@ PRIMITIVES = (
     "normal",
     "gated",
     "head",
+    "masks",
     "products",
     "reductions",
     "shapes",

@@ -114,6 +114,8 @@ EXAMPLES: dict[str, Example] = {
     "linear_cross_entropy_on_demand": Example(
         lambda f, x, b: f(x, lambda part, dtype: WEIGHT[part].astype(dtype), TOKENS, 5, b), ((2, 3, 4), (5,))
     ),
+    "binary_cross_entropy": Example(lambda f, z: f(z, CONDITION), ((1, 4),)),
+    "dice_loss": Example(lambda f, z: f(z, np.stack([TOKENS > 1, TOKENS < 3])), ((2, 2, 3),)),
     "dropout": Example(lambda f, x: f(x, 0.4, np.random.default_rng(1)), ((3, 4),)),
 }
 

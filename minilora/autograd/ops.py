@@ -4,9 +4,9 @@ Every function here takes tensors, arrays or numbers and returns a Tensor. Its b
 input, the vjp: g is the cotangent of the output (the gradient of the loss with respect to it). Where an input was
 broadcast, the tape sums its cotangent back to the input's shape. Here are those that work entry by entry; others live
 in `products.py`, `reductions.py` and `shapes.py`, and those that fuse several in `fused.py`, `attention.py`,
-`gated.py`, `normal.py` and `head.py`: all are `ops.NAME`. Shapes are NumPy's. Every line also holds for complex numbers
-where the mathematics is analytic: no conjugate is used, and comparisons look at real parts, so that the complex-step
-check works.
+`gated.py`, `normal.py`, `head.py` and `masks.py`: all are `ops.NAME`. Shapes are NumPy's. Every line also holds for
+complex numbers where the mathematics is analytic: no conjugate is used, and comparisons look at real parts, so that the
+complex-step check works.
 """
 
 from typing import Any
@@ -185,6 +185,7 @@ from .attention import *  # noqa: E402, F403  (at the end: the fused primitives 
 from .fused import *  # noqa: E402, F403
 from .gated import *  # noqa: E402, F403
 from .head import *  # noqa: E402, F403
+from .masks import *  # noqa: E402, F403
 from .normal import *  # noqa: E402, F403
 
 __all__ += sorted(PRIMITIVES)

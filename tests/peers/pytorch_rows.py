@@ -15,6 +15,7 @@ TOKENS = np.array([[0, 3, 1], [3, 2, 3]])
 SOME = np.array([[0, -100, 1], [-100, 2, -100]])  # targets; PyTorch's ignore_index is -100 too
 CONDITION = np.array([[True, False, True, False]])
 WEIGHT = np.random.default_rng(3).standard_normal((5, 4))
+SOFT = np.random.default_rng(4).random((3, 4))  # targets of masks
 KEEP = np.array([[0.0, 2.0, 2.0], [2.0, 0.0, 2.0], [2.0, 2.0, 2.0]])  # a dropout mask, p = 1/2
 
 
@@ -55,6 +56,16 @@ def in_stretches(x, weight, bias=None):
 
 def rows_of(part, dtype):
     return WEIGHT[part].astype(dtype)
+
+
+def bce(z, targets):
+    return F.binary_cross_entropy_with_logits(z, torch.tensor(targets, dtype=z.dtype))
+
+
+def dice(z, targets):
+    """The Dice loss of masks, with 1 added above and below the line."""
+    p, t = z.sigmoid().flatten(1), torch.tensor(targets, dtype=z.dtype).flatten(1)
+    return (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
 
 
 def mean_loss(logits, targets=TOKENS):
@@ -200,5 +211,11 @@ ROWS = [
     ("rotate", "", lambda x: ops.rotate(x, np.cos(ANGLES), np.sin(ANGLES)), turned, ((2, 3, 4),)),
     ("attention", "dropout", lambda *qkv: ops.attention(*qkv, keep=KEEP.astype(qkv[0].dtype)),
      lambda *qkv: explicit_attention(*qkv, KEEP), ((2, 3, 4),) * 3),
+    ("binary_cross_entropy", "", lambda z: ops.binary_cross_entropy(z, SOFT), lambda z: bce(z, SOFT), (X,)),
+    ("binary_cross_entropy", "truth", lambda z: ops.binary_cross_entropy(z, SOFT > 0.5), lambda z: bce(z, SOFT > 0.5),
+     (X,)),
+    ("dice_loss", "", lambda z: ops.dice_loss(z, SOFT), lambda z: dice(z, SOFT), (X,)),
+    ("dice_loss", "truth", lambda z: ops.dice_loss(z, SOFT[None] > 0.5), lambda z: dice(z, SOFT[None] > 0.5),
+     ((1, 3, 4),)),
     ("dropout", "", lambda x: ops.dropout(x, 0.4, np.random.default_rng(1)), lambda x: x * mask(x) / 0.6, (X,)),
 ]  # fmt: skip
