@@ -45,6 +45,7 @@ from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer
 from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
+from .training.glyphs import draw_glyphs
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
 from .training.pairs import load_pairs
@@ -117,6 +118,7 @@ __all__ = [
     "decode",
     "delta_weights",
     "draw",
+    "draw_glyphs",
     "encode",
     "evaluate",
     "fold_prefix",

@@ -137,6 +137,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
     "reinforce_step.rng": lambda: np.random.default_rng(0),
     **{f"{name}.{size}": lambda: 2 for name in WRITERS for size in ("samples", "longest")},
+    "fonts": lambda: ["STIX", "cmmi10"], "characters": lambda: "Ab", "draw_glyphs.size": lambda: 16,
     "max_new_tokens": lambda: 2, "optimizer": lambda: None, "output": lambda: None, "inputs": lambda: None,
     **dict.fromkeys(("x", "W", "b", "A", "B", "s", "g", "h"), lambda: None),
 }  # fmt: skip
