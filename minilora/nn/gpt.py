@@ -18,7 +18,7 @@ from ..autograd.tensor import Tensor
 from .checks import generator
 from .decode import Decoder, decodes
 from .habits import names_its_settings
-from .language_model import Cache, LanguageModel, sample
+from .language_model import Cache, LanguageModel, as_mask, sample
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
 from .module import Module
 
@@ -75,15 +75,17 @@ class Attention(Module):
         self.v_proj = Linear(c, c, bias, rng)
         self.o_proj = Linear(c, c, bias, rng, residual_std)
 
-    def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)"""
+    def __call__(
+        self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0, mask: Any = None
+    ) -> Tensor:
+        """x: (B, T, C) -> (B, T, C). mask: (B, S), 1 where a key counts and 0 where it is padding, or None."""
         q, k, v = (self.heads(proj(x, rng)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(block, k, v)  # (B, H, S, D)
         keep = None
         if rng is not None and self.dropout:
             keep = dropout_mask(x.data, (*q.shape[:3], k.shape[2]), self.dropout, rng)
-        y = ops.attention(q, k, v, keep)  # (B, H, T, D)
+        y = ops.attention(q, k, v, keep, True, mask)  # (B, H, T, D)
         return self.o_proj(ops.join_heads(y), rng)  # (B, T, C)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -115,9 +117,11 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config, rng, residual_std)
 
-    def __call__(self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0) -> Tensor:
+    def __call__(
+        self, x: Tensor, rng: Any = None, cache: Cache | None = None, block: int = 0, mask: Any = None
+    ) -> Tensor:
         """x: (B, T, C) -> (B, T, C)"""
-        x = x + _drop(self.attn(self.ln_1(x), rng, cache, block), self.dropout, rng)
+        x = x + _drop(self.attn(self.ln_1(x), rng, cache, block, mask), self.dropout, rng)
         return x + _drop(self.mlp(self.ln_2(x), rng), self.dropout, rng)
 
 
@@ -147,24 +151,30 @@ class GPT(LanguageModel):
         self.ln_f = LayerNorm(config.n_embd, config.bias)
         self.front: Any = None  # virtual tokens before every text: a trained prompt or prefix (adapters/prompt.py)
 
-    def __call__(self, tokens: Any, rng: Any = None, cache: Cache | None = None) -> Tensor:
+    def __call__(self, tokens: Any, rng: Any = None, cache: Cache | None = None, mask: Any = None) -> Tensor:
         """Logits for the token after each position.   tokens: (B, T) integers -> (B, T, V)
 
-        rng: a numpy Generator switches dropout on; without one the pass is deterministic.
+        rng: a numpy Generator switches dropout on; without one the pass is deterministic. mask: (B, T), 1 where a token
+        counts and 0 where it is padding: no token that counts sees it, and the logits there mean nothing.
         Raises ValueError when T (plus what is cached) exceeds block_size or a token is out of range, TypeError for
         tokens that are not integers.
         """
         tokens, cache = self.read(tokens, rng, cache)
-        x = self.hidden(self.wte(tokens), rng, cache)  # (B, T, C)
+        mask = None if mask is None else as_mask("GPT", mask, tokens.shape)
+        x = self.hidden(self.wte(tokens), rng, cache, mask)  # (B, T, C)
         return self.wte.logits(self.ln_f(x))  # (B, T, V)
 
-    def hidden(self, x: Tensor, rng: Any = None, cache: Cache | None = None) -> Tensor:
+    def hidden(self, x: Tensor, rng: Any = None, cache: Cache | None = None, mask: Any = None) -> Tensor:
         """Embeddings, placed after what is cached, through all blocks.   x: (B, T, C) -> (B, T, C)"""
         past = cache.length if cache is not None else 0
-        x = x + self.wpe.weight[past : past + x.shape[1]]  # (B, T, C)
+        mask = mask if cache is None else cache.counting(mask, x.shape[:2])  # (B, S), or None
+        places: Any = slice(past, past + x.shape[1])  # (T,)
+        if mask is not None:
+            places = (mask.cumsum(axis=1) - 1).clip(0)[:, past:]  # (B, T): of tokens that count alone
+        x = x + self.wpe.weight[places]  # (B, T, C)
         x = _drop(x, self.config.dropout, rng)
         for i, block in enumerate(self.blocks):
-            x = self.through(block, x, rng, cache, i)
+            x = self.through(block, x, rng, cache, i, mask)
         return x
 
     def _reader(self, cache: Cache) -> Any:

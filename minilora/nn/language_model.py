@@ -4,7 +4,7 @@
 Shapes: B batch, T time, H heads, D width of a head, C width, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,31 +154,34 @@ class LanguageModel(Module):
         top_p: float | None = None,
         stop: Collection[int] = (),
         mask: Any = None,
-    ) -> np.ndarray:
+    ) -> Any:
         """Continue a text by sampling one token at a time from softmax(logits / temperature).
 
-        tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n). temperature 0 takes the likeliest token; top_k
+        tokens: (T,) or (B, T) integers -> (T + n,) or (B, T + n); or a list of prompts of several lengths -> a list of
+        texts (T_i + n_i,), each of which is what its prompt gives alone. temperature 0 takes the likeliest token; top_k
         samples among the k likeliest; top_p among the likeliest that together have that probability. Of equally likely
-        tokens the lower number counts as the likelier. stop: tokens that end a text: n is smaller when all texts have
-        ended, and one that ended before others repeats its last token. mask: (B, T), 0 where a shorter prompt than
-        others is padded, which is on its left: it goes on from its last token; a GPT has none.
+        tokens the lower number counts as the likelier. rng: a seed or Generator, which draws a number for each row at
+        each step; or a list of them, one a row, which is then drawn as it is alone. stop: tokens that end a text: n is
+        smaller when all texts have ended, and in an array one that ended before others repeats its last token. mask:
+        (B, T), 0 where a shorter prompt than others is padded, which is on its left: it goes on from its last token.
         Beyond the context the window slides: positions move, so the cache starts anew.
         Raises ValueError for a negative temperature or count, top_k below 1, top_p beyond 0 and 1, a prompt without
         tokens, and logits that are not finite, with the parameter that is not; TypeError for tokens that are not
         integers.
         """
-        check_choices(temperature, top_k, top_p, max_new_tokens)
-        if not isinstance(use_cache, bool | np.bool_):
-            raise TypeError(f"generate: use_cache = {shown(use_cache)}, expected True or False")
-        if not isinstance(stop, Collection) or not all(is_whole(token) for token in stop):
-            raise TypeError(f"generate: stop = {shown(stop)}, expected tokens, such as model.tokenizer.eos")
-        rng = generator(rng, "generate")
+        if unequal(tokens):
+            prompts, tokens, mask = side_by_side(tokens, mask)
+            texts = self.generate(tokens, max_new_tokens, temperature, top_k, rng, use_cache, top_p, stop, mask)
+            both = zip(texts, map(len, prompts), strict=True)
+            return [ended_text(text[tokens.shape[1] - length :], length, stop) for text, length in both]
+        check_choices(temperature, top_k, top_p, max_new_tokens, use_cache, stop)
         prompt = to_numpy(as_tokens(tokens, "generate"))
         if prompt.ndim not in (1, 2) or prompt.size == 0:
             raise ValueError(f"generate: the prompt has shape {prompt.shape}, expected (T,) or (B, T), T at least 1")
         check_tokens("generate", prompt, self.vocab_size)
         text = prompt.reshape(-1, prompt.shape[-1])  # (B, T)
         counts = None if mask is None else left_padding(mask, prompt.shape).reshape(text.shape)
+        rng = Each(rng, len(text)) if isinstance(rng, list | tuple) else generator(rng, "generate")
         ended = np.zeros(len(text), dtype=bool)
         one_more: Any = None  # what reads one more token of each text
         with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said below
@@ -190,10 +193,7 @@ class LanguageModel(Module):
                     one_more = self._reader(cache) if use_cache and text.shape[1] < self.context else None
                 else:
                     logits = one_more(text[:, -1])  # (B, V)
-                logits = to_numpy(logits)
-                if not np.isfinite(logits).all():
-                    why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
-                    raise ValueError(f"generate: the logits are not finite; {why}")
+                logits = self._finite(to_numpy(logits))
                 chosen = sample(logits, temperature, top_k, rng, top_p) if temperature else logits.argmax(axis=1)
                 chosen = np.where(ended, text[:, -1], chosen)  # (B,)
                 text = np.concatenate([text, chosen[:, None]], axis=1)
@@ -202,11 +202,16 @@ class LanguageModel(Module):
                     break
         return text if prompt.ndim > 1 else text[0]
 
+    def _finite(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, where they are numbers."""
+        if not np.isfinite(logits).all():
+            why = self.first_not_finite() or f"the numbers on the way to them are too large for {logits.dtype}"
+            raise ValueError(f"generate: the logits are not finite; {why}")
+        return logits
+
     def next_logits(self, tokens: Array, cache: Cache, mask: Array | None = None) -> Array:
         """The logits of the token after a text, which is cached.   (B, T) -> (B, V)"""
-        if mask is not None and not mask.all():
-            raise ValueError("generate: a GPT reads no padding; give prompts of one length, or one at a time")
-        return self(tokens, cache=cache).data[:, -1]
+        return self(tokens, cache=cache, mask=mask).data[:, -1]
 
     def _reader(self, cache: Cache) -> Any:
         """What maps tokens (B,) to logits (B, V) after what is cached; a subclass may have a quicker one."""
@@ -221,8 +226,53 @@ def left_padding(mask: Any, shape: tuple) -> np.ndarray:
     return counts
 
 
-def check_choices(temperature: Any, top_k: Any, top_p: Any, max_new_tokens: Any) -> None:
-    """Raises ValueError for a way of sampling that makes no sense."""
+def unequal(tokens: Any) -> bool:
+    """Whether these are prompts of several lengths."""
+    rows = list(tokens) if isinstance(tokens, list | tuple) else []
+    each = all(isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim == 1) for row in rows)
+    return each and len({len(row) for row in rows}) > 1
+
+
+def side_by_side(tokens: Any, mask: Any) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Prompts of several lengths, each with padding on its left: -> each, all (B, T), and the mask of all (B, T)."""
+    if mask is not None:
+        raise TypeError("generate: prompts of several lengths need no mask; it goes with an array that is padded")
+    prompts = [as_tokens(row, f"generate: prompt {i}") for i, row in enumerate(tokens)]
+    for i, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or not prompt.size:
+            raise ValueError(f"generate: prompt {i} has shape {prompt.shape}, expected (T,), T at least 1")
+    longest = max(map(len, prompts))
+    padded = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
+    return prompts, padded, np.stack([np.arange(longest) >= longest - len(prompt) for prompt in prompts])
+
+
+def ended_text(text: np.ndarray, start: int, stop: Collection[int]) -> np.ndarray:
+    """A text as far as the first token that ends it, from a place on."""
+    ends = np.flatnonzero(np.isin(text[start:], list(stop)))
+    return text[: start + ends[0] + 1] if len(ends) else text
+
+
+class Each:
+    """A seed or Generator for each row of a batch, which draw as one: each row as it is drawn alone."""
+
+    def __init__(self, rngs: Sequence[Any], rows: int):
+        if len(rngs) != rows:
+            raise ValueError(f"generate: rng has {len(rngs)} seeds, expected one, or one for each of {rows} prompts")
+        self.rngs = [generator(rng, "generate") for rng in rngs]
+
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        """(B, ...) numbers from 0 to 1."""
+        return np.stack([rng.random(shape[1:]) for rng in self.rngs])
+
+
+def check_choices(
+    temperature: Any, top_k: Any, top_p: Any, max_new_tokens: Any, use_cache: Any = True, stop: Any = ()
+) -> None:
+    """Raises ValueError or TypeError for a way of sampling that makes no sense."""
+    if not isinstance(use_cache, bool | np.bool_):
+        raise TypeError(f"generate: use_cache = {shown(use_cache)}, expected True or False")
+    if not isinstance(stop, Collection) or not all(is_whole(token) for token in stop):
+        raise TypeError(f"generate: stop = {shown(stop)}, expected tokens, such as model.tokenizer.eos")
     if not is_real(temperature) or not temperature >= 0:
         raise ValueError(f"generate: temperature = {shown(temperature)}, expected a number of 0 or more")
     if top_k is not None and (not is_whole(top_k) or top_k < 1):

@@ -131,4 +131,105 @@ def test_a_mask_that_is_none_of_padding_on_the_left_is_refused(mask):
     with pytest.raises((ValueError, TypeError), match=r"^generate: [^\n]*$"):
         drawn("smollm2-135m").generate(TOKENS, 2, mask=mask)
     with pytest.raises((ValueError, TypeError), match=r"^generate: [^\n]*$"):
-        ml.GPT(ml.GPTConfig(13, 12, 2, 2, 8)).generate(TOKENS, 2, mask=MASK)
+        gpt().generate(TOKENS, 2, mask=mask)
+
+
+def gpt(dtype="float64"):
+    """A GPT of a few drawn numbers."""
+    model, rng = ml.GPT(ml.GPTConfig(13, 12, 3, 2, 8)).astype(dtype), np.random.default_rng(1)
+    for p in model.parameters():
+        p.data = rng.normal(0, 0.7, p.shape).astype(dtype)
+    return model
+
+
+def on(model, config, name="default"):
+    """A model with an adapter that does something."""
+    ml.add_adapter(model, config, name=name)
+    for p in model.parameters(trainable=True):
+        p.data = p.data + np.random.default_rng(p.size).normal(0, 0.4, p.shape)
+    return model
+
+
+LORA = ml.LoRAConfig(rank=2, target_modules="*")
+SERVED = {  # each of a model that is made anew
+    "GPT": gpt,
+    "GPT and LoRA": lambda: on(gpt(), LORA),
+    "GPT of few bits and LoRA": lambda: on(ml.quantize_model(gpt("float32"), block=4), LORA),
+    "GPT and a bottleneck": lambda: on(gpt(), ml.PfeifferConfig(2)),
+    "GPT and virtual tokens": lambda: on(gpt(), ml.PromptConfig(tokens=3)),
+    "GPT and a prefix": lambda: on(gpt(), ml.PrefixConfig(3)),
+    "GPT and DoRA": lambda: on(gpt(), ml.DoRAConfig(rank=2)),
+    "Llama and LoRA": lambda: on(drawn("llama-3.2-1b"), LORA),
+    "windows and a prefix": lambda: on(drawn("mistral-7b"), ml.PrefixConfig(3)),
+    "Gemma 3 of few bits": lambda: on(ml.quantize_model(drawn("gemma-3-1b", "float32"), block=4), LORA),
+}
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(9, marks=pytest.mark.slow)])  # the second outgrows the context
+@pytest.mark.parametrize("name", SERVED)
+def test_a_list_of_prompts_gives_what_each_gives_alone(name, steps):
+    model = SERVED[name]()
+    prompts = [[3], [1, 2, 3, 4, 5], np.array([12, 0, 5])]
+    texts = model.generate(prompts, steps, temperature=0)
+    alone = [model.generate(prompt, steps, temperature=0) for prompt in prompts]
+    drawn_texts = model.generate(prompts, steps, 1.4, rng=[7, 8, np.random.default_rng(9)], top_k=7)
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_array_equal(texts[i], alone[i])
+        np.testing.assert_array_equal(drawn_texts[i], model.generate(prompt, steps, 1.4, rng=7 + i, top_k=7))
+    stop = {int(alone[0][2])}
+    for text, prompt in zip(model.generate(prompts, steps, 0, stop=stop), prompts, strict=True):
+        np.testing.assert_array_equal(text, model.generate(prompt, steps, 0, stop=stop))
+
+
+def test_prompts_of_several_lengths_each_with_its_own_adapter():
+    model = on(
+        on(gpt(), ml.LoRAConfig(rank=2), "one"), ml.LoRAConfig(rank=3, target_modules=("v_proj", "mlp.*")), "two"
+    )
+    prompts, names = [[3], [1, 2, 3, 4, 5], [12, 0, 5]], ["two", None, "one"]
+    with ml.rows_use(model, names):
+        texts = model.generate(prompts, 6, temperature=0)
+    for prompt, text, name in zip(prompts, texts, names, strict=True):
+        ml.set_adapter(model, name)
+        np.testing.assert_array_equal(text, model.generate(prompt, 6, temperature=0))
+
+
+def test_rows_of_one_length_stay_an_array_and_each_may_have_a_seed():
+    model = gpt()
+    texts = model.generate([[1, 2], [1, 2]], 6, 2.0, rng=[3, 4])
+    assert texts.shape == (2, 8) and (texts[0] != texts[1]).any()
+    np.testing.assert_array_equal(model.generate([1, 2], 6, 2.0, rng=[4]), texts[1])
+
+
+def test_padding_is_not_seen_by_a_gpt_in_any_pass():
+    """Logits, and gradients where blocks are computed again; what stands where padding is changes nothing."""
+    model, other = gpt(), np.where(MASK, TOKENS, 7)
+    logits = [model(tokens, mask=MASK).data[MASK == 1] for tokens in (TOKENS, other)]
+    np.testing.assert_array_equal(*logits)
+    np.testing.assert_allclose(logits[0][:1], model(np.array([[3]])).data[0], rtol=1e-12)
+    gradients = []
+    for again in (False, True):
+        model.recompute_blocks = again
+        gradients.append(ml.grad((model(TOKENS, mask=MASK) * MASK[..., None]).sum(), model.parameters()))
+    for g, same in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(g, same)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "more", "said"),
+    [
+        ([[1], []], {}, "prompt 1 has shape (0,), expected (T,), T at least 1"),
+        ([[1], [[1, 2], [3, 4]]], {}, "prompt 1 has shape (2, 2), expected (T,), T at least 1"),
+        ([[1], [2, 13]], {}, "generate: tokens"),
+        ([[1], [2, 0.5]], {}, "generate: tokens"),
+        ([[1], "text"], {}, "expected integers"),
+        ([[1], [2, "a"]], {}, "generate: prompt 1: got"),
+        ([[1], [2, 3]], {"mask": [[0, 1], [1, 1]]}, "prompts of several lengths need no mask"),
+        ([[1], [2, 3]], {"rng": [1, 2, 3]}, "generate: rng has 3 seeds, expected one, or one for each of 2 prompts"),
+        ([[1], [2, 3]], {"rng": [1, -2]}, "generate: rng = -2, expected a seed"),
+        ([[1], [2, 3]], {"rng": []}, "generate: rng has 0 seeds"),
+    ],
+)
+def test_a_list_that_is_none_of_prompts_is_refused_in_one_line(prompts, more, said):
+    with pytest.raises((ValueError, TypeError)) as error:
+        gpt().generate(prompts, 2, **more)
+    assert said in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("generate: ")

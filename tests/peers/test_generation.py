@@ -51,6 +51,8 @@ def test_greedy_texts_are_transformers_own(family, tmp_path):
     given = dict(input_ids=torch.tensor(TOKENS), attention_mask=torch.tensor(MASK), max_new_tokens=24, do_sample=False)
     whole = theirs.generate(**given, pad_token_id=0).numpy()
     np.testing.assert_array_equal(ours.generate(TOKENS, 24, temperature=0, mask=MASK), whole)
+    for text, row, prompt in zip(ours.generate(PROMPTS, 24, temperature=0), whole, PROMPTS, strict=True):
+        np.testing.assert_array_equal(text, row[11 - len(prompt) :])
     assert len(np.unique(whole[:, 11:])) > 3
     stop = [int(whole[0, 14]), int(whole[1, 20])]
     stopped = theirs.generate(**given, pad_token_id=0, eos_token_id=stop).numpy()
