@@ -146,6 +146,22 @@ def _numbers(text: str) -> set[float]:
     return {float(x) for x in re.findall(r"\d+\.?\d*(?:e[+-]?\d+)?", plain)}
 
 
+def sentences_are_whole(notebook: Notebook) -> Complaints:
+    """Bold ends in its paragraph, prose does not begin after a space, and what is told is not left to the next cell."""
+    found = []
+    for i, _, text in cells(notebook, "markdown"):
+        prose = NOT_PROSE.sub("code", text)
+        for paragraph in re.split(r"\n\s*\n", prose):
+            if paragraph.count("**") % 2:
+                found.append(f"cell {i}: a ** without its partner, of a torn sentence: {paragraph.strip()[-60:]!r}")
+        found += [
+            f"cell {i}: a piece of a sentence: {line!r}" for line in re.findall(r"^ (?=[^\W\d])\S.*", prose, re.M)
+        ]
+        if re.search(r"next cell\s+says", prose):
+            found.append(f"cell {i} leaves to the next cell what it should say")
+    return found
+
+
 # --- mathematics that JupyterLab and GitHub both render --------------------------------------------------------------
 
 MISSING = re.compile(  # refused or not loaded by GitHub's MathJax
@@ -242,8 +258,7 @@ def _broken(markdown: str) -> Complaints:
 
 CHECKS: list[Callable[[Notebook], Complaints]] = [
     run_in_order, has_outputs, asserts_stand, ends_in_nbclient, opens, closes, teaches, numbers_computed,
-    mathematics_renders, clean_file,
-    links_lead_somewhere,
+    sentences_are_whole, mathematics_renders, clean_file, links_lead_somewhere,
 ]  # fmt: skip
 
 # --- each check finds its fault --------------------------------------------------------------------------------------
@@ -316,6 +331,9 @@ FAULTS = [
     (teaches, put(3, "outputs", [])),
     (numbers_computed, change(1, "0.25", "0.26")),
     (numbers_computed, change(1, "25.0 %", "1,025")),
+    (sentences_are_whole, change(1, "**Question.** Is", "Question.** Is")),
+    (sentences_are_whole, change(1, "**Question.** Is", "- One.\n which it is\n\n**Question.** Is")),
+    (sentences_are_whole, change(1, "as `x` says", "or 26 %: the next cell\nsays")),
     (mathematics_renders, change(1, "$x < y$", "$x < y")),
     (mathematics_renders, change(1, "$x < y$", "$x <y$")),
     (mathematics_renders, change(1, "$x < y$", "$ x < y $")),

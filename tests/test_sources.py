@@ -146,6 +146,8 @@ WRONG = {  # what was said, as a pattern -> what is true
     r"quanti[sz]ing again gives a part": "in two of eight bases it gives back more than all",
     r"we hypothesi[sz]e that the updates|also have a low intrinsic rank": 'no "that", and "intrinsic rank" in quotes',
     r"six ways to begin": "they are seven",
+    r'"gradients": (sum\(|\[)p\.data': "those are the weights' bytes; a gradient is an array of its own",
+    r"the game of section 1\b": "Shannon 1951 has the guessing of letters in section 3",
     r"14 models: exact": "what is exact is the sum over sizes; where the sizes were read is in notebooks/sources.md",
     r"Pfeiffer et al\. 2021[^.;|]{0,80}near the identity": "they say nothing about how it begins",
     r"512 (columns )?for summari[sz]ation|800 (columns )?for table-to-text": "512 is for table-to-text",
