@@ -115,7 +115,7 @@ def data(records: Records) -> Figure:
             ha="right",
             color=GREY,
         )
-        corner(all_axes[1], [(method, look["color"]) for method, look in BY_TEXT.items()], y=0.9)
+        corner(all_axes[1], [(method, look["color"]) for method, look in BY_TEXT.items()], x=0.4, y=0.31)
         found = {method: ordered(rows, "characters", method=method) for method in BY_TEXT}
         told = {method: _against_full(many) for method, many in found.items() if method != "full"}
         said = [f"{method} {words}" for method, words in told.items()]
