@@ -24,12 +24,12 @@ from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
 from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
-from .generation import generation_rows
+from .generation import generation_rows, serving_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
 from .processes import demo_rows, import_rows, memory_rows
 from .profile import profile
 from .real import real_rows
-from .rows import OWN_FULL, PRODUCTS, TRAINING, Row, row
+from .rows import OWN_FULL, PRODUCTS, SERVED, TRAINING, Row, row
 from .scalars import scalar_rows
 
 USUAL = ("import", "scalars", "generation", "memory", "lora", "full")
@@ -123,6 +123,9 @@ def other_jobs(
     if "generation" in parts and "torch" in peers:
         able = [size for size in sizes if size in GENERATION_SIZES]
         jobs += [(f"generation at {size}", partial(generation_rows, size, turns)) for size in able]
+    if "generation" in parts:
+        able = [size for size in sizes if size in SERVED]
+        jobs += [(f"serving at {size}", partial(serving_rows, size, turns)) for size in able]
     return jobs
 
 

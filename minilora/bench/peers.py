@@ -26,6 +26,7 @@ SIZES = {  # vocabulary, context, width, heads, layers, batch
 }
 METHODS = ("lora", "full")
 RANK, TARGETS = 8, ("q_proj", "v_proj")  # the paper's choice of matrices
+LORA = LoRAConfig(RANK, target_modules=TARGETS)
 STEPS_COMPARED = 3  # first steps, whose losses must agree
 AGREEMENT = 1e-4  # relative, in float32
 
@@ -68,7 +69,7 @@ class Workload:
     def model(self) -> GPT:
         """A fresh model: the same weights at each call."""
         model = GPT(self.config)
-        return add_lora(model, LoRAConfig(RANK, target_modules=TARGETS)) if self.method == "lora" else model
+        return add_lora(model, LORA) if self.method == "lora" else model
 
     def operations(self) -> float:
         """Floating-point operations of a forward and a backward pass: `costs.Walk` counts the matrix products."""

@@ -67,7 +67,7 @@ def row_line(r: Mapping[str, Any]) -> str:
         low, high = r["quartiles"]
         line += f"{r['ratio']:>6.2f}{f'{low:.2f}-{high:.2f}':>11}"
     if r["bar"] is not None:
-        line += f" {r['bar']:>4g} {'ok' if r['reached'] else 'over'}"
+        line += f" {r['bar']:>4.3g} {'ok' if r['reached'] else 'over'}"
     return line.rstrip()
 
 

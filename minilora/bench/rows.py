@@ -9,11 +9,17 @@ TRAINING = {"lora": LORA, "full": FULL}
 MEMORY = "peak memory of a LoRA step"
 REAL_STEP, REAL_MEMORY = "LoRA step on a real model", "peak memory of a process with a real model"
 GENERATION = "generation with cache, tokens a second of one sequence"
+UNMERGED = "generation with an adapter that is not merged"
+TWO_ADAPTERS = "generation with two adapters in a batch of two"
+NF4 = "generation with an adapter on weights in NF4"
+BATCHED = "generation from eight prompts of several lengths, a token of each"
 SCALARS = "overhead of a primitive on a scalar, forward and backward"
 IMPORT = "import minilora, beyond NumPy"
 DEMO = "minilora demo, whole process"
 EAGER, HIPS, PEFT_EAGER = "PyTorch eager", "HIPS autograd", "transformers and PEFT"
 PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
+MERGED, ONE_BY_ONE = "the merged model", "one by one"
+SERVED = ("tiny", "small", "medium")
 EVERY = ("tiny", "small", "medium", "gpt2")
 
 # (what, size, against): the most that the ratio, or our own seconds where there is nothing beside, may be on two cores.
@@ -24,6 +30,9 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(FULL, size, EAGER): 1.1 for size in EVERY},
     **{(MEMORY, size, EAGER): 1.0 for size in EVERY},
     **{(GENERATION, size, EAGER): 1.0 for size in ("tiny", "small")},
+    **{(UNMERGED, size, MERGED): 1 / 0.8 for size in SERVED},  # 0.8 of its tokens a second
+    **{(TWO_ADAPTERS, size, MERGED): 1 / 0.7 for size in SERVED},
+    **{(NF4, size, MERGED): 1 / 0.5 for size in SERVED},
     (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,
     (REAL_MEMORY, "smollm2-135m", PEFT_EAGER): 0.8,
     (SCALARS, ALL_CHAINS, HIPS): 0.5,
