@@ -17,7 +17,8 @@ from ..autograd.fused import IGNORED
 from ..autograd.parts import shared_by
 from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor, grad, no_grad
-from ..nn.language_model import as_mask, as_tokens
+from ..nn.checks import plain
+from ..nn.language_model import LanguageModel, as_mask, as_tokens
 from .checkpoint import check_run, save_checkpoint
 from .checks import NORM, described, integer, number
 from .corpus import as_corpus
@@ -46,9 +47,10 @@ def train_step(
     """One step of training: forward, backward, update. Returns the loss before the update, in nats.
 
     tokens, targets: (B, T) integers; a target of -100 does not count; of an encoder that labels texts the targets are
-    (B,). mask: (B, T), 1 where a token counts and 0 where it is padding, for a model that takes one. The batch is split
-    over the cores and the gradients are added in a fixed order, so the same call gives the same bits; pieces: how many
-    it is split into, if not one for each core.
+    (B,). Of a model of pictures both are what its loss takes, arrays with a row for each picture; where it takes
+    several before the targets, they are a tuple. mask: (B, T), 1 where a token counts and 0 where it is padding, for a
+    model that takes one. The batch is split over the cores and the gradients are added in a fixed order, so the same
+    call gives the same bits; pieces: how many it is split into, if not one for each core.
     accumulate: in how many parts the batch is computed, one after the other, in the memory of one. rng: a Generator for
     dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left alone.
     Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the parameters are
@@ -83,9 +85,9 @@ def loss_and_gradients(
     these targets it has, and so is its gradient. Of `accumulate` parts of the batch, one after the other, each is split
     into pieces that the cores share.
     """
-    tokens, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
+    arrays, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
     most = None if pieces is None else integer("train_step: pieces", pieces, 1)
-    parts = _split(*own_rows(len(tokens)), integer("train_step: accumulate", accumulate, 1))
+    parts = _split(*own_rows(len(targets)), integer("train_step: accumulate", accumulate, 1))
     total = counting(targets)
     # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
     # cores. So the batches that are drawn after it are those of the records.
@@ -95,7 +97,8 @@ def loss_and_gradients(
         rows = None if seed is None else RowsOf(seed, start, stop - start)
         share = counting(targets[start:stop]) / total
         padding = {} if mask is None else {"mask": mask[start:stop]}
-        return model.loss(tokens[start:stop], targets[start:stop], rows, **padding) if share else None, share
+        inputs = [array[start:stop] for array in (*arrays, targets)]
+        return model.loss(*inputs, rows, **padding) if share else None, share
 
     with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
         loss, gradients = sum_over_processes(*add_up(loss_of, parameters, parts, most), parameters)
@@ -178,8 +181,10 @@ def _sum(g: Array | None, other: Array | None) -> Array | None:
     return g
 
 
-def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -> tuple[Array, Array, Array | None]:
-    """Tokens, targets and the mask as arrays (B, T), or an error that says what came. Padding is no target."""
+def _checked_batch(
+    model: Any, tokens: Any, targets: Any, rng: Any, mask: Any
+) -> tuple[list[Array], Array, Array | None]:
+    """What the loss takes before its targets, these, and the mask, or an error that says what came instead."""
     if not hasattr(model, "loss") or isinstance(model, type):
         raise TypeError(f"train_step: model is {described(model)}, expected one such as ml.load_model('base')")
     if rng is not None and not isinstance(rng, np.random.Generator):
@@ -187,6 +192,28 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -
         raise TypeError(f"train_step: rng = {described(rng)}, expected a numpy.random.Generator{why}")
     if rng is None and model.drops_out():
         raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
+    if isinstance(model, LanguageModel) or mask is not None:
+        tokens, targets, mask = _checked_texts(model, tokens, targets, mask)
+        arrays = [tokens]
+    else:
+        arrays, targets = _rows(tokens, targets)
+    if not counting(targets):
+        raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")
+    return arrays, targets, mask
+
+
+def _rows(inputs: Any, targets: Any) -> tuple[list[Array], Array]:
+    """A batch of pictures, say: arrays of numbers, each with as many rows as the others."""
+    given = (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
+    arrays = [plain(one.data if isinstance(one, Tensor) else one, "train_step: a part of the batch") for one in given]
+    if any(not array.ndim for array in arrays) or len({len(array) for array in arrays}) > 1 or not arrays[-1].size:
+        shapes = " and ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"train_step: a batch of {shapes}, expected arrays of one length B, a row for each example")
+    return arrays[:-1], arrays[-1]
+
+
+def _checked_texts(model: Any, tokens: Any, targets: Any, mask: Any) -> tuple[Array, Array, Array | None]:
+    """Tokens, targets and the mask as arrays (B, T), or an error that says what came. Padding is no target."""
     tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
     of_texts = getattr(getattr(model, "architecture", None), "head", "") == "labels"  # an encoder's: one for each text
     words = "(B, T) for both" + ", or targets (B,)" * of_texts
@@ -200,8 +227,6 @@ def _checked_batch(model: Any, tokens: Any, targets: Any, rng: Any, mask: Any) -
         mask, xp = as_mask("train_step", mask, tokens.shape), array_module(targets)
     if mask is not None and not alone:
         targets = xp.where(xp.asarray(mask), targets.astype("int64") if targets.dtype.kind == "u" else targets, IGNORED)
-    if not counting(targets):
-        raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")
     return tokens, targets, mask
 
 

@@ -952,3 +952,53 @@ def test_the_progress_bar_is_as_wide_as_the_terminal(make_model, corpus, monkeyp
     monkeypatch.setattr(tqdm, "tqdm", lambda *args, **how: made.append(how) or bar(*args, **how))
     ml.train(run_of(make_model(), corpus))
     assert made[0]["dynamic_ncols"] and "ncols" not in made[0]
+
+
+# Models of something else than texts
+
+
+class Lines(Module):
+    """One number from two arrays of a row each: what a model of pictures is to the loop."""
+
+    def __init__(self):
+        self.weight = ml.Tensor(np.random.default_rng(0).normal(size=3), requires_grad=True)
+
+    def loss(self, x, scale, y, rng=None):
+        difference = (ml.Tensor(x) * self.weight).sum(axis=-1) * scale - y
+        return (difference * difference).mean()
+
+
+def lines(rows):
+    rng = np.random.default_rng(1)
+    return (rng.normal(size=(rows, 3)), rng.normal(size=rows)), rng.normal(size=rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_batch_of_other_things_is_split_by_rows(rows):
+    model = Lines()
+    (x, scale), y = lines(rows)
+    whole = model.loss(x, scale, y)
+    expected = ml.grad(whole, [model.weight])[0]
+    for pieces in (1, 2, 3):
+        loss, (gradient,) = loss_and_gradients(model, [model.weight], (x, scale), y, pieces=pieces)
+        assert math.isclose(loss, whole.item(), rel_tol=1e-13)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+    before = model.weight.data.copy()
+    ml.train_step(model, ml.SGD([model.weight], lr=0.1), (x, ml.Tensor(scale)), y)
+    np.testing.assert_allclose(model.weight.data, before - 0.1 * expected, rtol=1e-12)
+
+
+def test_what_is_no_batch_of_rows_is_refused():
+    model, ((x, scale), y) = Lines(), lines(4)
+    optimizer, before = ml.SGD([model.weight], lr=0.1), model.weight.data.copy()
+    for batch, words in [
+        (((x, scale[:3]), y), r"a batch of \(4, 3\) and \(3,\) and \(4,\), expected arrays of one length B"),
+        (((x, scale), y[:0]), "expected arrays of one length B"),
+        (((x, 1.0), y), r"\(4, 3\) and \(\) and \(4,\), expected arrays of one length B"),
+        (((x, "abc"), y), "a part of the batch = 'abc', expected an array of numbers"),
+        (((x, None), y), "a part of the batch = None, expected an array of numbers"),
+        (((x, scale), np.full(4, -100)), "all 4 targets are -100 or padding"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=f"^train_step: .*{words}"):
+            ml.train_step(model, optimizer, *batch)
+    assert (model.weight.data == before).all()
