@@ -33,6 +33,7 @@ from .options import (
     RATE,
     RESUME,
     SEED,
+    SHARD,
     TASKS,
     command,
     convert,
@@ -117,6 +118,7 @@ THEIR_OWN = {"vera": ("rank",), "ia3": ("targets",)}  # what has another default
            type=whole(1), metavar="N"),
     ACCUMULATE,
     CHECKPOINT_BLOCKS,
+    SHARD,
     SEED,
     option("--output", None, "the adapter or model file (default runs/adapter.npz or runs/full.npz), or the folder for "
            "all the weights of a model that others trained (default runs/full)", type=output_place, metavar="FILE"),
@@ -218,6 +220,7 @@ def new_finetune(args: argparse.Namespace) -> ml.Run:
         evaluation_windows=16 if others else 64,
         accumulate=args.accumulate,
         checkpoint_blocks=args.checkpoint_blocks,
+        shard=args.shard,
         window=args.window,
     )
     run = ml.Run(model, corpus, settings)

@@ -176,6 +176,10 @@ QUANTIZE = option(
 BATCH = option("--batch", 16, "windows of text a step", type=whole(1), metavar="N")
 ACCUMULATE = option("--accumulate", 1, "batches a step: an update from as many times the windows, in the memory of one",
                     type=whole(1), metavar="N")  # fmt: skip
+SHARD = option(
+    "--shard", False, "each of the processes that mpiexec started keeps its share of the optimiser's moments alone",
+    action="store_true",
+)  # fmt: skip
 CHECKPOINT_BLOCKS = option(
     "--checkpoint-blocks", False, "compute blocks again in the backward pass: less memory, more time, the same bits",
     action="store_true",

@@ -32,6 +32,7 @@ from .options import (
     RATE,
     RESUME,
     SEED,
+    SHARD,
     command,
     number,
     option,
@@ -49,6 +50,7 @@ from .runs import describe_run, finish, refuse_losses, resume, say_sample, with_
     BATCH,
     ACCUMULATE,
     CHECKPOINT_BLOCKS,
+    SHARD,
     option("--layers", 4, "blocks", type=whole(1), metavar="N"),
     option("--heads", 4, "attention heads a block", type=whole(1), metavar="N"),
     option("--width", 128, "n_embd", type=whole(1), metavar="N"),
@@ -117,6 +119,7 @@ def new_pretraining(args: argparse.Namespace) -> ml.Run:
         weight_decay=args.weight_decay, evaluate_every=max(1, args.steps // 40),
         checkpoint_every=args.checkpoint_every, accumulate=args.accumulate,
         checkpoint_blocks=args.checkpoint_blocks,
+        shard=args.shard,
     )  # fmt: skip
     return ml.Run(ml.GPT(sizes, rng=args.seed), corpus, settings)
 

@@ -332,6 +332,7 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     run.interrupted, run.saved = False, None
     if s.checkpoint_blocks:
         run.compute_again()
+    saving = any_of(checkpoint is not None)  # by the first of several processes
     if checkpoint is not None:
         check_run(run, "train")  # now, and not when hours are trained and cannot be saved
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
@@ -347,10 +348,10 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
                 _evaluate(run)
             bar.set_postfix(loss=f"{loss:.3f}", validation=f"{run.validation['loss'][-1]:.3f}")
             bar.update()
-            if checkpoint is not None and run.step % s.checkpoint_every == 0 and run.step < s.steps:
+            if saving and run.step % s.checkpoint_every == 0 and run.step < s.steps:
                 _save(run, checkpoint)
         run.interrupted = stopped
-        if checkpoint is not None:
+        if saving:
             _save(run, checkpoint)
     if stopped or interrupt.is_set():
         raise KeyboardInterrupt
@@ -372,8 +373,14 @@ def _step(run: Run, corpus: Any) -> float:
         raise
 
 
-def _save(run: Run, checkpoint: str | Path) -> None:
-    """Write the checkpoint. A failure is no end: the training is what was asked for, and the last good file stays."""
+def _save(run: Run, checkpoint: str | Path | None) -> None:
+    """Write the checkpoint. A failure is no end: the training is what was asked for, and the last good file stays.
+
+    Every process comes here, to give what it alone has; of several only the first has a file.
+    """
+    run.optimizer.gather()
+    if checkpoint is None:
+        return
     try:
         save_checkpoint(run, checkpoint)
         run.saved = run.step

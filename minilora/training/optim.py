@@ -125,10 +125,10 @@ class Optimizer:
             gradients = arrays_of(name, gradients)
         if len(gradients) != len(self.parameters):
             raise ValueError(f"{name}: {len(gradients)} gradients for {len(self.parameters)} parameters")
-        shapes = [p.data.shape for p in self.parameters]
-        for i, (shape, g) in enumerate(zip(shapes, gradients, strict=True)):
-            if g is not None and g.shape != shape:
-                raise ValueError(f"{name}: gradient {i} has shape {g.shape}, expected {shape}")
+        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
+            if g is not None and g.shape != p.data.shape:
+                raise ValueError(f"{name}: gradient {i} has shape {g.shape}, expected {p.data.shape}")
+        shapes = [self.own(i, p.data).shape for i, p in enumerate(self.parameters)]
         for kept in self.state.values():
             for i, (shape, array) in enumerate(zip(shapes, kept, strict=True)):
                 if array.shape != shape:
@@ -139,14 +139,15 @@ class Optimizer:
 
     def _step(self, gradients: list) -> None:
         if not self.state:
-            zeros = lambda p: array_module(p.data).zeros(p.shape, dtype=_at_least_32(p.dtype))
-            self.state = {slot: [zeros(p) for p in self.parameters] for slot in self.slots()}
+            owned = [self.own(i, p.data) for i, p in enumerate(self.parameters)]
+            zeros = lambda p: array_module(p).zeros(p.shape, dtype=_at_least_32(p.dtype))
+            self.state = {slot: [zeros(p) for p in owned] for slot in self.slots()}
         reached = [i for i, g in enumerate(gradients) if g is not None]
         pieces: list[tuple] = []
         for i in reached:
-            p, state = self.parameters[i].data, (arrays[i] for arrays in self.state.values())
-            rate = self.lr * self.ratios[i]
-            pieces += [(rate, self.ages[i] + 1, *piece) for piece in _pieces(p, gradients[i], *state)]
+            p, g = self.own(i, self.parameters[i].data), self.own(i, gradients[i])
+            rate, state = self.lr * self.ratios[i], (arrays[i] for arrays in self.state.values())
+            pieces += [(rate, self.ages[i] + 1, *piece) for piece in _pieces(p, g, *state)]
         small = sum(p.size for p in self.parameters) <= PIECE
         lots = 1 if small or array_module(self.parameters[0].data) is not np else min(LOTS, len(pieces))
         in_parallel(self._update_all, [tuple(pieces[i::lots]) for i in range(lots)])
@@ -165,6 +166,10 @@ class Optimizer:
                 self.update(q, _widened(g), rate, t, *state)
                 p[...] = q
 
+    def own(self, i: int, array: Array) -> Array:
+        """Of parameter i's array, what this optimiser updates and keeps state of: all of it."""
+        return array
+
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has accumulated."""
         for p in self.parameters:
@@ -177,6 +182,9 @@ class Optimizer:
     def update(self, p: Array, g: Array, lr: float, t: int, *state: Array) -> None:
         """Change one parameter's values in place, at its learning rate, by its t-th update (t = 1, 2, ...)."""
         raise TypeError(f"{type(self).__name__} has no update rule; use SGD or AdamW")
+
+    def gather(self) -> None:
+        """Make ready for `state_dict()`, where several processes train: each has all there is here."""
 
     def state_dict(self) -> dict[str, Any]:
         """{"steps": n, "ages": array, "m.0": array, ...}: everything but the parameters."""

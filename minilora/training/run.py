@@ -11,6 +11,7 @@ from ..nn.habits import names_its_settings
 from .checks import NORM, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, described, integer, number, truth, two_betas
 from .corpus import as_corpus
 from .optim import AdamW
+from .sharded import ShardedAdamW
 
 
 def _whole(least: int) -> Callable:
@@ -43,6 +44,7 @@ RULES: dict[str, Callable] = {  # what each setting may be
     "accumulate": _whole(1),
     "checkpoint_blocks": truth,
     "window": _or_none(_whole(1)),
+    "shard": truth,
 }
 
 
@@ -57,7 +59,8 @@ class Settings:
     for each core; `parallel.py` says what is promised). accumulate: how many batches, one after the other, a step's
     gradient is the mean of: a step of as many times the rows in the memory of one batch. checkpoint_blocks:
     whether a block's activations are computed again in the backward pass, and not kept (`model.recompute_blocks`).
-    window: tokens of a text at a time (None: model.window). Raises TypeError or ValueError for what makes no sense, now
+    window: tokens of a text at a time (None: model.window). shard: whether each of several processes keeps its share of
+    the optimiser's moments alone (`sharded.py`). Raises TypeError or ValueError for what makes no sense, now
     and when one is changed.
     """
 
@@ -78,6 +81,7 @@ class Settings:
     accumulate: int = 1
     checkpoint_blocks: bool = False
     window: int | None = None
+    shard: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in RULES:
@@ -121,7 +125,8 @@ class Run:
         self.corpus = as_corpus("Run", self.corpus, getattr(self.model, "tokenizer", None))
         self.saved = None if self.saved is None else integer("Run: saved", self.saved, 0)
         parameters = self.model.named_parameters() if s.lr_ratio == 1 else lora_plus(self.model, s.lr_ratio)
-        self.optimizer = AdamW(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
+        kind = ShardedAdamW if s.shard else AdamW
+        self.optimizer = kind(parameters, s.lr, s.betas, weight_decay=s.weight_decay)
         self.rng = np.random.default_rng(s.seed)
 
     def compute_again(self) -> None:

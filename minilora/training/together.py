@@ -12,6 +12,7 @@ files and prints.
 """
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,22 @@ def own_rows(rows: int) -> tuple[int, int]:
         return 0, rows
     rank, size = _world[-1].Get_rank(), _world[-1].Get_size()
     return rows * rank // size, rows * (rank + 1) // size
+
+
+def every_share(own: Array, rows: int, first_alone: bool = False) -> Array | None:
+    """What each process has of so many rows (`own_rows`), put together: in each process, or in the first alone."""
+    if not _world:
+        return own
+    world = _world[-1]
+    ends = [rows * rank // world.Get_size() for rank in range(world.Get_size() + 1)]
+    counts = [stop - start for start, stop in itertools.pairwise(ends)]
+    if not first_alone:
+        whole = np.empty(rows, own.dtype)
+        world.Allgatherv(own, [whole, counts])
+        return whole
+    kept = np.empty(rows, own.dtype) if own_rank() == 0 else None
+    world.Gatherv(own, None if kept is None else [kept, counts])
+    return kept
 
 
 def sum_over_processes(

@@ -13,6 +13,7 @@ DOCUMENTED = {
     "steps": 200, "batch_size": 16, "lr": 3e-3, "warmup": 20, "floor": 0.1, "betas": (0.9, 0.99),
     "weight_decay": 0.01, "max_norm": 1.0, "evaluate_every": 50, "evaluation_windows": 64, "checkpoint_every": 200,
     "seed": 0, "lr_ratio": 1.0, "pieces": None, "accumulate": 1, "checkpoint_blocks": False, "window": None,
+    "shard": False,
 }  # fmt: skip
 WHOLE = [
     "steps",
@@ -43,7 +44,7 @@ def test_wrong_settings(name):
 
 def odd_settings():
     for name in DOCUMENTED:
-        truths = 2 if name == "checkpoint_blocks" else 0  # True is one of the odd values elsewhere
+        truths = 2 if name in ("checkpoint_blocks", "shard") else 0  # True is one of the odd values elsewhere
         yield from ((name, value) for value in ODD if not (truths and isinstance(value, bool | np.bool_)))
         yield from ((name, value) for value in ([2.5, float("inf"), np.float64(3.0)] if name in WHOLE else []))
         yield from ((name, None) for _ in range(name not in ("evaluation_windows", "max_norm", "pieces", "window")))

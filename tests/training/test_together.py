@@ -1,7 +1,5 @@
 """Processes that train together: each its rows, one sum of gradients, and the curve of one process."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpi import MPIEXEC, needs_mpi
 
 import minilora as ml
 from minilora.training import together
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.loop import loss_and_gradients
-
-MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-needs_mpi = pytest.mark.skipif(MPIEXEC is None, reason='needs MPI: pip install "minilora[mpi]"')
 
 
 class World:
