@@ -43,6 +43,7 @@ from .nn.encoder import Encoder as _Encoder  # noqa: F401  (which Transformer ma
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer
+from .nn.vision import ViT, ViTConfig, load_vision, save_vision
 from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
 from .training.glyphs import draw_glyphs
@@ -106,6 +107,8 @@ __all__ = [
     "Tensor",
     "Transformer",
     "VeRAConfig",
+    "ViT",
+    "ViTConfig",
     "adapter_disabled",
     "add_adapter",
     "add_classifier",
@@ -131,6 +134,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_pairs",
+    "load_vision",
     "lora_backward",
     "lora_disabled",
     "lora_forward",
@@ -150,6 +154,7 @@ __all__ = [
     "save_adapter",
     "save_model",
     "save_pretrained",
+    "save_vision",
     "set_adapter",
     "to_numpy",
     "train",

@@ -20,6 +20,7 @@ from minilora.nn.module import Module
 from minilora.training.corpus import Corpus
 
 CONFIG = ml.GPTConfig(vocab_size=96, block_size=8, n_layer=1, n_head=2, n_embd=4)
+VISION = ml.ViT(ml.ViTConfig(image_size=4, patch_size=2, n_layer=1, n_head=1, n_embd=2, labels=2))
 ROOMS = ("analysis.rank", "analysis.counting")  # whose functions are documented beside those of the package
 
 
@@ -137,6 +138,8 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
     "reinforce_step.rng": lambda: np.random.default_rng(0),
     **{f"{name}.{size}": lambda: 2 for name in WRITERS for size in ("samples", "longest")},
+    "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
+    "load_vision.path": lambda: ml.save_vision(VISION, Path("vision.npz").absolute()),
     "fonts": lambda: ["STIX", "cmmi10"], "characters": lambda: "Ab", "draw_glyphs.size": lambda: 16,
     "max_new_tokens": lambda: 2, "optimizer": lambda: None, "output": lambda: None, "inputs": lambda: None,
     **dict.fromkeys(("x", "W", "b", "A", "B", "s", "g", "h"), lambda: None),

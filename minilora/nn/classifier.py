@@ -13,7 +13,7 @@ from typing import Any
 from ..autograd.signatures import checked, shown
 from .language_model import LanguageModel
 
-PARTS = ("classifier", "labels", "head", "pooler", "architecture")  # what a head for labels may change
+PARTS = ("classifier", "labels", "head", "pooler", "architecture", "config")  # what a head for labels may change
 
 
 @checked
@@ -23,17 +23,17 @@ def add_classifier(model: Any, labels: Sequence[str]) -> Any:
     W (labels, C) starts at zero: all labels alike; b is an encoder's alone, as in transformers. An adapter trains and
     keeps the head where it is named: LoRAConfig(modules_to_save=("classifier",)), with "pooler" where a BERT came
     without one. An encoder's other head gives way; one for as many labels that are not named stays, and gets these
-    names. Raises ValueError for fewer than two labels, for labels that are no texts or twice the same, and where the
-    model has other labels.
+    names. A vision transformer's head gives way to one for other labels. Raises ValueError for fewer than two labels,
+    for labels that are no texts or twice the same, and where a model of language has other labels.
     """
-    if not isinstance(model, LanguageModel):
+    if not hasattr(model, "take_head") or isinstance(model, type):
         raise TypeError(f"add_classifier: model = {shown(model)}, expected one such as ml.load_model('base')")
     labels = tuple(labels)
     if len(labels) < 2 or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
         raise ValueError(f"add_classifier: labels = {shown(labels)}, expected two different texts, or more")
     if model.labels == labels:
         return model
-    if model.labels:
+    if model.labels and isinstance(model, LanguageModel):
         raise ValueError(f"add_classifier: the model has a head for other labels: {', '.join(model.labels)}")
     model.take_head(len(labels))
     model.labels = labels
