@@ -98,16 +98,13 @@ def _beside(found: dict[str, list[Row]]) -> str:
 
 
 def _apart(found: dict[str, list[Row]]) -> str:
-    """Where seeds end far apart: a rate that served the first one did not serve all."""
+    """Where seeds end far apart, although the rate was chosen by their mean."""
     told = ""
     for way, rows in found.items():
         for row in (row for row in rows if row["reward_spread"] > 0.25):
             ends = np.array(row["curve"]["reward"])[:, -1]
             between = f"end between {percent(ends.min())} and {percent(ends.max())}"
-            told += (
-                f"With {thousands(row['trainable'])} parameters the seeds of {way} {between}: the rate was chosen on "
-            )
-            told += "the first. "
+            told += f"With {thousands(row['trainable'])} parameters the seeds of {way} {between}. "
     return told
 
 

@@ -23,8 +23,9 @@ FEW = 8  # windows in a batch, where the steps are as few as those of the larges
 
 
 def study_batches(runs: Runs) -> list[dict[str, Any]]:
-    """Batch size, on as many windows of a text in all: what LoRA loses against full fine-tuning, each at its own best
-    rate; and whether it is the batch, or the fewer steps."""
+    """Batches of 1, 4, 16 and 64 windows, as many windows of a text in all: what LoRA loses against full fine-tuning,
+    each at its own best rate; and batches of 8 in as few steps as those of 64, to tell the batch from the fewer steps.
+    """
     sizes = SIZES[1:3] if len(runs.scale.seeds) < 2 else SIZES
     windows = max(runs.scale.steps * runs.scale.batch_size // sizes[-1], 1) * sizes[-1]
     shapes = [*((size, windows // size) for size in sizes), (FEW, windows // sizes[-1])]

@@ -69,23 +69,27 @@ def reward(name: str) -> float:
 def study_rewards(runs: Runs) -> list[dict[str, Any]]:
     """How few parameters are enough to learn a rule from rewards, and how few from examples that keep the rule?
 
-    A rate is chosen by the share of right names at the end, at the first seed; of equal ones, by the mean on the way.
+    A rate is chosen by the mean over the seeds of the share of right names at the end, among the two that are best at
+    the first seed; of equal ones, by the mean on the way.
     """
     quick = len(runs.scale.seeds) < 2
+    right = lambda records: np.mean([(r["reward"], np.mean(r["curve"]["reward"])) for r in records], axis=0).tolist()
     learners, rows = RewardRuns(runs), []
+    of = lambda way, name, lr: learners.records(learners.spec_of(way, name, lr, seed) for seed in runs.scale.seeds)
     for way in WAYS:
         for name in ("r=1", "full") if quick else SIZES:
             rates = RATES.get(name, LORA_RATES)
-            sweep = [learners.spec_of(way, name, lr, 0) for lr in (rates[1:2] if quick else rates)]
-            best = max(learners.records(sweep), key=lambda r: (r["reward"], np.mean(r["curve"]["reward"])))
-            lr = best["spec"]["lr"]
-            records = learners.records(learners.spec_of(way, name, lr, seed) for seed in runs.scale.seeds)
+            sweep = learners.records(learners.spec_of(way, name, lr, 0) for lr in (rates[1:2] if quick else rates))
+            tried = [record["spec"]["lr"] for record in sorted(sweep, key=lambda record: right([record]))[-2:]]
+            records = max([of(way, name, lr) for lr in tried], key=right)
+            first = records[0]
             curves = [record["curve"] for record in records]
-            row = {"way": way, "size": name, "lr": lr, "trainable": best["trainable"], "names": best["names"]}
-            row |= {key: best["spec"][key] for key in ("steps", "batch_size")}
+            row = {"way": way, "size": name, "lr": first["spec"]["lr"]}
+            row |= {key: first[key] for key in ("trainable", "names")}
+            row |= {key: first["spec"][key] for key in ("steps", "batch_size")}
             row |= summarise(records, "before", "reward", "different", "base_loss", "loss")
             row["curve"] = {"step": curves[0]["step"], "reward": [curve["reward"] for curve in curves]}
-            row["rates"] = {f"{r['spec']['lr']:g}": r["reward"] for r in learners.records(sweep)}
+            row["rates"] = {f"{record['spec']['lr']:g}": record["reward"] for record in sweep}
             rows.append(row)
     return rows
 
