@@ -175,8 +175,9 @@ CAPTIONS: dict[str, str] = {
         "rates, each the lowest point of a parabola through a seed's losses over log(rate)."
     ),
     "scaling": (
-        "Left: LoRA's best learning rate against its rank, with alpha constant (scale alpha / r) and with alpha = 2r, "
-        "which agree at r = 8. Right: the loss at the rank's own best rate of the grid (filled), and at the one that "
+        "Left: LoRA's best learning rate against its rank, with alpha constant (scale alpha / r), with alpha = 2r, and "
+        "with rsLoRA (scale as 1 / √r, between the two), which agree at r = 8. Right: the loss at the rank's own best "
+        "rate of the grid (filled), and at the one that "
         "is best at r = 8 (hollow). Points are means over seeds, bars reach from the least to the most."
     ),
     "starts": (

@@ -153,7 +153,8 @@ def _advice(rows: Sequence[Row], home: float) -> str:
     said = [f"{signed(p.mean())} ({signed(p.min())} to {signed(p.max())}) with {WORDS[k]}" for k, p in powers.items()]
     least, *others = sorted(powers, key=lambda kind: np.abs(powers[kind]).mean())
     clear = np.abs(powers[least]).max() < min(np.abs(powers[kind]).min() for kind in others)
-    best = f"{WORDS[least]} keeps it most nearly" if clear else "neither clearly keeps it better"
+    none = "neither" if len(powers) == 2 else "none"
+    best = f"{WORDS[least]} keeps it most nearly" if clear else f"{none} clearly keeps it better"
     lost = lambda kind: max((at(rows, kind, r, home) - at(rows, kind, r)).mean() for r in ranks_of(rows, kind))
     costs = [f"{lost(kind):.2f} with {WORDS[kind]}" for kind in powers]
     return (
@@ -168,6 +169,7 @@ def _lowest(rows: Sequence[Row]) -> str:
     ends = {WORDS[kind]: at(rows, kind, rank) for kind in kinds_of(rows)}
     first, second, *_ = sorted(ends, key=lambda words: ends[words].mean())
     tuned = f"Tuned at r = {rank}, "
+    neither, lower = ("neither", "lower") if len(ends) == 2 else ("none", "lowest")
     if ends[first].max() < ends[second].min():
-        return f"{tuned}{first} ends lower, {ends[first].mean():.2f} beside {ends[second].mean():.2f} with {second}."
-    return f"{tuned}neither ends clearly lower."
+        return f"{tuned}{first} ends {lower}, {ends[first].mean():.2f} beside {ends[second].mean():.2f} with {second}."
+    return f"{tuned}{neither} ends clearly {lower}."

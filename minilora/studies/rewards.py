@@ -133,7 +133,8 @@ class RewardRuns(Runs):
 
 def judge(model: Any, samples: int, seed: int = 0) -> dict[str, Any]:
     """Which share of the names that a model writes is right, which share is different, and the first of them."""
-    written = write_episodes(model, LINE, samples, LONGEST, LINE.tolist(), [seed, 1]).texts
+    rng = np.random.default_rng([seed, 1])
+    written = write_episodes(model, LINE, samples, LONGEST, LINE.tolist(), rng).texts
     right, different = float(rewards_of(written, reward).mean()), len(set(written)) / len(written)
     return {"reward": right, "different": different, "names": [name.strip("\n") for name in written[:SHOWN]]}
 

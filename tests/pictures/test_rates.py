@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from minilora.pictures.figures import CAPTIONS
 from minilora.pictures.rates import scaling
 
 
@@ -55,6 +56,25 @@ def test_scaling_says_under_which_convention_the_best_rate_stays(title, figure_o
     alike = figure_of("scaling", moved(alpha=0.0, alpha_r=0.0))
     assert alike.get_label().startswith("From r = 1 to 64 the best rate stays (α constant, α = 2r).")
     assert "neither clearly keeps it better" in alike.get_label() and "neither ends clearly lower" in alike.get_label()
+
+
+def test_scaling_of_three_conventions_says_none_and_lowest(records):
+    """A third one stands between the two: rsLoRA's best rate is as r^-1/4."""
+
+    def of_three(change):
+        rows = records("rates")["rows"]
+        third = [{**row, "kind": "rsLoRA"} for row in rows if row["kind"] == "alpha"]
+        for row in third:
+            change(row)
+        return scaling({**records("rates"), "rows": rows + third})
+
+    figure = of_three(moved(rsLoRA=-0.25))
+    said = figure.get_label().replace("\N{NO-BREAK SPACE}", " ")
+    assert "stays (α constant), falls 8-fold (α = 2r), falls 2.8-fold (rsLoRA)" in said
+    assert "α constant keeps it most nearly" in said and "α constant ends lowest" in said
+    assert "rsLoRA" in CAPTIONS["scaling"] and "rsLoRA" in [text.get_text() for text in figure.axes[0].texts]
+    same = of_three(moved(rsLoRA=0.0)).get_label()
+    assert "none clearly keeps it better" in same and "none ends clearly lowest" in same
 
 
 def test_scaling_says_nothing_about_ranks_where_one_was_looked_at(records):
