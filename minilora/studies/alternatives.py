@@ -84,8 +84,7 @@ def study_methods(runs: Runs) -> list[dict[str, Any]]:
     """Every method at its own best learning rate: what is learned, forgotten, trained, stored, and paid in a step.
 
     The rate is chosen by the new text alone, at the first seed; sweep: the way of every rate that was tried, so that
-    what is forgotten can be told at a matched loss on the new text (committed rows that were trained before it was kept
-    have none).
+    what is forgotten can be told at a matched loss on the new text.
     """
     rows: list[dict[str, Any]] = []
     for corpus in runs.scale.corpora:
