@@ -1,6 +1,7 @@
 """The page Frequently confused: every entry is short, names its sources, and has a proof that runs and can fail."""
 
 import ast
+import json
 import re
 import tracemalloc
 from dataclasses import dataclass
@@ -96,6 +97,30 @@ QUESTIONS = (  # what people ask in public
 @pytest.mark.parametrize("words", [*SLIPS, *QUESTIONS])
 def test_every_slip_and_every_question_has_an_entry(words):
     assert len([title for title in BY_TITLE if re.search(words, title, re.I)]) == 1
+
+
+IN_THEIR_LECTURES = {  # what a student's slides say, as a pattern -> the lectures where it is answered
+    r"with \$A\$ .{0,30}r \\times k.{0,200}It is not so: those shapes fit one way round": "05",
+    r"takes \$k\$ numbers in and gives \$d\$ out": "05",
+    r"\"\$r\$ is the rank of \$W\$\".{0,40}It is not so": "05",
+    r"\$W\$ itself is low-rank\".{0,40}It is not so": "06",
+    r"standard deviation is \$1/\\sqrt\{r\}\$\".{0,40}It is not so": "05",
+    r"two phases, and pre-training is the first\".{0,40}It is not so": "05",
+    r"LoRA compresses the model\*\.\*\* It does not": "07",
+    r"discard \$A\$ and \$B\$: \$W_0\$ was updated\".{0,40}It is not so": "05",
+    r"full fine-tuning adds parameters to the model\"\. It adds none": "04",
+    r"pre-training predicts masked words\.\* So it does in BERT": "03",
+    r"freezing guarantees it\.\* .{0,200}What freezing guarantees is the way back": "04",
+    r"slow because they have more parameters\.\*\* It is not so": "08a",
+}
+
+
+@pytest.mark.parametrize("said", IN_THEIR_LECTURES)
+def test_every_slip_is_answered_in_the_lecture_where_it_belongs(said):
+    (path,) = PAGE.parent.glob(f"{IN_THEIR_LECTURES[said]}_*.ipynb")
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    assert len(IN_THEIR_LECTURES) == len(SLIPS)
+    assert any(re.search(said, re.sub(r"\s*\n>? ?", " ", "".join(cell["source"])), re.S) for cell in cells)
 
 
 def test_titles_differ_and_the_course_leads_here():
