@@ -313,7 +313,7 @@ def seen(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_at_any_of_many_lines_leaves_the_operation_done_or_undone(name):
-    check_every_line(name, 11)
+    check_every_line(name, 29)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
