@@ -39,6 +39,7 @@ from .course.exercises import check
 from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.classifier import add_classifier
+from .nn.diffusion import DiT, DiTConfig, load_diffusion, save_diffusion
 from .nn.encoder import Encoder as _Encoder  # noqa: F401  (which Transformer makes of an encoder's architecture)
 from .nn.gpt import GPT, GPTConfig
 from .nn.storage import load_model, save_model
@@ -46,6 +47,7 @@ from .nn.transformer import Transformer
 from .nn.vision import ViT, ViTConfig, load_vision, save_vision
 from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
+from .training.diffusion import draw_letters, train_diffusion
 from .training.glyphs import draw_glyphs
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
@@ -88,6 +90,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AdamW",
     "BitFitConfig",
+    "DiT",
+    "DiTConfig",
     "DoRAConfig",
     "FullConfig",
     "GPT",
@@ -122,6 +126,7 @@ __all__ = [
     "delta_weights",
     "draw",
     "draw_glyphs",
+    "draw_letters",
     "encode",
     "evaluate",
     "fold_prefix",
@@ -130,6 +135,7 @@ __all__ = [
     "holds",
     "load_adapter",
     "load_corpus",
+    "load_diffusion",
     "load_labels",
     "load_model",
     "load_pretrained",
@@ -152,12 +158,14 @@ __all__ = [
     "requantize",
     "rows_use",
     "save_adapter",
+    "save_diffusion",
     "save_model",
     "save_pretrained",
     "save_vision",
     "set_adapter",
     "to_numpy",
     "train",
+    "train_diffusion",
     "train_step",
     "unicode_categories",
     "unmerge_adapter",

@@ -41,6 +41,10 @@ def adapted(merged: bool = False) -> ml.GPT:
     return m
 
 
+def dit() -> ml.DiT:
+    return ml.DiT(ml.DiTConfig(image_size=4, patch_size=2, n_layer=1, n_head=1, n_embd=4))
+
+
 def corpus() -> Corpus:
     return Corpus("text", text(200), text(50))
 
@@ -141,6 +145,10 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
     "load_vision.path": lambda: ml.save_vision(VISION, Path("vision.npz").absolute()),
     "fonts": lambda: ["STIX", "cmmi10"], "characters": lambda: "Ab", "draw_glyphs.size": lambda: 16,
+    **{f"{name}.model": dit for name in ("save_diffusion", "train_diffusion", "draw_letters")},
+    "DiT.config": lambda: dit().config, "load_diffusion.path": lambda: ml.save_diffusion(dit(), "dit.npz"),
+    "glyphs": lambda: ml.draw_glyphs("STIX", "ab", size=4),
+    "train_diffusion.steps": lambda: 1, "draw_letters.steps": lambda: 2,
     "max_new_tokens": lambda: 2, "optimizer": lambda: None, "output": lambda: None, "inputs": lambda: None,
     **dict.fromkeys(("x", "W", "b", "A", "B", "s", "g", "h"), lambda: None),
 }  # fmt: skip

@@ -285,6 +285,7 @@ def layer_norm(x, weight, bias=None, eps=1e-5):
     n is x centred and scaled by k = 1 / sqrt(var + eps). With m = g w, the cotangent of n:
         dx = k (m - mean m - n mean(m n)):  the parts of m that would shift or stretch x change nothing.
         dw = sum of g n over all rows,  db = sum of g over all rows.
+    w and b: (C,), or of their own for some rows, as (B, 1, C) where a condition makes them (`nn/diffusion.py`).
     """
     _fitting_rows("layer_norm", x, weight, bias)
     c = x.shape[-1]
@@ -317,12 +318,18 @@ def _scale_of(x, eps):
 
 
 def _fitting_rows(name, x, *scales):
-    """An error unless x has features, and each of the weight and bias one entry per feature."""
+    """An error unless x has features, and each of the weight and bias one entry per feature, for all rows or some."""
     if x.shape[-1:] in ((), (0,)):
         raise ValueError(f"{name}: x {x.shape}: no features to normalise over; expected (..., C)")
     for scale in scales:
-        if scale is not None and scale.shape != x.shape[-1:]:
+        if scale is not None and scale.shape != x.shape[-1:] and not _of_rows(scale.shape, x.shape):
             raise ValueError(f"{name}: x {x.shape}, weight or bias {scale.shape}: expected {x.shape[-1:]}")
+
+
+def _of_rows(shape, rows):
+    """Whether it has all features, and broadcasts to the rows: (B, 1, C) for (B, T, C)"""
+    fits = all(n in (1, m) for n, m in zip(shape[::-1], rows[::-1], strict=False))
+    return shape[-1:] == rows[-1:] and len(shape) <= len(rows) and fits
 
 
 @register

@@ -158,7 +158,7 @@ def load_model(path: str | Path = "base") -> GPT:
     return model
 
 
-def check_size(config: GPTConfig, arrays: Mapping[str, np.ndarray]) -> None:
+def check_size(config: Any, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError where a model is much larger than what is there to fill it, before it is built.
 
     A whole number may hold two codes of 4 bits. What differs by less is built, and its shapes are told one by one.
