@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32, by_value, narrow, wide
+from .parts import by_entry
 from .tensor import register
 
 __all__ = [
@@ -258,7 +259,7 @@ def gelu(x):
         v += 1
         return v
 
-    def vjp(g):
+    def slope_times(g, x):
         near = xp.asarray(x.clip(-40, 40))  # beyond, s is 0 or 1 in every digit, and u might be infinite
         v = minus_2u(near)
         d = -3 * v
@@ -272,9 +273,12 @@ def gelu(x):
         d *= g
         return d
 
-    with np.errstate(over="ignore"):  # x / inf is 0, as it should be
-        q = one_plus_e(minus_2u(x))
-    return xp.divide(x, q, out=q), (vjp,)
+    def value(x):
+        with np.errstate(over="ignore"):  # x / inf is 0, as it should be
+            q = one_plus_e(minus_2u(x))
+        return xp.divide(x, q, out=q)
+
+    return by_entry(value, x), (lambda g: by_entry(slope_times, g, x),)
 
 
 @register

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .backend import array_module, at_least_float32
+from .parts import in_parts
 from .tensor import PRIMITIVES, register
 
 __all__ = ["gated", "sigmoid", "silu"]
@@ -67,17 +68,19 @@ def gated(gate, up, activation):
     xp, shape = array_module(gate), gate.shape
     gate, up = gate.reshape(-1), up.reshape(-1)
     step = STRETCH if type(gate) is np.ndarray else max(gate.size, 1)
-    parts = [slice(start, start + step) for start in range(0, gate.size, step)]
+    parts = [(slice(start, start + step),) for start in range(0, gate.size, step)]
     y = xp.empty(gate.shape, np.result_type(gate.dtype, up.dtype))
-    for part in parts:
-        xp.multiply(f(gate[part])[0], up[part], out=y[part])
+    in_parts(lambda part: xp.multiply(f(gate[part])[0], up[part], out=y[part]), parts)
 
     def vjp(g):
         g, dgate, dup = g.reshape(-1), xp.empty_like(gate), xp.empty_like(up)
-        for part in parts:
+
+        def vjp_of(part):
             value, (slope,) = f(gate[part])
             dgate[part] = slope(g[part] * up[part])
             xp.multiply(g[part], value, out=dup[part])
+
+        in_parts(vjp_of, parts)
         return dgate.reshape(shape), dup.reshape(shape)
 
     return y.reshape(shape), vjp

@@ -4,11 +4,16 @@ What a part computes does not depend on the others, so the bits are the same eit
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["in_parts", "shared_by"]
+import numpy as np
+
+from .backend import Array
+
+__all__ = ["by_entry", "in_parts", "shared_by"]
 
 Share = Callable[[Callable[..., Any], Sequence[tuple]], list]
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
@@ -18,6 +23,24 @@ def in_parts(function: Callable[..., Any], parts: Sequence[tuple]) -> list:
     """[function(*part) for part in parts], shared out where that was asked for."""
     share = _share.get()
     return [function(*part) for part in parts] if share is None else share(function, parts)
+
+
+SHARE = 1 << 17  # entries of a part: fewer are not worth waking another core
+
+
+def by_entry(function: Callable[..., Array], *arrays: Array) -> Array:
+    """function(*arrays), which works entry by entry on arrays of one shape: cores that are free share many entries."""
+    count = arrays[0].size // SHARE
+    if _share.get() is None or count < 2 or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
+        return function(*arrays)
+    flat, whole = [a.reshape(-1) for a in arrays], np.empty(arrays[0].size, np.result_type(*arrays))
+
+    def part(start: int, stop: int) -> None:
+        whole[start:stop] = function(*(a[start:stop] for a in flat))
+
+    ends = [len(whole) * i // count for i in range(count + 1)]
+    in_parts(part, list(itertools.pairwise(ends)))
+    return whole.reshape(arrays[0].shape)
 
 
 @contextlib.contextmanager
