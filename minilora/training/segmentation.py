@@ -1,0 +1,114 @@
+"""Training a segmenter on scenes, half of them asked by a point and half by a box, and measuring what it finds."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..autograd.signatures import checked, shown
+from ..autograd.tensor import Tensor, no_grad
+from ..nn.segmenter import Segmenter, as_masks
+from .checks import NORM, integer, number
+from .loop import add_up, diagnosis
+from .memory import keep_freed_memory
+from .optim import AdamW, Optimizer, clip_gradients, cosine_schedule
+from .parallel import in_parallel
+from .scenes import Scenes, draw_scenes, prompts_of
+
+AT_A_TIME = 16  # scenes, where they are only looked at
+
+
+@checked
+def segment_step(
+    model: Segmenter,
+    optimizer: Optimizer,
+    images: Any,
+    prompts: Any,
+    masks: Any,
+    max_norm: float | None = None,
+    pieces: int | None = None,
+) -> float:
+    """One step of training, as `train_step` takes it. Returns the loss before the update.
+
+    images, masks: (B, S, S); prompts: (B, 2) or (B, 4). The batch is split over the cores; pieces: into how many, if
+    not one for each. max_norm: clip. Raises FloatingPointError when the loss is not finite; nothing has changed then.
+    """
+    keep_freed_memory()
+    images, prompts = model.fitting("segment_step", images, prompts)
+    masks = as_masks("segment_step", masks, images.shape)
+
+    def loss_of(start: int, stop: int) -> tuple[Tensor, float]:
+        rows = slice(start, stop)
+        return model.loss(images[rows], prompts[rows], masks[rows]), (stop - start) / len(images)
+
+    pieces = None if pieces is None else integer("segment_step: pieces", pieces, 1)
+    loss, gradients = add_up(loss_of, optimizer.parameters, [(0, len(images))], pieces)
+    norm = 0.0
+    if max_norm is not None:
+        norm = clip_gradients(gradients, number("segment_step: max_norm", max_norm, NORM))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(diagnosis(model, optimizer, gradients, loss))
+    optimizer.step(gradients)
+    return loss
+
+
+def segmenter_steps(
+    model: Segmenter,
+    scenes: Scenes,
+    steps: int,
+    lr: float,
+    batch_size: int = 16,
+    rng: Any = 0,
+    weight_decay: float = 0.01,
+    pieces: int | None = None,
+) -> Iterator[tuple[int, float]]:
+    """Train what the model trains now: (step, loss before it), one after the other; a look between them changes none.
+
+    Each batch is drawn anew, and so are its prompts. The rate rises for a tenth of the steps, then falls as a cosine.
+    """
+    rng, optimizer = np.random.default_rng(rng), AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    for step in range(steps):
+        optimizer.lr = cosine_schedule(step, steps, lr, max(steps // 10, 1), 0.02 * lr)
+        rows = rng.choice(len(scenes), min(batch_size, len(scenes)), replace=False)
+        points, boxes = prompts_of(scenes.masks[rows], rng)
+        by_point = rng.random(len(rows))[:, None] < 0.5
+        prompts = np.where(by_point, np.tile(points, 2), boxes)
+        yield step, segment_step(model, optimizer, scenes.images[rows], prompts, scenes.masks[rows], 1.0, pieces)
+
+
+def pretrain_segmenter(steps: int = 2000, scenes: int = 4096, rng: Any = 0) -> Iterator[tuple[int, float, Segmenter]]:
+    """The shipped base, as it was made: a new segmenter, trained on shapes.   (step, loss before it, the model)"""
+    rng = np.random.default_rng(rng)
+    model, shapes = Segmenter(rng=rng), draw_scenes("shapes", scenes, rng=rng)
+    for step, loss in segmenter_steps(model, shapes, steps, 4e-3, rng=rng, pieces=1):
+        yield step, loss, model
+
+
+@checked
+def train_segmenter(model: Segmenter, scenes: Scenes, steps: int = 100, lr: float = 1e-2, rng: Any = 0) -> list[float]:
+    """Train what the model trains now, an adapter or all of it, on scenes. -> the loss before each step
+
+    lr: the highest rate. rng: a seed or a numpy Generator, for what is drawn. Raises as `segment_step` does.
+    """
+    steps = integer("train_segmenter: steps", steps, 1)
+    return [loss for _, loss in segmenter_steps(model, scenes, steps, lr, rng=rng)]
+
+
+@checked
+def iou(model: Segmenter, scenes: Scenes, by: str = "point") -> np.ndarray:
+    """Intersection over union, |found and meant| / |found or meant|, of each scene.   -> (N,), from 0 to 1
+
+    by: "point" or "box", how the model is asked.
+    """
+    if by not in ("point", "box"):
+        raise ValueError(f"iou: by = {shown(by)}, expected 'point' or 'box'")
+    prompts = scenes.points if by == "point" else scenes.boxes
+
+    def piece(start: int) -> np.ndarray:
+        rows = slice(start, start + AT_A_TIME)
+        with no_grad():
+            found, meant = model(scenes.images[rows], prompts[rows]).data > 0, scenes.masks[rows]
+        return (found & meant).sum(axis=(1, 2)) / (found | meant).sum(axis=(1, 2))
+
+    return np.concatenate(in_parallel(piece, [(start,) for start in range(0, len(scenes), AT_A_TIME)]))
