@@ -9,7 +9,9 @@ from ..adapters.targets import OUTPUTS
 from ..nn.architectures import Architecture, find
 from ..nn.language_model import LanguageModel
 from ..nn.layers import Embedding, Linear
+from ..nn.vision import ViT
 from .names import Place, family_of, module_names
+from .vit_files import modules_in_memory
 
 UNSURE = "PEFT's files do not say which weights they were trained on: names and shapes are all that can be checked"
 HEAD = "lm_head"
@@ -18,9 +20,11 @@ Arrays = dict[str, np.ndarray]
 
 def architecture_of(model: Any) -> Architecture:
     """What a model is made of. Raises ValueError for one that is no transformer whose files are known."""
+    if isinstance(model, ViT):
+        return model.config.blocks
     if not isinstance(model, LanguageModel):
         raise ValueError(
-            f"a {type(model).__name__} has no names in PEFT's files; the modules of GPT and Transformer do"
+            f"a {type(model).__name__} has no names in PEFT's files; the modules of GPT, Transformer and ViT do"
         )
     return find(model)
 
@@ -32,11 +36,12 @@ class Theirs:
 
     def __init__(self, model: Any, bare: bool = False):
         self.model, self.architecture = model, architecture_of(model)
-        self.prefix = family_of(self.architecture).prefix
+        sees = isinstance(model, ViT)
+        self.prefix = "vit." if sees else family_of(self.architecture).prefix
         self.tied, self.masked = (self.architecture.head == kind for kind in ("tied", "masked"))
         self.places: dict[str, list[tuple[str, Place]]] = {}
         self.kinds: dict[str, str] = {}
-        named = dict(module_names(self.architecture))
+        named = modules_in_memory(model) if sees else dict(module_names(self.architecture))
         if self.architecture.causal and model.labels:
             named["classifier"] = Place("score")
         for path, place in named.items():

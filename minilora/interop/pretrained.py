@@ -7,21 +7,22 @@ from typing import Any
 
 from ..adapters.state import carried
 from ..autograd.signatures import checked, shown
-from ..nn.architectures import Architecture, find
+from ..nn.architectures import find
 from ..nn.checks import unknown
 from ..nn.files import write_beside
 from ..nn.gpt import GPT
 from ..nn.module import Module
 from ..nn.storage import said
 from ..nn.transformer import Transformer
-from . import fetch
+from ..nn.vision import ViT
+from . import fetch, vit_files
 from .config_out import config_for
 from .extras import extra
 from .folders import as_stored, open_folder
 from .gguf_file import open_gguf
 from .shards import WEIGHTS, never_opened
 from .sources import Source, built
-from .tensor_files import write_tensors
+from .tensor_files import Stored, write_tensors
 
 FILES = (".npz", ".gguf", ".safetensors", ".bin", ".json")  # what ends like this is no folder
 TEMPLATE = "chat_template.jinja"
@@ -30,7 +31,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "file")
 
 
 @checked
-def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transformer:
+def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Any:
     """The model in a Hugging Face folder or a .gguf file, or one that `minilora fetch` knows by its name.
 
     place: a folder with config.json and model.safetensors (or its shards and their index), a .gguf file, a name such
@@ -41,7 +42,7 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
     which saves memory and takes time. Norms and biases are floats. `model.tokenizer` is the tokenizer, where the files
     have one, `model.source` is the place, `model.labels` what a head for labels calls them. Raises FileNotFoundError
     for what is not there, ImportError for a library that is not installed, and ValueError for what does not fit: names,
-    shapes, numbers that are none; nothing is built then.
+    shapes, numbers that are none; nothing is built then. A folder of a vision transformer ("vit") gives a ViT.
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_pretrained: {unknown('dtype', str(dtype), [*DTYPES])}")
@@ -54,6 +55,8 @@ def load_pretrained(place: str | os.PathLike, dtype: str = "float32") -> Transfo
         raise ValueError(never_opened(path))
     if path.suffix in (".safetensors", ".json") and path.is_file():
         raise ValueError(f"load_pretrained: {path} is a part of a model: open its folder, {path.parent}")
+    if path.is_dir() and vit_files.is_vit(config := vit_files.config_in(path)):
+        return vit_files.open_vit(path, config, dtype)
     source = open_folder(path) if path.is_dir() else open_gguf(path)
     model = built(source, dtype)
     model.tokenizer, model.source = _tokenizer(source), os.fspath(place)
@@ -106,28 +109,34 @@ def save_pretrained(model: Module, folder: str | os.PathLike) -> Path:
     """Write a model as a Hugging Face folder, which transformers' from_pretrained and ours open; returns its path.
 
     config.json, model.safetensors (matrices in the precision that they are held in, a tied head not twice), and where
-    the model has one its tokenizer. A GPT is written as a gpt2. Raises ValueError for a model with an adapter, one in
-    few bits, numbers that are none, and what a config.json of its family cannot say; TypeError for what is no language
-    model. Files are whole or not there: the weights are written first, and where that fails nothing has changed.
+    the model has one its tokenizer. A GPT is written as a gpt2, a ViT as a vit. Raises ValueError for a model with an
+    adapter, one in few bits, numbers that are none, and what a config.json of its family cannot say; TypeError for what
+    is none of these models. Files are whole or not there: the weights are written first, and where that fails nothing
+    has changed.
     """
-    if not isinstance(model, GPT | Transformer):
-        raise TypeError(f"save_pretrained: got {shown(model)}, expected a GPT or a Transformer")
+    if not isinstance(model, GPT | Transformer | ViT):
+        raise TypeError(f"save_pretrained: got {shown(model)}, expected a GPT, a Transformer or a ViT")
     if carried(model):
         fix = "ml.merge_lora(model), then ml.remove_lora(model); or ml.save_adapter(model, path) for the adapter alone"
         raise ValueError(f"save_pretrained: the model has an adapter; {fix}")
-    path, architecture = _new_folder(folder), find(model)
-    config = config_for(architecture, model.labels)
-    tensors = as_stored(model, architecture)
+    path = _new_folder(folder)
+    config, tensors = vit_files.described(model) if isinstance(model, ViT) else _described(model)
     if wrong := model.first_not_finite():
         raise ValueError(f"save_pretrained: {wrong}")
     config["dtype"] = max((tensor.dtype for tensor in tensors.values()), key=lambda dtype: dtype.itemsize).name
-    texts = _tokenizer_files(model, architecture, config)
+    texts = _tokenizer_files(model, config)
     texts["config.json"] = json.dumps(config, indent=2)
-    _refuse_others(path, texts, getattr(model.tokenizer, "template", None))
+    _refuse_others(path, texts, getattr(getattr(model, "tokenizer", None), "template", None))
     write_tensors(path / WEIGHTS, tensors)
     for name, text in texts.items():
         _write_text(path / name, text)
     return path
+
+
+def _described(model: Any) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """(the fields of config.json, the tensors) of a model of language."""
+    architecture = find(model)
+    return config_for(architecture, model.labels), as_stored(model, architecture)
 
 
 def _new_folder(folder: str | os.PathLike) -> Path:
@@ -150,7 +159,7 @@ def _refuse_others(path: Path, texts: dict[str, str], template: str | None) -> N
         raise ValueError(f"save_pretrained: {path} holds {stays[0]} of another model; choose another folder")
 
 
-def _tokenizer_files(model: Any, architecture: Architecture, config: dict[str, Any]) -> dict[str, str]:
+def _tokenizer_files(model: Any, config: dict[str, Any]) -> dict[str, str]:
     """{name: text} of the files that say the model's tokenizer, whose first and last tokens go into the config, too."""
     tokenizer: Any = getattr(model, "tokenizer", None)
     if not hasattr(tokenizer, "files"):
@@ -159,7 +168,7 @@ def _tokenizer_files(model: Any, architecture: Architecture, config: dict[str, A
     tokens: dict[str, Any] = {"bos_token_id": tokenizer.backend.token_to_id(begin) if begin else None}
     tokens["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     config |= tokens
-    generation = json.dumps(tokens | {"pad_token_id": architecture.pad_id}, indent=2)
+    generation = json.dumps(tokens | {"pad_token_id": config["pad_token_id"]}, indent=2)
     return {**tokenizer.files(), "generation_config.json": generation}
 
 

@@ -90,14 +90,21 @@ def built(source: Source, dtype: str) -> Transformer:
     """The model, its matrices and its table of tokens held as `dtype` says; all else in floats."""
     model = Transformer(source.architecture, Blank())
     model.labels = source.labels
-    for name, read in source.values.items():
+    kinds = fill(model, source.values, source.called, dtype)
+    model.recompute_blocks = any(kind is not Half for kind in kinds)  # who holds few bits is short of memory
+    return model
+
+
+def fill(model: Any, values: Mapping[str, Callable[[], Value]], called: str, dtype: str) -> list[type]:
+    """Put a file's numbers into a model that was made blank, one at a time; returns the kinds of those in few bits."""
+    for name, read in values.items():
         path, _, last = name.rpartition(".")
         module = model.get_module(path)
         matrix = last == "weight" and (isinstance(module, Linear) or path == "wte")
         try:
             value = held(read(), dtype if matrix or dtype == "float64" else "float32")
         except ValueError as error:
-            raise ValueError(f"{source.called}: {name}: {error}") from None
+            raise ValueError(f"{called}: {name}: {error}") from None
         if not isinstance(value, Packed):
             getattr(module, last).data = np.require(value, requirements="W")  # what is mapped is for reading
         elif isinstance(module, Embedding):
@@ -107,8 +114,7 @@ def built(source: Source, dtype: str) -> Transformer:
     kinds = [type(m.quantized) for _, m in model.named_modules() if isinstance(m, QuantizedEmbedding | QuantizedLinear)]
     for p in model.parameters() if kinds else ():
         p.requires_grad = False
-    model.recompute_blocks = any(kind is not Half for kind in kinds)  # who holds few bits is short of memory
-    return model
+    return kinds
 
 
 def held(value: Value, dtype: str) -> Value:

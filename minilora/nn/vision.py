@@ -83,8 +83,8 @@ class ViTConfig:
         """What its blocks are made of: those of a language model that looks both ways."""
         inside = self.mlp_width or 4 * self.n_embd
         own: dict[str, Any] = dict(qkv_bias=self.qkv_bias, norm_eps=self.norm_eps, activation=self.activation)
-        tokens = 1 + self.patches
-        return Architecture("vit", 1, self.n_embd, self.n_layer, self.n_head, inside, tokens, causal=False, **own)
+        own |= dict(family="vit", causal=False, head="labels", labels=self.labels)
+        return Architecture("vit", 1, self.n_embd, self.n_layer, self.n_head, inside, 1 + self.patches, **own)
 
     @property
     def count(self) -> int:
@@ -100,7 +100,7 @@ class ViT(Module):
 
     config: a ViTConfig; rng: a seed or a numpy Generator for the initial weights, drawn from N(0, 0.02). Parameters are
     float32; `model.astype("float64")` for gradient checks. model.labels: what the labels are called, where that is
-    known.
+    known; model.source: the folder that it was opened from.
 
     >>> model = ViT(ViTConfig(image_size=8, n_layer=1, n_embd=16, labels=3))
     >>> model(np.zeros((5, 8, 8), "float32")).shape
@@ -113,6 +113,7 @@ class ViT(Module):
         rng, c, a = generator(rng, "ViT"), config.n_embd, config.blocks
         self.config = config
         self.labels: tuple[str, ...] = ()
+        self.source = ""
         self.patch_proj = Linear(config.channels * config.patch_size**2, c, True, rng)
         self.class_token = parameter(rng.normal(0, 0.02, c))
         self.wpe = Embedding(a.context, c, rng)
