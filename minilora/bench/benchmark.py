@@ -24,6 +24,7 @@ from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
 from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
+from .exchange import exchange_rows
 from .generation import generation_rows, serving_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
 from .processes import demo_rows, import_rows, memory_rows
@@ -33,7 +34,7 @@ from .rows import OWN_FULL, PRODUCTS, SERVED, TRAINING, Row, row
 from .scalars import scalar_rows
 
 USUAL = ("import", "scalars", "generation", "memory", "lora", "full")
-PARTS = (*USUAL, "model")  # the last takes minutes and two GiB
+PARTS = (*USUAL, "model", "exchange")  # minutes and two GiB; and processes, of which two cores have few
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
 PRODUCT, GPU_PRODUCT = 2048, 8192  # rows and columns of the large product
@@ -118,6 +119,9 @@ def other_jobs(
         jobs += [(f"memory at {size}", partial(memory_rows, size, min(5, turns), batch)) for size in sizes]
     if "model" in parts and "torch" in peers:
         jobs.append(("a real model", partial(real_rows, turns)))
+    if "exchange" in parts:
+        able = [size for size in sizes if size in GENERATION_SIZES]
+        jobs += [(f"exchange at {size}", partial(exchange_rows, size, turns)) for size in able]
     if "scalars" in parts and "autograd" in peers:
         jobs.append(("scalars", partial(scalar_rows, turns)))
     if "generation" in parts and "torch" in peers:

@@ -1,15 +1,17 @@
 """The benchmark as a figure: our training step over each peer's, a bar for each size and peer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..pictures.drawing import heading, note, panels, state
 from ..pictures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, lecture_style
-from .rows import EAGER, EVERY, FULL, LORA, PRODUCTS
+from .rows import ALLREDUCE, EAGER, EVERY, FULL, LORA, PRODUCTS, SENT
 
 LOOKS = {  # colour and hatch differ, so that the bars part in grey, too
     EAGER: (VERMILLION, ""),
@@ -91,9 +93,44 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def lesson(record: Mapping[str, Any]) -> str:
     """Where and how it was measured."""
-    machine, turns = record["machine"], max(r["turns"] for r in record["rows"])
-    place = machine.get("gpu", machine["processor"])
     return (
-        f"Medians of {turns} turns in one run on {place}, {machine['threads']} threads; lines: the middle half. "
+        f"{place(record)}; lines: the middle half. "
         "Matrix products: the step's floating-point operations at the rate of a large product."
     )
+
+
+def place(record: Mapping[str, Any]) -> str:
+    """How often, and on what machine."""
+    machine, turns = record["machine"], max(r["turns"] for r in record["rows"])
+    return (
+        f"Medians of {turns} turns in one run on {machine.get('gpu', machine['processor'])}, "
+        f"{machine['threads']} threads"
+    )
+
+
+def messages(record: Mapping[str, Any]) -> Figure:
+    """Seconds of a sum over processes against its bytes, measured and fitted, and what a step of each method sends.
+
+    Raises ValueError for a record without such messages.
+    """
+    rows = [r["details"] for r in record["rows"] if r["what"] == ALLREDUCE]
+    if not rows:
+        raise ValueError("bench: there is no exchange between processes in this record to draw")
+    looks = itertools.cycle(((GREY, "o"), (ORANGE, "D")))
+    with lecture_style():
+        figure, [axes] = panels()
+        for told, (colour, marker) in zip(rows, looks, strict=False):
+            n = np.asarray(told["sizes"], float)
+            axes.plot(n, told["seconds"], marker, color=colour, markersize=10)
+            axes.plot(n, told["alpha"] + told["beta"] * n, color=colour)
+            words, ink = f"{told['processes']} processes", "#8A5F00" if colour == ORANGE else colour
+            note(axes, words, (n[0], told["alpha"]), (8, 10), color=ink, fontweight="bold")
+        sent = next(r for r in record["rows"] if r["what"] == SENT)
+        for at, words, colour in ((sent["ours"], "LoRA", BLUE), (sent["theirs"], "full", VERMILLION)):
+            axes.axvline(at, color=colour, linestyle=(0, (4, 3)))
+            axes.text(at, 0.03, f" {words}", color=colour, fontweight="bold", transform=axes.get_xaxis_transform())
+        axes.set(xscale="log", yscale="log", xlabel="bytes of each process", ylabel="seconds of their sum")
+        axes.xaxis.set_minor_locator(NullLocator())
+        words = f"a LoRA step sends {sent['theirs'] / sent['ours']:,.0f} times fewer bytes"
+        fits = [f"{r['processes']} processes: {1e6 * r['alpha']:,.1f} us and {1e-9 / r['beta']:.2g} GB/s" for r in rows]
+        return state(figure, words, f"Lines: alpha + beta bytes, fitted. {'; '.join(fits)}. {place(record)}")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ STATUS = Path("/proc/self/status")  # of Linux
 CLEAR = Path("/proc/self/clear_refs")
 
 
-def fresh(code: str, **environment: str) -> Any:
+def fresh(code: str, before: Sequence[str] = (), **environment: str) -> Any:
     """Run Python code in a process of its own: -> what it printed last, read as JSON.
 
-    environment: variables to set; "" removes one. Raises ChildProcessError with the last line that the process said.
+    before: words in front of the command, such as mpiexec's. environment: variables to set; "" removes one. Raises
+    ChildProcessError with the last line that the process said.
     """
     variables = {name: value for name, value in {**os.environ, **environment}.items() if value}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=variables)
+    done = subprocess.run(
+        [*before, sys.executable, "-c", code], capture_output=True, text=True, check=False, env=variables
+    )
     if done.returncode:
         raise ChildProcessError(f"bench: a process that measures failed: {(done.stderr.splitlines() or ['?'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

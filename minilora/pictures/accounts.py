@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..analysis import counting
+from ..analysis.exchange import NETWORKS, RATE, allreduce_seconds
+from ..analysis.exchange import exchange as of_a_step
 from .drawing import note, panels, state
-from .style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, lecture_style
+from .style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, lecture_style, written_ticks
 
 SHOWN = ("base", "gpt2", "roberta-large", "gpt2-xl", "gemma-7b", "llama-2-70b", "gpt3-175b")
 METHODS: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
@@ -69,5 +71,40 @@ def memory(model: str = "llama-2-7b", length: int = 512, rank: int = 8) -> Figur
         sentence = f"Fine-tuning {model}: {sums[0]:,.0f} GB; LoRA {sums[1]:,.0f} GB, on a 4-bit base {sums[3]:,.1f} GB"
         lesson = (
             f"LoRA of rank {rank} on all matrices; one text of {length} tokens; AdamW; attention as in FlashAttention."
+        )
+        return state(figure, sentence, lesson)
+
+
+def exchange(model: str = "llama-2-7b", rank: int = 8) -> Figure:
+    """How long nodes wait for each other's gradients over how long they compute, by their number and network."""
+    nodes = [8 * 2**k for k in range(8)]  # 8 to 1,024
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for method, step in (("full", of_a_step(model, "full")), ("lora", of_a_step(model, "lora", rank=rank))):
+        for name, network in NETWORKS.items():
+            seconds = [allreduce_seconds(step["bytes"], n, network) for n in nodes]
+            ratios[method, name] = [s / step["compute"] for s in seconds]
+    looks = {"full": (VERMILLION, "s", "full fine-tuning"), "lora": (BLUE, "o", f"LoRA, rank {rank}")}
+    with lecture_style():
+        figure, [axes] = panels()
+        axes.axhline(1, color=GREY, linestyle=(0, (4, 3)))
+        axes.text(8, 0.8, "waits as long as it computes", color=GREY, va="top")
+        for (method, name), many in ratios.items():
+            colour, marker, words = looks[method]
+            axes.plot(nodes, many, marker=marker, color=colour)
+            note(axes, name, (nodes[-1], many[-1]), (12, 0), va="center", color=colour)
+            if name == "1 Gbit/s":
+                place: dict[str, Any] = {"full": {"va": "bottom"}, "lora": {"va": "top"}}[method]
+                shift = (0, 12 if method == "full" else -10)
+                note(axes, words, (nodes[0], many[0]), shift, color=colour, fontweight="bold", **place)
+        written_ticks(axes, nodes)
+        low, high = (end(min(many) if end is min else max(many) for many in ratios.values()) for end in (min, max))
+        axes.set(yscale="log", xlim=(7, 5000), ylim=(low / 3, 12 * high), xlabel="nodes, each with one text of its own",
+                 ylabel="time of exchange\nover time of compute")  # fmt: skip
+        full, lora = (ratios[method, "10 Gbit/s"][nodes.index(64)] for method in ("full", "lora"))
+        waits = "on 64 nodes at 10 Gbit/s full fine-tuning waits"
+        sentence = f"{waits} {full:,.2g} times as long as it computes, LoRA {lora:.2g} times"
+        lesson = (
+            f"{model}, gradients in 16 bits, added in a ring; a node computes {RATE:.0e} operations a second. Twice "
+            "the texts a node halve each ratio."
         )
         return state(figure, sentence, lesson)
