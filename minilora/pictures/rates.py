@@ -136,14 +136,14 @@ def _moving(rows: Sequence[Row]) -> str:
         change = _change((last / first) ** slopes(rows, kind))
         told.setdefault(change, []).append(WORDS[kind].replace(" ", "\N{NO-BREAK SPACE}"))
     said = [f"{change} ({', '.join(words)})" for change, words in told.items()]
-    return f"From r = {first} to {last} the best rate {', '.join(said)}"
+    return f"From r = {first} to {last} the best rate: {', '.join(said)}"
 
 
 def _change(factors: np.ndarray) -> str:
     if factors.min() <= 1 <= factors.max() or np.abs(np.log(factors)).max() < np.log(STEADY):
-        return "stays"
+        return "same"
     times = mean(factors)
-    return f"rises {times:.2g}-fold" if times > 1 else f"falls {1 / times:.2g}-fold"
+    return f"×{times:.2g}" if times > 1 else f"÷{1 / times:.2g}"
 
 
 def _advice(rows: Sequence[Row], home: float) -> str:

@@ -46,15 +46,15 @@ def test_the_band_of_the_best_rate_reaches_from_the_least_to_the_most(figure_of)
 
 def test_scaling_says_under_which_convention_the_best_rate_stays(title, figure_of):
     assert title("scaling").replace("\N{NO-BREAK SPACE}", " ") == (
-        "From r = 1 to 64 the best rate stays (α constant), falls 8-fold (α = 2r)"
+        "From r = 1 to 64 the best rate: same (α constant), ÷8 (α = 2r)"
     )
     said = figure_of("scaling").get_label()
     assert "+0.00 (+0.00 to +0.00) with α constant and -0.50" in said and "α constant keeps it most nearly" in said
     contrary = figure_of("scaling", moved(alpha=0.5, alpha_r=0.0))
-    assert "rises 8-fold (α constant), stays (α = 2r)" in contrary.get_label()
+    assert "×8 (α constant), same (α = 2r)" in contrary.get_label()
     assert "α = 2r keeps it most nearly" in contrary.get_label()
     alike = figure_of("scaling", moved(alpha=0.0, alpha_r=0.0))
-    assert alike.get_label().startswith("From r = 1 to 64 the best rate stays (α constant, α = 2r).")
+    assert alike.get_label().startswith("From r = 1 to 64 the best rate: same (α constant, α = 2r).")
     assert "neither clearly keeps it better" in alike.get_label() and "neither ends clearly lower" in alike.get_label()
 
 
@@ -70,7 +70,7 @@ def test_scaling_of_three_conventions_says_none_and_lowest(records):
 
     figure = of_three(moved(rsLoRA=-0.25))
     said = figure.get_label().replace("\N{NO-BREAK SPACE}", " ")
-    assert "stays (α constant), falls 8-fold (α = 2r), falls 2.8-fold (rsLoRA)" in said
+    assert "same (α constant), ÷8 (α = 2r), ÷2.8 (rsLoRA)" in said
     assert "α constant keeps it most nearly" in said and "α constant ends lowest" in said
     assert "rsLoRA" in CAPTIONS["scaling"] and "rsLoRA" in [text.get_text() for text in figure.axes[0].texts]
     same = of_three(moved(rsLoRA=0.0)).get_label()
