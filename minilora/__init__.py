@@ -49,6 +49,7 @@ from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
 from .training.diffusion import draw_letters, train_diffusion
 from .training.glyphs import draw_glyphs
+from .training.images import image_folder
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
 from .training.pairs import load_pairs
@@ -65,8 +66,10 @@ lora_disabled = adapter_disabled
 if _TYPE_CHECKING:
     from .interop.pretrained import load_pretrained, save_pretrained
     from .pictures.tape import draw
+    from .training.images import load_digits as load_digits
 _LATER = {  # what is imported when it is asked for: not all have others' files, and matplotlib takes its time
-    "draw": "pictures.tape", "load_pretrained": "interop.pretrained", "save_pretrained": "interop.pretrained",
+    "draw": "pictures.tape", "load_digits": "training.images",
+    "load_pretrained": "interop.pretrained", "save_pretrained": "interop.pretrained",
 }  # fmt: skip
 
 
@@ -133,6 +136,7 @@ __all__ = [
     "grad",
     "gradcheck",
     "holds",
+    "image_folder",
     "load_adapter",
     "load_corpus",
     "load_diffusion",

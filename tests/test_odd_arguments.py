@@ -90,6 +90,16 @@ def labels_file() -> Path:
     return path
 
 
+def picture_folder() -> Path:
+    """A picture in a label's folder, in the test's own folder."""
+    from PIL import Image
+
+    path = Path("pictures/cat").absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path / "a.png")
+    return path.parent
+
+
 def trained() -> tuple:
     m = adapted()
     return m, ml.AdamW(m.parameters())
@@ -142,7 +152,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
     "reinforce_step.rng": lambda: np.random.default_rng(0),
     **{f"{name}.{size}": lambda: 2 for name in WRITERS for size in ("samples", "longest")},
-    "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
+    "image_folder.path": picture_folder, "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
     "load_vision.path": lambda: ml.save_vision(VISION, Path("vision.npz").absolute()),
     "fonts": lambda: ["STIX", "cmmi10"], "characters": lambda: "Ab", "draw_glyphs.size": lambda: 16,
     **{f"{name}.model": dit for name in ("save_diffusion", "train_diffusion", "draw_letters")},
