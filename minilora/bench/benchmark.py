@@ -5,8 +5,8 @@
 
 All sides compute the same thing, on the same shapes, data and threads, and take turns in one run
 (`studies/turns.py`): only their ratios mean anything. Each part has a file: who takes a training step `peers`, the
-peers `pytorch` and `arrays`; then `scalars`, `generation`, `real`, `processes`, `demo`, `profile`; what was asked of
-each number `rows`; table and figure `report` and `figure`.
+peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `demo`, `profile`; what was
+asked of each number `rows`; table and figure `report` and `figure`.
 """
 
 import gc
@@ -26,6 +26,7 @@ from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
 from .exchange import exchange_rows
 from .generation import generation_rows, serving_rows
+from .images import MODELS, image_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
 from .processes import demo_rows, import_rows, memory_rows
 from .profile import profile
@@ -34,7 +35,7 @@ from .rows import OWN_FULL, PRODUCTS, SERVED, TRAINING, Row, row
 from .scalars import scalar_rows
 
 USUAL = ("import", "scalars", "generation", "memory", "lora", "full")
-PARTS = (*USUAL, "model", "exchange")  # minutes and two GiB; and processes, of which two cores have few
+PARTS = (*USUAL, "images", "model", "exchange")  # minutes and two GiB; and processes, of which two cores have few
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
 PRODUCT, GPU_PRODUCT = 2048, 8192  # rows and columns of the large product
@@ -119,6 +120,8 @@ def other_jobs(
         jobs += [(f"memory at {size}", partial(memory_rows, size, min(5, turns), batch)) for size in sizes]
     if "model" in parts and "torch" in peers:
         jobs.append(("a real model", partial(real_rows, turns)))
+    if "images" in parts and "torch" in peers:
+        jobs += [(f"a model of pictures, {name}", partial(image_rows, name, turns)) for name in MODELS]
     if "exchange" in parts:
         able = [size for size in sizes if size in GENERATION_SIZES]
         jobs += [(f"exchange at {size}", partial(exchange_rows, size, turns)) for size in able]

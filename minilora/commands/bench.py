@@ -15,8 +15,9 @@ from .outputs import output_file, refuse_overwriting
     option("--sizes", "tiny,small,medium", "model sizes, by commas; there is gpt2, too", type=names_in,
            metavar="NAMES"),
     option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
-           "training steps; model is one in the shape of SmolLM2, beside transformers and PEFT, in minutes and 2 GiB; "
-           "exchange is what processes send that train together, LoRA beside full, with MPI",
+           "training steps; images are those of models of pictures; model is one in the shape of SmolLM2, beside "
+           "transformers and PEFT, in minutes and 2 GiB; exchange is what processes send that train together, LoRA "
+           "beside full, with MPI",
            type=names_in, metavar="NAMES"),
     option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
            type=lambda text: names_in(text) if text else (), metavar="NAMES"),

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from minilora import demo
 from minilora.autograd import ops
-from minilora.bench import benchmark, figure, generation, peers, processes, profile, real, report, rows, scalars
+from minilora.bench import benchmark, figure, generation, images, peers, processes, profile, real, report, rows, scalars
 from minilora.bench import demo as bench_demo
 from minilora.commands.main import COMMANDS, main
 from minilora.pictures import style
@@ -53,7 +53,7 @@ def test_a_bar_is_for_the_ratio_or_for_seconds_where_nothing_is_beside():
 
 
 def test_every_bar_is_of_something_that_is_measured():
-    sizes = {*peers.SIZES, real.NAME, "", rows.ALL_CHAINS}
+    sizes = {*peers.SIZES, *images.MODELS, real.NAME, "", rows.ALL_CHAINS}
     titles = {title for title, _ in peers.PEERS.values()}
     sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF, rows.MERGED}
     for _, size, against in [*rows.BARS, *rows.GPU_BARS]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.bench import benchmark, demo, generation, peers, processes, real, scalars
+from minilora.bench import benchmark, demo, generation, images, peers, processes, real, scalars
 from minilora.bench.pytorch import TorchGPT, compiled
 from minilora.nn.architectures import find
 from minilora.nn.characters import VOCABULARY
@@ -47,6 +47,13 @@ def test_the_rows_of_a_step_with_its_peers():
     assert {r.against for r in rows} == {"PyTorch eager", "matrix products", "our full step"}
     [eager] = [r for r in rows if r.against == "PyTorch eager"]
     assert eager.bar == 1.0 and eager.details["loss_difference"] < 1e-5 and eager.theirs > 0
+
+
+@pytest.mark.parametrize("name", images.MODELS)
+def test_the_rows_of_a_model_of_pictures(name):
+    found = images.image_rows(name, turns=1)
+    assert [r.what for r in found] == ["LoRA step", "full fine-tuning step"]
+    assert all(r.bar == 1.0 and r.size == name and r.details["loss_difference"] < 1e-5 for r in found)
 
 
 def test_a_compiler_that_is_not_there_is_one_line(monkeypatch):

@@ -1,0 +1,81 @@
+"""Training steps of the models of pictures beside the same models in PyTorch, from copies of our parameters.
+
+Another model is another entry of MODELS: a name, and a function of "lora" or "full" that gives our step and PyTorch's.
+Both compute the same losses, which `image_rows` sees to before it times them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..adapters.lora import add_lora
+from ..nn.vision import ViT, ViTConfig
+from ..studies.turns import Contender, ratio, take_turns
+from ..training.loop import train_step
+from ..training.optim import AdamW
+from .peers import LORA, METHODS, compare_losses
+from .pytorch import LEARNING_RATE, TorchGPT
+from .rows import EAGER, TRAINING, Row, row
+
+BATCH = 64  # pictures of 16 x 16
+
+
+class TorchViT(TorchGPT):
+    """The same vision transformer: a parameter for each of ours, trained where ours is."""
+
+    def norm(self, h: Any, name: str) -> Any:
+        """Layer norm, with its own epsilon.   (..., C) -> (..., C)"""
+        scale, shift = self.p[f"{name}.weight"], self.p[f"{name}.bias"]
+        eps = self.config.norm_eps  # type: ignore[attr-defined]
+        return self.functional.layer_norm(h, h.shape[-1:], scale, shift, eps)
+
+    def logits(self, x: Any, cache: list | None = None) -> Any:
+        """(B, S, S) pictures -> (B, L)"""
+        c: Any = self.config
+        F, b = self.functional, len(x)
+        kernel = self.p["patch_proj.weight"].view(-1, c.channels, c.patch_size, c.patch_size)
+        h = F.conv2d(x.view(b, c.channels, *x.shape[-2:]), kernel, self.p["patch_proj.bias"], c.patch_size)
+        first = self.p["class_token"].expand(b, 1, -1)
+        h = self.torch.cat([first, h.flatten(2).transpose(1, 2)], 1) + self.p["wpe.weight"]  # (B, T, C)
+        for i in range(c.n_layer):
+            block, z = f"blocks.{i}", self.norm(h, f"blocks.{i}.ln_1")
+            q, k, v = (
+                self.linear(z, f"{block}.attn.{kind}_proj").view(b, -1, c.n_head, c.n_embd // c.n_head).transpose(1, 2)
+                for kind in "qkv"
+            )  # (B, H, T, D)
+            a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c.n_embd)  # (B, T, C)
+            h = h + self.linear(a, f"{block}.attn.o_proj")
+            up = F.gelu(self.linear(self.norm(h, f"{block}.ln_2"), f"{block}.mlp.up_proj"))
+            h = h + self.linear(up, f"{block}.mlp.down_proj")
+        return self.linear(self.norm(h[:, 0], "ln_f"), "classifier")  # (B, L)
+
+
+def vit_steps(method: str) -> tuple[Contender, Contender]:
+    """A step of a vision transformer on random pictures, ours and PyTorch's."""
+    config, rng = ViTConfig(), np.random.default_rng(0)
+    images = rng.random((BATCH, config.image_size, config.image_size), dtype=np.float32)
+    labels = rng.integers(0, config.labels, BATCH)
+    model = ViT(config)
+    if method == "lora":
+        add_lora(model, LORA)
+    theirs: Any = TorchViT(model)  # type: ignore[arg-type]
+    optimizer, x, y = AdamW(model.named_parameters(), LEARNING_RATE), theirs.tensor(images), theirs.tensor(labels)
+    other = theirs.torch.optim.AdamW(theirs.trained(), LEARNING_RATE)
+    ours = Contender("minilora", lambda: train_step(model, optimizer, images, labels))
+    return ours, Contender(EAGER, lambda: theirs.train_step(other, x, y))
+
+
+MODELS: dict[str, Callable[[str], tuple[Contender, Contender]]] = {"vit": vit_steps}
+
+
+def image_rows(name: str, turns: int) -> list[Row]:
+    """A LoRA step and a full one of a model of pictures, beside PyTorch eager. Raises LeftOut without PyTorch."""
+    found = []
+    for method in METHODS:
+        ours, theirs = MODELS[name](method)
+        [difference] = compare_losses(ours, [theirs]).values()
+        times = take_turns([ours, theirs], turns)
+        told = ratio(times["minilora"], times[EAGER])
+        found.append(row(TRAINING[method], name, EAGER, "s", told, details={"loss_difference": difference}))
+    return found
