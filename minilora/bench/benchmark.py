@@ -24,7 +24,7 @@ from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
 from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
-from .exchange import exchange_rows
+from .exchange import exchange_rows, together_rows
 from .generation import generation_rows, serving_rows
 from .images import MODELS, image_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
@@ -124,6 +124,7 @@ def other_jobs(
         jobs += [(f"a model of pictures, {name}", partial(image_rows, name, turns)) for name in MODELS]
     if "exchange" in parts:
         able = [size for size in sizes if size in GENERATION_SIZES]
+        jobs += [(f"two processes at {size}", partial(together_rows, size, min(5, turns))) for size in able]
         jobs += [(f"exchange at {size}", partial(exchange_rows, size, turns)) for size in able]
     if "scalars" in parts and "autograd" in peers:
         jobs.append(("scalars", partial(scalar_rows, turns)))

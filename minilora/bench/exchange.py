@@ -3,6 +3,7 @@
 They are started here by mpiexec, on this machine. What the model says of other networks is in `analysis/exchange.py`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,10 +22,12 @@ from ..training.optim import AdamW
 from .peers import Workload
 from .processes import fresh
 from .pytorch import LEARNING_RATE
-from .rows import ALLREDUCE, EXCHANGED, ITSELF, OWN_FULL, SENT, Row, row
+from .rows import ALLREDUCE, EXCHANGED, ITSELF, OWN_FULL, SENT, THREADS, TOGETHER, Row, row
 
 PROCESSES = (2, 4)
 SIZES = tuple(4**k for k in range(2, 13))  # bytes of a message: 16 to 16 MiB
+STEPS, WARM = 50, 10  # of a run beside another, and of them before those that are timed
+AGREEMENT = 1e-5  # of their losses, in nats
 BLOCK = 2e6  # bytes that the messages of one turn have together, as long as they are a hundred at most
 
 
@@ -51,6 +54,36 @@ def exchange_rows(size: str, turns: int) -> list[Row]:
         details = {"processes": n, "alpha": alpha, "beta": beta, "sizes": SIZES, "seconds": told["messages"]}
         rows.append(row(ALLREDUCE, f"{size} x {n}", ITSELF, "s", {"ours": alpha, "turns": turns}, details=details))
     return sorted(rows, key=lambda r: (SENT, EXCHANGED, ALLREDUCE).index(r.what))
+
+
+def together_rows(size: str, turns: int) -> list[Row]:
+    """Seconds of a LoRA step of two processes, over those of one with as many threads: whole runs, in turns.
+
+    Raises ArithmeticError where their losses differ by more than 1e-5, and LeftOut without MPI.
+    """
+    start, code = launcher(), f"from {__name__} import train; train({size!r})"
+    runs = [(fresh(code, [start, "-n", "2"]), fresh(code)) for _ in range(turns)]
+    curves = np.array([[told["losses"] for told in both] for both in runs])  # (turns, 2, steps)
+    difference = float(np.abs(curves - curves[0, 1]).max())
+    if not difference <= AGREEMENT:
+        raise ArithmeticError(f"bench: at {size}, two processes' losses differ from one's by {difference:.2g}")
+    ours, theirs = np.array([[told["seconds"] for told in both] for both in runs]).T
+    details = {"loss_difference": difference, "steps": STEPS}
+    return [row(TOGETHER, size, THREADS, "s", ratio(ours, theirs), details=details)]
+
+
+def train(size: str) -> None:
+    """In each of the processes, or in one: so many LoRA steps; the first prints losses, and seconds a step."""
+    with together.together() if together.started() > 1 else contextlib.nullcontext(0) as rank:
+        load = Workload(size, "lora")
+        model = load.model()
+        optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
+        losses = [train_step(model, optimizer, *load.data) for _ in range(WARM)]
+        start = time.perf_counter()
+        losses += [train_step(model, optimizer, *load.data) for _ in range(STEPS - WARM)]
+        seconds = (time.perf_counter() - start) / (STEPS - WARM)
+    if not rank:
+        print(json.dumps({"losses": losses, "seconds": seconds}), flush=True)
 
 
 def launcher() -> str:

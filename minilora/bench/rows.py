@@ -15,13 +15,14 @@ NF4 = "generation with an adapter on weights in NF4"
 BATCHED = "generation from eight prompts of several lengths, a token of each"
 SENT = "bytes that a process gives to the sum of gradients, a LoRA step"
 EXCHANGED = "time of the sum of gradients once all are there, a LoRA step"
+TOGETHER = "LoRA step of two processes, 50 steps"
 ALLREDUCE = "start of a sum over processes (alpha); a byte's time (beta) is in the record"
 SCALARS = "overhead of a primitive on a scalar, forward and backward"
 IMPORT = "import minilora, beyond NumPy"
 DEMO = "minilora demo, whole process"
 EAGER, HIPS, PEFT_EAGER = "PyTorch eager", "HIPS autograd", "transformers and PEFT"
 PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
-MERGED, ONE_BY_ONE = "the merged model", "one by one"
+MERGED, ONE_BY_ONE, THREADS = "the merged model", "one by one", "threads of one"
 SERVED = ("tiny", "small", "medium")
 EVERY = ("tiny", "small", "medium", "gpt2")
 
@@ -37,6 +38,7 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(UNMERGED, size, MERGED): 1 / 0.8 for size in SERVED},  # 0.8 of its tokens a second
     **{(TWO_ADAPTERS, size, MERGED): 1 / 0.7 for size in SERVED},
     **{(NF4, size, MERGED): 1 / 0.5 for size in SERVED},
+    **{(TOGETHER, size, THREADS): 1.1 for size in ("tiny", "small")},
     (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,
     (REAL_MEMORY, "smollm2-135m", PEFT_EAGER): 0.8,
     (SCALARS, ALL_CHAINS, HIPS): 0.5,

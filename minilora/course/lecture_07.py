@@ -1,4 +1,4 @@
-"""The exercises of lecture 7 that check themselves: counting."""
+"""The exercises of lecture 7 that check themselves: counting, and what nodes exchange."""
 
 from collections.abc import Collection
 from functools import cache
@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from ..analysis import counting
+from ..analysis.exchange import NETWORKS, exchange
 from .exercises import exercise, same
 
 
@@ -67,3 +68,16 @@ def crossing(answer: int) -> str | None:
 
     truth = next(batch for batch in range(1, 100) if over(batch))
     return same(np.asarray(answer), truth, "compare the two parts of training_memory_bytes as `batch` grows from 1")
+
+
+@exercise("7.8")
+def too_many(answer: int) -> str | None:
+    """The least k for which 2 (k - 1) alpha > 2 (k - 1) / k beta n: the bytes' time is that of one start, k times."""
+    network = NETWORKS["10 Gbit/s"]
+    size = exchange("llama-2-7b", rank=8)["bytes"]
+    truth = int(size * network.beta / network.alpha) + 1
+    if same(answer, truth - 1) is None:
+        return "there the bytes still take a little longer: the next one"
+    if same(answer, int(2 * size * network.beta / network.alpha) + 1) is None:
+        return "gradients in 16 bits are two bytes a number"
+    return same(answer, truth, "2 (k - 1) is in both terms; what is left is alpha, and beta n / k, with beta = 8e-10 s")

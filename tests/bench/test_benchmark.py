@@ -55,7 +55,7 @@ def test_a_bar_is_for_the_ratio_or_for_seconds_where_nothing_is_beside():
 def test_every_bar_is_of_something_that_is_measured():
     sizes = {*peers.SIZES, *images.MODELS, real.NAME, "", rows.ALL_CHAINS}
     titles = {title for title, _ in peers.PEERS.values()}
-    sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF, rows.MERGED}
+    sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF, rows.MERGED, rows.THREADS}
     for _, size, against in [*rows.BARS, *rows.GPU_BARS]:
         assert size in sizes and against in sides
     assert set(rows.EVERY) == set(peers.SIZES)

@@ -16,7 +16,8 @@ def test_without_mpi_it_is_left_out_in_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     record = benchmark.bench(["tiny"], ["exchange"], [], turns=1)
     assert record["rows"] == []
-    assert record["left_out"] == {"exchange at tiny": "MPI is not installed: pip install 'minilora[mpi]'"}
+    why = "MPI is not installed: pip install 'minilora[mpi]'"
+    assert record["left_out"] == {"two processes at tiny": why, "exchange at tiny": why}
     monkeypatch.setitem(sys.modules, "mpi4py", sys)
     monkeypatch.setattr(exchange.shutil, "which", lambda *_, **__: None)
     record = benchmark.bench(["tiny"], ["exchange"], [], turns=1)
@@ -29,7 +30,8 @@ def a_record(monkeypatch: pytest.MonkeyPatch) -> dict:
     told = {"bytes": {"lora": 1000, "full": 64000}, "seconds": {"lora": [1.0, 2.0], "full": [4.0, 8.0]},
             "step": {"lora": 5.0, "full": 9.0}, "messages": messages}  # fmt: skip
     monkeypatch.setattr(exchange, "launcher", lambda: "mpiexec")
-    monkeypatch.setattr(exchange, "fresh", lambda code, before: told)
+    runs = {"losses": [2.0, 1.0], "seconds": 3.0}
+    monkeypatch.setattr(exchange, "fresh", lambda code, before=(): told if "measure" in code else runs)
     return benchmark.bench(["tiny"], ["exchange"], [], turns=2)
 
 
@@ -37,12 +39,24 @@ def test_the_rows_say_what_is_sent_how_long_it_takes_and_what_was_fitted(monkeyp
     record = json.loads(json.dumps(a_record(monkeypatch)))
     told = [(r["what"], r["size"], r["ours"], r["theirs"], r["ratio"]) for r in record["rows"]]
     assert told == [
+        (rows.TOGETHER, "tiny", 3.0, 3.0, 1.0),
         *((rows.SENT, f"tiny x {n}", 1000, 64000, 1 / 64) for n in (2, 4)),
         *((rows.EXCHANGED, f"tiny x {n}", 1.5, 6.0, 0.25) for n in (2, 4)),
         *((rows.ALLREDUCE, f"tiny x {n}", pytest.approx(1e-5), None, None) for n in (2, 4)),
     ]
     assert record["rows"][-1]["details"]["beta"] == pytest.approx(1e-9)
     assert max(map(len, report.table(record).splitlines())) <= 80
+
+
+def test_two_processes_that_train_something_else_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "launcher", lambda: "mpiexec")
+    told = {True: {"losses": [2.0, 1.0 + 2e-5], "seconds": 3.0}, False: {"losses": [2.0, 1.0], "seconds": 2.0}}
+    monkeypatch.setattr(exchange, "fresh", lambda code, before=(): told[bool(before)])
+    with pytest.raises(ArithmeticError, match="losses differ from one's by 2e-05"):
+        exchange.together_rows("tiny", 2)
+    told[True]["losses"][1] = 1.0 + 9e-6
+    [row] = exchange.together_rows("tiny", 2)
+    assert (row.ratio, row.bar, row.reached) == (1.5, 1.1, False)
 
 
 def test_the_figure_draws_what_was_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
@@ -92,7 +106,8 @@ def test_two_processes_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mpi4py")
     monkeypatch.setattr(exchange, "PROCESSES", (2,))
     record = benchmark.bench(["tiny"], ["exchange"], [], turns=1)
-    assert not record["left_out"] and [r["size"] for r in record["rows"]] == ["tiny x 2"] * 3
-    sent, _, fit = record["rows"]
+    assert not record["left_out"] and [r["size"] for r in record["rows"]] == ["tiny", *["tiny x 2"] * 3]
+    side_by_side, sent, _, fit = record["rows"]
+    assert side_by_side["details"]["loss_difference"] <= 1e-5
     assert sent["ours"] == 4 * (1 + 8 + 8 * 8 * 64) and sent["theirs"] > 20 * sent["ours"]
     assert len(fit["details"]["seconds"]) == len(exchange.SIZES) and fit["details"]["beta"] > 0

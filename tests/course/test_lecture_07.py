@@ -10,6 +10,7 @@ RIGHT = {
     "7.2": 102.4,
     "7.4": (fitting(16), sorted(fitting(4))),
     "7.5": 7,
+    "7.8": 336,
 }
 WRONG = [
     ("7.1", 2 * 32 * 16 * (4096 + 4096), "2 times that .*four matrices"),
@@ -21,6 +22,9 @@ WRONG = [
     ("7.4", ({"llama-2-70b"} | fitting(16), fitting(4)), "llama-2-70b does not fit"),
     ("7.4", ({"llama-9"}, fitting(4)), "no models"),
     ("7.5", 6, "compare the two parts"),
+    ("7.8", 335, "the next one"),
+    ("7.8", 672, "two bytes a number"),
+    ("7.8", 64, "what is left is alpha"),
 ]
 
 
