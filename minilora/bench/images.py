@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.lora import add_lora
+from ..nn.diffusion import EPS, DiT, DiTConfig, waves_of
 from ..nn.vision import ViT, ViTConfig
 from ..studies.turns import Contender, ratio, take_turns
 from ..training.loop import train_step
@@ -66,7 +67,66 @@ def vit_steps(method: str) -> tuple[Contender, Contender]:
     return ours, Contender(EAGER, lambda: theirs.train_step(other, x, y))
 
 
-MODELS: dict[str, Callable[[str], tuple[Contender, Contender]]] = {"vit": vit_steps}
+class TorchDiT(TorchGPT):
+    """The same diffusion transformer: a parameter for each of ours, trained where ours is."""
+
+    def norm(self, h: Any, shift: Any, scale: Any) -> Any:  # type: ignore[override]
+        """A layer norm whose scale and shift the condition gives.   (B, T, C), (B, C) -> (B, T, C)"""
+        return self.functional.layer_norm(h, h.shape[-1:], eps=EPS) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+    def noise(self, x: Any, waves: Any, classes: Any) -> Any:
+        """(B, S, S) pictures, (B, C) cosines and sines of their times, (B,) classes -> (B, S, S)"""
+        c: Any = self.config
+        F, b, p = self.functional, len(x), c.patch_size
+        h = self.linear(F.unfold(x[:, None], p, stride=p).transpose(1, 2), "patch_proj") + self.p["wpe.weight"]
+        c_t = self.linear(F.silu(self.linear(waves, "time_mlp.0")), "time_mlp.1")
+        cond = F.silu(c_t + F.embedding(classes, self.p["class_table.weight"]))  # (B, C)
+        for i in range(c.n_layer):
+            block = f"blocks.{i}"
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.linear(cond, f"{block}.ada_proj").chunk(6, dim=1)
+            z = self.norm(h, shift_1, scale_1)
+            q, k, v = (
+                self.linear(z, f"{block}.attn.{kind}_proj").view(b, -1, c.n_head, c.n_embd // c.n_head).transpose(1, 2)
+                for kind in "qkv"
+            )  # (B, H, T, D)
+            a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c.n_embd)  # (B, T, C)
+            h = h + gate_1.unsqueeze(1) * self.linear(a, f"{block}.attn.o_proj")
+            up = F.gelu(self.linear(self.norm(h, shift_2, scale_2), f"{block}.mlp.up_proj"), approximate="tanh")
+            h = h + gate_2.unsqueeze(1) * self.linear(up, f"{block}.mlp.down_proj")
+        shift, scale = self.linear(cond, "ada_proj").chunk(2, dim=1)
+        patches = self.linear(self.norm(h, shift, scale), "head").transpose(1, 2)
+        return F.fold(patches, (c.image_size,) * 2, p, stride=p)[:, 0]
+
+
+def dit_steps(method: str) -> tuple[Contender, Contender]:
+    """A step of a diffusion transformer on random pictures, times and classes, ours and PyTorch's."""
+    config, rng = DiTConfig(), np.random.default_rng(0)
+    images, targets = rng.standard_normal((2, BATCH, config.image_size, config.image_size), dtype=np.float32)
+    times, classes = rng.integers(1, 1001, BATCH), rng.integers(0, config.classes, BATCH)
+    model = DiT(config)
+    for p in model.parameters():  # away from zero, where all gates are at first
+        p.data += rng.normal(0, 0.02, p.shape).astype(np.float32)
+        p.changed()
+    if method == "lora":
+        add_lora(model, LORA)
+    theirs: Any = TorchDiT(model)  # type: ignore[arg-type]
+    optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
+    other = theirs.torch.optim.AdamW(theirs.trained(), LEARNING_RATE)
+    x, y, wanted = (theirs.tensor(array) for array in (images, classes, targets))
+
+    def their_step() -> float:
+        waves = theirs.tensor(waves_of(times, config.n_embd).astype(np.float32))  # each step has other times
+        loss = theirs.functional.mse_loss(theirs.noise(x, waves, y), wanted)
+        other.zero_grad(set_to_none=True)
+        loss.backward()
+        other.step()
+        return loss.item()
+
+    ours = Contender("minilora", lambda: train_step(model, optimizer, (images, times, classes), targets))
+    return ours, Contender(EAGER, their_step)
+
+
+MODELS: dict[str, Callable[[str], tuple[Contender, Contender]]] = {"vit": vit_steps, "dit": dit_steps}
 
 
 def image_rows(name: str, turns: int) -> list[Row]:

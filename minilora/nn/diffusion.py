@@ -93,6 +93,13 @@ def parts(made: Tensor, count: int) -> list[Tensor]:
     return [cut[:, i] for i in range(count)]
 
 
+def waves_of(times: Array, width: int) -> np.ndarray:
+    """A time as C / 2 cosines and C / 2 sines, from quick to slow.   (B,) -> (B, C)"""
+    half = width // 2
+    angles = times[:, None] * LONGEST ** -(np.arange(half) / half)  # (B, C / 2)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
 class Block(Module):
     """x + gate attention(norm(x)), then x + gate mlp(norm(x)), where norms and gates are made of the condition."""
 
@@ -166,12 +173,11 @@ class DiT(Module):
         return (wrong * wrong).mean()
 
     def time(self, times: Array) -> Tensor:
-        """A time as C / 2 cosines and C / 2 sines, from quick to slow, through an MLP.   (B,) -> (B, C)"""
-        half, (first, second) = self.config.n_embd // 2, self.time_mlp
-        angles = times[:, None] * LONGEST ** -(np.arange(half) / half)  # (B, C / 2)
-        waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)  # (B, C)
+        """A time as waves, through an MLP.   (B,) -> (B, C)"""
+        first, second = self.time_mlp
         xp, dtype = array_module(self.wpe.weight.data), self.wpe.weight.dtype
-        return second(ops.silu(first(Tensor(xp.asarray(waves, dtype=dtype)))))
+        waves = Tensor(xp.asarray(waves_of(times, self.config.n_embd), dtype=dtype))
+        return second(ops.silu(first(waves)))
 
     def cut(self, images: Tensor) -> Tensor:
         """Pictures as rows of patches.   (B, S, S) -> (B, T, P^2)"""

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.nn.diffusion import DiT, DiTConfig
+from minilora.nn.diffusion import LETTERS, DiT, DiTConfig
 from minilora.training import diffusion
 from minilora.training.diffusion import add_noise, ddim_step, draw_letters, guided, kept, make_letters, train_diffusion
-from minilora.training.glyphs import draw_glyphs
+from minilora.training.glyphs import CHARACTERS, SANS, draw_glyphs
 
 TINY = DiTConfig(image_size=8, patch_size=4, classes=62, n_layer=1, n_head=2, n_embd=16)
 
@@ -146,3 +146,15 @@ def test_a_model_of_fewer_classes_knows_the_first_of_the_characters():
     assert draw_letters(model, "09", steps=1).shape == (2, 8, 8)
     with pytest.raises(ValueError, match=r"cannot draw 'A'; it knows 0123456789$"):
         draw_letters(model, "A")
+
+
+@pytest.mark.slow
+def test_the_package_s_model_draws_what_is_asked_for():
+    """Of 62 characters at least 90 % are nearest to their own true picture in a sans-serif font, moved by a pixel."""
+    model = ml.load_diffusion()
+    assert LETTERS.stat().st_size < 2e6
+    drawn = draw_letters(model, CHARACTERS, guidance=2.0).reshape(62, -1)
+    true = np.pad(draw_glyphs(SANS, jitter=0).images.reshape(-1, 62, 16, 16), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    moved = [true[..., i : i + 16, j : j + 16].reshape(-1, 62, 256) for i in range(3) for j in range(3)]
+    errors = [((drawn[:, None] - np.concatenate(moved)[:, c]) ** 2).mean(-1).min(1) for c in range(62)]
+    assert (np.argmin(errors, axis=0) == np.arange(62)).mean() >= 0.9
