@@ -5,8 +5,8 @@
 
 All sides compute the same thing, on the same shapes, data and threads, and take turns in one run
 (`studies/turns.py`): only their ratios mean anything. Each part has a file: who takes a training step `peers`, the
-peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `demo`, `profile`; what was
-asked of each number `rows`; table and figure `report` and `figure`.
+peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `scaling`, `exchange`,
+`demo`, `profile`; what was asked of each number `rows`; table and figures `report`, `figure` and `curves`.
 """
 
 import gc
@@ -29,13 +29,21 @@ from .generation import generation_rows, serving_rows
 from .images import MODELS, image_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
 from .processes import demo_rows, import_rows, memory_rows
+from .products import product_steps
 from .profile import profile
 from .real import real_rows
-from .rows import OWN_FULL, PRODUCTS, SERVED, TRAINING, Row, row
+from .rows import BLAS, EAGER, NUMPY_PRODUCTS, OWN_FULL, PRODUCTS, SERVED, TORCH_PRODUCTS, TRAINING, Row, row
 from .scalars import scalar_rows
+from .scaling import scaling_jobs
 
 USUAL = ("import", "scalars", "generation", "memory", "lora", "full")
-PARTS = (*USUAL, "images", "model", "exchange")  # minutes and two GiB; and processes, of which two cores have few
+PARTS = (
+    *USUAL,
+    "images",
+    "model",
+    "exchange",
+    "scaling",
+)  # minutes and two GiB; and processes, of which two cores have few
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
 PRODUCT, GPU_PRODUCT = 2048, 8192  # rows and columns of the large product
@@ -45,7 +53,8 @@ Job = tuple[str, Callable[[], list[Row]]]  # its name, and what measures it
 def step_rows(workload: Workload, peers: Sequence[str], turns: int, backend: str = "numpy") -> list[Row]:
     """A training step beside the peers', the matrix-product limit and, for LoRA, our own full fine-tuning.
 
-    The limit is the step's floating-point operations at the rate that a large product reaches in the same turn.
+    The limit is the step's floating-point operations at the rate that a large product reaches in the same turn. Beside
+    PyTorch stands what NumPy's products of the step's own shapes take over PyTorch's: what of the ratio is BLAS.
     Raises ArithmeticError where a peer's losses differ from ours by more than 1e-4.
     """
     on_gpu = backend == "cupy"
@@ -56,14 +65,21 @@ def step_rows(workload: Workload, peers: Sequence[str], turns: int, backend: str
     contenders = [ours, *others, matrix_product(n)]
     if workload.method == "lora":
         contenders.append(our_step(replace(workload, method="full"), OWN_FULL))
+    if not on_gpu and any(other.name == EAGER for other in others):
+        contenders += product_steps(workload)
     times = take_turns(contenders, turns)
+    alone = [times.pop(name) for name in (NUMPY_PRODUCTS, TORCH_PRODUCTS) if name in times]
+    blas = ratio(*alone) if alone else None
     times[PRODUCTS] *= workload.operations() / (2 * n**3)
     facts = {"batch": workload.data[0].shape[0], "operations": workload.operations(), "left_out": left_out}
-    return [
+    rows = [
         row(TRAINING[workload.method], workload.size, name, "s", ratio(times["minilora"], theirs), on_gpu,
-            {**facts, "loss_difference": differences.get(name)})
+            {**facts, "loss_difference": differences.get(name)}, blas["ratio"] if blas else None)
         for name, theirs in times.items() if name != "minilora"
     ]  # fmt: skip
+    if blas:
+        rows.insert(1, row(TRAINING[workload.method], workload.size, BLAS, "s", blas))
+    return rows
 
 
 def bench(
@@ -134,6 +150,8 @@ def other_jobs(
     if "generation" in parts:
         able = [size for size in sizes if size in SERVED]
         jobs += [(f"serving at {size}", partial(serving_rows, size, turns)) for size in able]
+    if "scaling" in parts and "torch" in peers:
+        jobs += scaling_jobs(turns)
     return jobs
 
 

@@ -42,28 +42,32 @@ ON_GPU = ("torch", "torch-compiled")
 
 @dataclass(frozen=True)
 class Workload:
-    """A training step to be timed: a size, a method, and a batch where it is not the size's own."""
+    """A training step to be timed: a size, a method, and a batch where it is not the size's own.
+
+    sizes: those of a size that is not in SIZES.
+    """
 
     size: str
     method: str
     batch: int | None = None
+    sizes: tuple[int, int, int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES or self.method not in METHODS:
+        if (self.sizes is None and self.size not in SIZES) or self.method not in METHODS:
             known = f"{', '.join(SIZES)} and {', '.join(METHODS)}"
             raise ValueError(f"bench: got {self.size!r} and {self.method!r}; there are {known}")
 
     @cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """tokens, targets: (B, T) random integers, always the same."""
-        v, t, *_, b = SIZES[self.size]
+        v, t, *_, b = self.sizes or SIZES[self.size]
         tokens, targets = np.random.default_rng(0).integers(0, v, (2, self.batch or b, t))
         return tokens, targets
 
     @property
     def config(self) -> GPTConfig:
         """The model's sizes."""
-        v, t, c, h, n, _ = SIZES[self.size]
+        v, t, c, h, n, _ = self.sizes or SIZES[self.size]
         return GPTConfig(v, t, n, h, c)
 
     def model(self) -> GPT:

@@ -69,25 +69,28 @@ def import_rows(turns: int) -> list[Row]:
 
 
 def memory_rows(size: str, turns: int, batch: int | None = None) -> list[Row]:
-    """Bytes that a LoRA step adds at its peak, ours and PyTorch's, each in a process of its own (`peak_of_step`).
+    """Bytes that a LoRA step adds at its peak, ours and PyTorch's."""
+    return [row(MEMORY, size, EAGER, "bytes", ratio(*peaks(Workload(size, "lora", batch), turns)))]
+
+
+def peaks(workload: Workload, turns: int) -> np.ndarray:
+    """Bytes that a step adds at its peak, each time in a process of its own: ours, and PyTorch's.   (2, turns)
 
     Raises LeftOut where the system has no /proc that can forget a peak, or without PyTorch.
     """
     if not CLEAR.exists():
         raise LeftOut("the peak of one step is told by Linux alone")
     import_torch()
-    code = f"from {__name__} import peak_of_step; print(peak_of_step({size!r}, %r, {batch}))"
-    ours, theirs = np.array([[fresh(code % side) for side in ("ours", "theirs")] for _ in range(turns)], float).T
-    return [row(MEMORY, size, EAGER, "bytes", ratio(ours, theirs))]
+    code = f"from {__name__} import Workload, peak_of_step; print(peak_of_step({workload!r}, %r))"
+    return np.array([[fresh(code % side) for side in ("ours", "theirs")] for _ in range(turns)], float).T
 
 
-def peak_of_step(size: str, side: str, batch: int | None = None) -> int:
-    """Bytes of physical memory that LoRA steps need at their peak, beyond what the process holds before them.
+def peak_of_step(workload: Workload, side: str) -> int:
+    """Bytes of physical memory that steps need at their peak, beyond what the process holds before them.
 
     Before them stand the model, the optimiser and its state, and all code that steps load: a step on two tokens a text
     has been made, and freed memory given back. The peak (VmHWM) is that of the three steps alone.
     """
-    workload = Workload(size, "lora", batch)
     tokens, targets = workload.data
     if side == "ours":
         model = workload.model()

@@ -50,6 +50,8 @@ def amount(value: float | None, unit: str) -> str:
         return "-"
     if unit == "bytes":
         return f"{value / 2**20:,.1f} MiB" if value < 100 * 2**20 else f"{value / 2**20:,.0f} MiB"
+    if unit == "exponent":
+        return f"{value:.2f}"
     if unit == "s/token":
         return f"{1 / value:,.0f} /s"
     for scale, name in ((1, "s"), (1e3, "ms")):

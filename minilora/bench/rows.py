@@ -7,6 +7,9 @@ from typing import Any
 LORA, FULL = "LoRA step", "full fine-tuning step"
 TRAINING = {"lora": LORA, "full": FULL}
 MEMORY = "peak memory of a LoRA step"
+GROWTH = {"lora": "LoRA step as it grows", "full": "full fine-tuning step as it grows"}
+GROWTH_OF_MEMORY = {method: f"peak memory of a {words}" for method, words in GROWTH.items()}
+EXPONENT = ": exponent"
 REAL_STEP, REAL_MEMORY = "LoRA step on a real model", "peak memory of a process with a real model"
 GENERATION = "generation with cache, tokens a second of one sequence"
 UNMERGED = "generation with an adapter that is not merged"
@@ -21,6 +24,8 @@ SCALARS = "overhead of a primitive on a scalar, forward and backward"
 IMPORT = "import minilora, beyond NumPy"
 DEMO = "minilora demo, whole process"
 EAGER, HIPS, PEFT_EAGER = "PyTorch eager", "HIPS autograd", "transformers and PEFT"
+NUMPY_PRODUCTS, TORCH_PRODUCTS = "the products in NumPy", "the products in PyTorch"
+BLAS = "products alone"  # NumPy's time for the products of a step's layers, over PyTorch's for the same
 PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
 MERGED, ONE_BY_ONE, THREADS = "the merged model", "one by one", "threads of one"
 SERVED = ("tiny", "small", "medium")
@@ -29,7 +34,7 @@ EVERY = ("tiny", "small", "medium", "gpt2")
 # (what, size, against): the most that the ratio, or our own seconds where there is nothing beside, may be on two cores.
 BARS: dict[tuple[str, str, str], float] = {
     **{(LORA, size, EAGER): 1.0 for size in EVERY},
-    **{(LORA, size, PRODUCTS): 1.6 for size in ("medium", "gpt2")},
+    **{(LORA, size, PRODUCTS): most for size, most in (("tiny", 3.5), ("medium", 1.35), ("gpt2", 1.6))},
     **{(LORA, size, OWN_FULL): 0.75 for size in ("small", "medium")},
     **{(FULL, size, EAGER): 1.1 for size in EVERY},
     **{(what, model, EAGER): 1.0 for what in (LORA, FULL) for model in ("vit", "dit")},
@@ -39,6 +44,8 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(TWO_ADAPTERS, size, MERGED): 1 / 0.7 for size in SERVED},
     **{(NF4, size, MERGED): 1 / 0.5 for size in SERVED},
     **{(TOGETHER, size, THREADS): 1.1 for size in ("tiny", "small")},
+    **{(of["lora"], "length 2,048", EAGER): 1.0 for of in (GROWTH, GROWTH_OF_MEMORY)},
+    **{(GROWTH_OF_MEMORY[method] + EXPONENT, "length ≥ 512", EAGER): 1.15 for method in TRAINING},
     (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,
     (REAL_MEMORY, "smollm2-135m", PEFT_EAGER): 0.8,
     (SCALARS, ALL_CHAINS, HIPS): 0.5,
@@ -46,6 +53,8 @@ BARS: dict[tuple[str, str, str], float] = {
     (DEMO, "", EAGER): 1.1,
     (DEMO, "", ITSELF): 60.0,
 }
+SAME_BLAS = 1.05  # from here up NumPy's products are slower than PyTorch's, and a bar is what BARS says
+WITH_SAME_BLAS = {(LORA, size, EAGER): most for size, most in zip(EVERY, (0.85, 0.8, 0.85, 0.8), strict=True)}
 GPU_BARS: dict[tuple[str, str, str], float] = {(LORA, size, EAGER): 1.5 for size in ("medium", "gpt2")}
 
 
@@ -53,8 +62,8 @@ GPU_BARS: dict[tuple[str, str, str], float] = {(LORA, size, EAGER): 1.5 for size
 class Row:
     """What was measured at which size, against what: medians, and the ratio in turns with its quartiles.
 
-    unit: "s", "bytes" or "s/token". theirs, ratio and quartiles are None where there is nothing beside. bar: the most
-    that the ratio (or ours, in seconds, where nothing is beside) should be, or None. details: what else is known.
+    unit: "s", "bytes", "s/token" or "exponent". theirs, ratio and quartiles are None where there is nothing
+    beside. bar: the most that the ratio (or ours, where there is none) should be, or None. details: what else is known.
     """
 
     what: str
@@ -80,7 +89,9 @@ class Row:
 
 
 def row(what: str, size: str, against: str, unit: str, numbers: Mapping[str, Any], on_gpu: bool = False,
-        details: Mapping[str, Any] | None = None) -> Row:  # fmt: skip
-    """A row with its bar, from what `turns.ratio` gives, or {"ours": ...} alone."""
+        details: Mapping[str, Any] | None = None, blas: float | None = None) -> Row:  # fmt: skip
+    """A row with its bar, from what `turns.ratio` gives, or {"ours": ...} alone. blas: the ratio of products alone."""
     bar = (GPU_BARS if on_gpu else BARS).get((what, size, against))
+    if blas is not None and blas < SAME_BLAS:
+        bar = WITH_SAME_BLAS.get((what, size, against), bar)
     return Row(what, size, against, unit, **numbers, bar=bar, details=details)

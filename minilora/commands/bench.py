@@ -17,7 +17,7 @@ from .outputs import output_file, refuse_overwriting
     option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
            "training steps; images are those of models of pictures; model is one in the shape of SmolLM2, beside "
            "transformers and PEFT, in minutes and 2 GiB; exchange is what processes send that train together, LoRA "
-           "beside full, with MPI",
+           "beside full, with MPI; scaling is how a step grows with length, batch, width and depth, in five minutes",
            type=names_in, metavar="NAMES"),
     option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
            type=lambda text: names_in(text) if text else (), metavar="NAMES"),
@@ -31,8 +31,8 @@ from .outputs import output_file, refuse_overwriting
     option("--json", False, "print JSON in place of the table", action="store_true"),
     option("--output", None, "write the JSON to a file, such as figures/data/bench.json", type=output_file,
            metavar="FILE"),
-    option("--figure", None, "draw the training steps' ratios, or of exchange alone its messages: FILE.png and "
-           "FILE.svg", type=output_file, metavar="FILE"),
+    option("--figure", None, "draw the training steps' ratios, or how a step grows, or of exchange alone its messages: "
+           "FILE.png and FILE.svg", type=output_file, metavar="FILE"),
     example="minilora bench --sizes tiny,small --peers torch --profile",
 )  # fmt: skip
 def bench(args: argparse.Namespace) -> int:
@@ -50,8 +50,9 @@ def bench(args: argparse.Namespace) -> int:
             if name not in known:
                 raise ValueError(f"--{what}: no {name!r}{did_you_mean(name, list(known))}")
     if not {"lora", "full"} & set(args.parts):
-        if args.figure and "exchange" not in args.parts:
-            raise ValueError("--figure shows training steps, or an exchange: --parts must have lora, full or exchange")
+        if args.figure and not {"exchange", "scaling"} & set(args.parts):
+            fix = "--parts must have lora, full, scaling or exchange"
+            raise ValueError(f"--figure shows training steps, how they grow, or an exchange: {fix}")
         refuse_ignored(args, ["--profile"], "cannot be given without training steps: --parts must have lora or full")
     if not {"lora", "full", "memory"} & set(args.parts):
         refuse_ignored(
@@ -67,10 +68,10 @@ def bench(args: argparse.Namespace) -> int:
     if args.output:
         report.save(record, args.output)
     if args.figure:
-        from ..bench import figure
+        from ..bench import curves, figure
         from ..pictures import style
 
-        drawn = figure.ratios if {"lora", "full"} & set(args.parts) else figure.messages
-        style.save(drawn(record), stem)
+        drawn = curves.growth if "scaling" in args.parts else figure.messages
+        style.save((figure.ratios if {"lora", "full"} & set(args.parts) else drawn)(record), stem)
     print(json.dumps(record) if args.json else report.table(record))
     return 130 if record.get("interrupted") else 0

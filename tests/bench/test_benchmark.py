@@ -45,15 +45,16 @@ def a_record(rows):
 
 def test_a_bar_is_for_the_ratio_or_for_seconds_where_nothing_is_beside():
     assert a_row(ours=1.0).reached is True and a_row(ours=1.01).reached is False
-    assert a_row(size="medium", against="matrix products", ours=1.6).reached is True
-    assert a_row(size="tiny", against="matrix products").reached is None  # nothing was asked there
+    assert a_row(size="gpt2", against="matrix products", ours=1.6).reached is True
+    assert a_row(size="small", against="matrix products").reached is None  # nothing was asked there
     alone = rows.row(rows.IMPORT, "", "", "s", {"ours": 0.2})
     assert alone.bar == 0.1 and alone.reached is False and alone.ratio is None
     assert a_row(size="medium", ours=1.4, on_gpu=True).reached is True and a_row(size="medium", ours=1.4).bar == 1.0
 
 
 def test_every_bar_is_of_something_that_is_measured():
-    sizes = {*peers.SIZES, *images.MODELS, real.NAME, "", rows.ALL_CHAINS}
+    grown = ["length 2,048", "length ≥ 512"]  # of test_scaling
+    sizes = {*peers.SIZES, *images.MODELS, *grown, real.NAME, "", rows.ALL_CHAINS}
     titles = {title for title, _ in peers.PEERS.values()}
     sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF, rows.MERGED, rows.THREADS}
     for _, size, against in [*rows.BARS, *rows.GPU_BARS]:
@@ -224,7 +225,7 @@ def test_a_process_that_fails_says_why():
 @pytest.mark.slow
 @pytest.mark.skipif(not processes.CLEAR.exists(), reason="only Linux tells the peak of one step")
 def test_twice_the_batch_takes_about_twice_the_memory():
-    code = "from minilora.bench.processes import peak_of_step; print(peak_of_step('tiny', 'ours', {}))"
+    code = "from minilora.bench.processes import *; print(peak_of_step(Workload('tiny', 'lora', {}), 'ours'))"
     one, two, four = (processes.fresh(code.format(batch)) for batch in (32, 64, 128))
     assert 1.5 < two / one < 2.5 and 1.5 < four / two < 2.5
 
