@@ -5,8 +5,8 @@
 
 All sides compute the same thing, on the same shapes, data and threads, and take turns in one run
 (`studies/turns.py`): only their ratios mean anything. Each part has a file: who takes a training step `peers`, the
-peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `scaling`, `exchange`,
-`demo`, `profile`; what was asked of each number `rows`; table and figures `report`, `figure` and `curves`.
+peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `scaling`, `pieces`,
+`exchange`, `demo`, `profile`; what was asked of each number `rows`; table and figures `report`, `figure` and `curves`.
 """
 
 import gc
@@ -28,6 +28,7 @@ from .exchange import exchange_rows, together_rows
 from .generation import generation_rows, serving_rows
 from .images import MODELS, image_rows
 from .peers import METHODS, ON_GPU, PEERS, SIZES, Workload, compare_losses, matrix_product, our_step, peer_steps
+from .pieces import cores_rows
 from .processes import demo_rows, import_rows, memory_rows
 from .products import product_steps
 from .profile import profile
@@ -43,6 +44,7 @@ PARTS = (
     "model",
     "exchange",
     "scaling",
+    "cores",
 )  # minutes and two GiB; and processes, of which two cores have few
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
@@ -150,6 +152,8 @@ def other_jobs(
     if "generation" in parts:
         able = [size for size in sizes if size in SERVED]
         jobs += [(f"serving at {size}", partial(serving_rows, size, turns)) for size in able]
+    if "cores" in parts:
+        jobs += [(f"pieces and threads at {size}", partial(cores_rows, size, turns)) for size in sizes]
     if "scaling" in parts and "torch" in peers:
         jobs += scaling_jobs(turns)
     return jobs

@@ -17,7 +17,8 @@ from .outputs import output_file, refuse_overwriting
     option("--parts", "import,memory,scalars,generation,lora,full", "what to measure, by commas; lora and full are "
            "training steps; images are those of models of pictures; model is one in the shape of SmolLM2, beside "
            "transformers and PEFT, in minutes and 2 GiB; exchange is what processes send that train together, LoRA "
-           "beside full, with MPI; scaling is how a step grows with length, batch, width and depth, in five minutes",
+           "beside full, with MPI; scaling is how a step grows with length, batch, width and depth, in five minutes; "
+           "cores is a step in pieces on threads, and a model of more cores than these",
            type=names_in, metavar="NAMES"),
     option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
            type=lambda text: names_in(text) if text else (), metavar="NAMES"),
