@@ -114,6 +114,7 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
     path = file_path(path, "save_model")
     if not isinstance(model, GPT):
         fix = "; ml.save_pretrained(model, folder) writes a Transformer" if isinstance(model, LanguageModel) else ""
+        fix = "; ml.save_vision(model, path) writes a ViT" if type(model).__name__ == "ViT" else fix
         raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path){fix}")
     if getattr(model, "adapters", None):
         raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")

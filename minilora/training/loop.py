@@ -292,6 +292,8 @@ def length_of(caller: str, model: Any, corpus: Any, window: int | None = None) -
     with: it sees what comes next.
     """
     architecture: Any = getattr(model, "architecture", None)
+    if not hasattr(model, "window"):
+        raise TypeError(f"{caller}: model is {described(model)}, which reads no text; ml.train_step takes pictures")
     if not getattr(architecture, "causal", True) and not getattr(corpus, "labels", ()):
         what = f"{corpus.name!r} asks for the next token, and {architecture.name} is an encoder, which sees it"
         raise ValueError(f"{caller}: {what}; give it texts with labels: ml.load_labels, --task classify")

@@ -293,6 +293,14 @@ def test_odd_labels_are_refused():
             model.loss(images, given)
 
 
+def test_what_is_for_texts_says_so(tmp_path):
+    model = ViT(SMALL)
+    with pytest.raises(TypeError, match=r"^evaluate: model is a ViT, which reads no text; ml\.train_step"):
+        ml.evaluate(model, "python-docs")
+    with pytest.raises(TypeError, match=r"^save_model: got ViT.*expected a GPT: .*; ml\.save_vision\(model, path\)"):
+        ml.save_model(model, tmp_path / "x.npz")
+
+
 def test_another_config_is_refused():
     with pytest.raises(TypeError, match=r"^ViT: got GPTConfig\(.*expected a ViTConfig"):
         ViT(ml.GPTConfig(9, 8, 1, 2, 4))
