@@ -130,7 +130,7 @@ QUICK = Scale(
     high_rates=(3e-1,),
     ranks=(1, 8, 64),
     characters=(2_000, 128_000),
-    windows=16,
+    windows=8,
 )
 
 
