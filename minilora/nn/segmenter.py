@@ -37,6 +37,7 @@ from .transformer import Block, Place
 MASK, POINT, FIRST, SECOND = range(
     4
 )  # kinds of tokens: the mask's, a point, a box's upper left corner, its lower right
+BOX_KINDS = [FIRST, SECOND]
 BASE = Path(__file__).parent.parent / "segmenter.npz"  # trained on shapes, and shipped
 
 
@@ -216,7 +217,7 @@ class Segmenter(Module):
         """The logits, from the patches' tokens and the picture itself.   (B, N, C), (B, S, S), (B, 4) -> (B, S, S)"""
         b, f = len(images), self.config.features
         is_box = (prompts[:, :2] != prompts[:, 2:]).any(axis=1)[:, None]  # (B, 1)
-        kinds = np.where(is_box, [FIRST, SECOND], POINT)  # (B, 2)
+        kinds = np.where(is_box, BOX_KINDS, POINT)  # (B, 2)
         there = self.there_proj(self._like(self._window_at(images, prompts)), rng)  # (B, 1, C)
         asked = self.places(prompts.reshape(b, 2, 2), rng) + self.kinds(kinds) + there  # (B, 2, C)
         token = self.kinds(np.full((b, 1), MASK))  # (B, 1, C)

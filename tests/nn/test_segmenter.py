@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.nn.segmenter import Segmenter, SegmenterConfig, as_images, as_masks, load_segmenter, save_segmenter
+from minilora.nn.segmenter import BASE, Segmenter, SegmenterConfig, as_images, as_masks, load_segmenter, save_segmenter
 from minilora.nn.storage import save_arrays
+from minilora.training.scenes import draw_scenes
 
 SMALL = SegmenterConfig(
     size=8, patch=4, width=8, layers=2, decoder_layers=1, heads=2, features=3, window=3, frequencies=2
@@ -126,6 +127,24 @@ def test_a_file_holds_it(tmp_path):
     half = load_segmenter(save_segmenter(model, tmp_path / "half.npz", "float16"))
     assert half.ln_f.weight.dtype == "float32"
     np.testing.assert_allclose(half(IMAGES, PROMPTS).data, model(IMAGES, PROMPTS).data, atol=2e-2)
+
+
+@pytest.mark.slow
+def test_the_shipped_one_is_small_and_finds_shapes_that_are_pointed_at():
+    """Half a megabyte, and two thirds of what it finds or should find is both; of what it was not taught, little."""
+    model = load_segmenter()
+    assert model.config == SegmenterConfig() and BASE.stat().st_size <= 1e6
+    found = {}
+    for kind in ("shapes", "plates", "characters"):
+        scenes = draw_scenes(kind, 32, rng=4)
+        found[kind] = np.mean([mask_of(model, scenes, i) for i in range(32)])
+    assert found["shapes"] > 0.6 and found["plates"] < 0.4 and found["characters"] < 0.4
+
+
+def mask_of(model, scenes, i):
+    """Intersection over union of one scene, asked by its point."""
+    found, meant = model.segment(scenes.images[i], point=scenes.points[i]), scenes.masks[i]
+    return (found & meant).sum() / (found | meant).sum()
 
 
 @pytest.mark.slow
