@@ -18,6 +18,7 @@ from ..training.optim import AdamW
 from .peers import LORA, METHODS, compare_losses
 from .pytorch import LEARNING_RATE, TorchGPT
 from .rows import EAGER, TRAINING, Row, row
+from .segmenter import segmenter_steps
 
 BATCH = 64  # pictures of 16 x 16
 
@@ -126,7 +127,9 @@ def dit_steps(method: str) -> tuple[Contender, Contender]:
     return ours, Contender(EAGER, their_step)
 
 
-MODELS: dict[str, Callable[[str], tuple[Contender, Contender]]] = {"vit": vit_steps, "dit": dit_steps}
+MODELS: dict[str, Callable[[str], tuple[Contender, Contender]]] = {
+    "vit": vit_steps, "dit": dit_steps, "segmenter": segmenter_steps,
+}  # fmt: skip
 
 
 def image_rows(name: str, turns: int) -> list[Row]:

@@ -39,7 +39,7 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(LORA, size, PRODUCTS): most for size, most in (("tiny", 3.5), ("medium", 1.35), ("gpt2", 1.6))},
     **{(LORA, size, OWN_FULL): 0.75 for size in ("small", "medium")},
     **{(FULL, size, EAGER): 1.1 for size in EVERY},
-    **{(what, model, EAGER): 1.0 for what in (LORA, FULL) for model in ("vit", "dit")},
+    **{(what, model, EAGER): 1.0 for what in (LORA, FULL) for model in ("vit", "dit", "segmenter")},
     **{(MEMORY, size, EAGER): 1.0 for size in EVERY},
     **{(GENERATION, size, EAGER): 1.0 for size in ("tiny", "small")},
     **{(UNMERGED, size, MERGED): 1 / 0.8 for size in SERVED},  # 0.8 of its tokens a second
