@@ -28,7 +28,7 @@ from .gpt import MLP
 from .habits import names_its_settings
 from .layers import STANDARD_DEVIATION, Embedding, Linear
 from .module import Module, in_precision, precision
-from .storage import Blank, blaming, check_size, file_path, load_arrays, save_arrays
+from .storage import Blank, blaming, check_size, file_path, load_arrays, refuse_parts, save_arrays
 
 LONGEST = 10000  # of the wavelengths of a time's sines, over 2 pi: Vaswani et al. 2017, section 3.5
 EPS = 1e-6  # of the norms, as in the paper's code
@@ -219,11 +219,17 @@ LETTERS = Path(__file__).parent.parent / "letters.npz"  # a DiT that draws lette
 def save_diffusion(model: DiT, path: str | Path, dtype: Any = None, record: Mapping[str, Any] | None = None) -> Path:
     """Write a model's sizes and parameters, optionally rounded to another precision, with a record of facts.
 
-    Raises ValueError for a model with adapters, and for numbers that are not finite in that precision.
+    Raises ValueError for a model with adapters or quantised weights, and for numbers that are not finite in that
+    precision.
     """
+    if str(path) == "letters":
+        raise ValueError("save_diffusion: 'letters' is the model that comes with minilora; name the file another way")
     if getattr(model, "adapters", None):
         fix = "save_adapter(model, path), or remove_lora(model) first"
         raise ValueError(f"save_diffusion: the model has an adapter; {fix}")
+    refuse_parts(model, "save_diffusion")
+    if any(True for _ in model.named_buffers()):
+        raise ValueError("save_diffusion: the model is quantised; save the float model and quantise it after loading")
     dtype = precision(dtype or model.wpe.weight.dtype, "save_diffusion")
     state = {}
     for name, value in model.state_dict().items():

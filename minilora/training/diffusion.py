@@ -145,8 +145,8 @@ def draw_letters(
     classes = classes_of("draw_letters", model, characters)
     x = generator(rng, "draw_letters").standard_normal((len(classes), side, side), dtype="float32")
     way, times = [x], np.linspace(TIMES, 0, min(steps, TIMES) + 1).round().astype(int)
-    for now, then in itertools.pairwise(times):
-        way.append(ddim_step(way[-1], guided(model, way[-1], now, classes, guidance), now, then))
+    for time, earlier in itertools.pairwise(times):
+        way.append(ddim_step(way[-1], guided(model, way[-1], time, classes, guidance), time, earlier))
     pictures = (np.stack(way) if on_the_way else way[-1]) / 2 + 0.5
     return pictures.clip(0, 1)
 
@@ -158,13 +158,13 @@ def guided(model: DiT, x: Array, time: int, classes: Array, guidance: float) -> 
         return v if not guidance else (1 + guidance) * v - guidance * model(x, time).data
 
 
-def ddim_step(x: Array, v: Array, now: int, then: int) -> Array:
+def ddim_step(x: Array, v: Array, time: int, earlier: int) -> Array:
     """From time t to s < t:  x_s = sqrt(a_s) x_0 + sqrt(1 - a_s) eps,  x_0 = sqrt(a_t) x_t - sqrt(1 - a_t) v.
 
     Song et al. 2021, eq. 12 with sigma = 0; x_0 is that of Salimans & Ho 2022, section 4, cut to [-1, 1], where all
     pictures are, and eps is the noise that is then beside it.
     """
-    (picture_now, noise_now), (picture_then, noise_then) = shares(now), shares(then)
+    (picture_now, noise_now), (picture_then, noise_then) = shares(time), shares(earlier)
     picture = (picture_now * x - noise_now * v).clip(-1, 1)
     noise = (x - picture_now * picture) / noise_now
     return picture_then * picture + noise_then * noise

@@ -133,6 +133,14 @@ def test_files_that_are_none(tmp_path):
         load_diffusion(tmp_path / "absent.npz")
     with pytest.raises(ValueError, match="save_diffusion: the model has an adapter; save_adapter"):
         save_diffusion(ml.add_lora(DiT(TINY), ml.LoRAConfig(rank=1)), tmp_path / "no.npz")
+    with pytest.raises(ValueError, match="save_diffusion: the model is quantised; save the float model"):
+        save_diffusion(ml.quantize_model(DiT(SMALL), "int8"), tmp_path / "no.npz")
+    with pytest.raises(ValueError, match=r"save_diffusion: blocks.0 has an adapter of its own"):
+        part = DiT(SMALL)
+        ml.add_lora(part.blocks[0], ml.LoRAConfig(rank=1))
+        save_diffusion(part, tmp_path / "no.npz")
+    with pytest.raises(ValueError, match="'letters' is the model that comes with minilora"):
+        save_diffusion(DiT(TINY), "letters")
     with pytest.raises(ValueError, match=r"save_diffusion: head.weight: entry \(0, 0\) is .*too large for float16"):
         model = DiT(TINY)
         model.head.weight.data[0, 0] = 1e6
