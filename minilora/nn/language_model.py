@@ -138,10 +138,18 @@ class LanguageModel(Module):
         self.classifier = head.astype(self.ln_f.weight.dtype)
 
     def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Tensor:
-        """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()"""
+        """The mean cross-entropy in nats per target, of tokens or labels.   tokens, targets: (B, T) integers -> ()
+
+        Where there are many logits of a frozen table, as under LoRA, never all of them are held: of one that is trained
+        they would be made twice.
+        """
+        targets = as_tokens(targets, f"{type(self).__name__}.loss")
         if self.labels:
-            return ops.cross_entropy(self.scores(tokens, rng), as_tokens(targets, f"{type(self).__name__}.loss"))
-        return ops.cross_entropy(self(tokens, rng), as_tokens(targets, f"{type(self).__name__}.loss"))
+            return ops.cross_entropy(self.scores(tokens, rng), targets)
+        table = getattr(self.wte, "weight", None)
+        if table is not None and not table.requires_grad:
+            return self.wte.cross_entropy(self.last(tokens, rng), targets)
+        return ops.cross_entropy(self(tokens, rng), targets)
 
     def generate(
         self,

@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 
 import minilora as ml
+from minilora.autograd import head
 from minilora.nn.language_model import sample
 
 CONFIG = ml.GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
@@ -84,6 +85,28 @@ def test_loss_is_scipys_cross_entropy():
     expected = -np.mean([log_p[b, t, targets[b, t]] for b in range(3) for t in range(6)])
     assert loss.shape == ()
     assert abs(loss.item() - expected) <= 1e-13 * expected
+
+
+@pytest.mark.filterwarnings("ignore:add_lora")
+@pytest.mark.parametrize("adapted", [("q_proj", "v_proj"), ("wte", "q_proj"), None])
+def test_many_logits_of_a_frozen_table_are_never_all_held_and_the_loss_is_the_same(adapted, monkeypatch):
+    """A table that is trained, or has an update beside it, is asked for all logits."""
+    model = ml.GPT(ml.GPTConfig(50, 8, 1, 2, 8)).astype("float64")
+    if adapted:
+        ml.add_lora(model, ml.LoRAConfig(2, target_modules=adapted))
+    monkeypatch.setattr(head, "LOGITS", 100)
+    rng, asked = np.random.default_rng(0), []
+    tokens, targets = rng.integers(0, 50, (2, 2, 8))
+    targets[0, :3] = -100
+    plain = ml.ops.cross_entropy(model(tokens), targets)
+    logits = model.wte.logits
+    monkeypatch.setattr(model.wte, "logits", lambda x: asked.append(x) or logits(x), raising=False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss = model.loss(tokens, targets)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
+    for ours, theirs in zip(ml.grad(loss, trained), ml.grad(plain, trained), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert len(asked) == (adapted != ("q_proj", "v_proj"))
 
 
 def test_a_new_model_knows_nothing():
