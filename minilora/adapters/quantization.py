@@ -13,9 +13,10 @@ A large weight makes s large and all levels of its block coarse; so blocks are s
 scale of 32 bits for 64 weights costs half a bit a weight; quantised in its turn, it costs an eighth.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,11 @@ class Quantized(Packed):
         shape = (*codes.shape[:-1], d_in)
         return Quantized(self.kind, self.block, shape, codes.reshape(-1), scales.reshape(-1)).dequantize(dtype)
 
+    def stretches(self, dtype: Any = np.float32) -> Iterator[tuple[slice, Array]]:
+        """(rows, their floats) from the first to the last; the scales are made once for all."""
+        once = replace(self, scales=self._scales(), mean=None)
+        return super(Quantized, once).stretches(dtype)
+
     def again(self, array: Array) -> "Quantized":
         """Another array, quantised with the same settings."""
         return quantize(array, self.kind, self.block, self.double)
@@ -220,14 +226,18 @@ class Quantized(Packed):
 
         In every precision these are the same numbers.
         """
-        xp, levels = array_module(self.codes), LEVELS[self.kind]
-        if len(levels) <= 16:  # a byte's two weights as one complex number: one look into a table gives both
-            levels = levels[np.minimum(np.arange(16), len(levels) - 1)]  # int4 has no 16th level
-            levels = (levels[:, None] + 1j * levels).reshape(256)
-        table, values = xp.asarray(levels), xp.empty(len(self.codes), levels.dtype)
+        xp, codes = array_module(self.codes), self.codes
+        table = xp.asarray(_looked_up(self.kind, 1))
+        if xp is np and len(LEVELS[self.kind]) <= 16 and len(codes) % 2 == 0:
+            table, codes = _looked_up(self.kind, 2), codes.view("uint16")
+        values = xp.empty(len(codes), table.dtype)
         piece = PIECE if xp is np else max(len(values), 1)
         for start in range(0, len(values), piece):
-            values[start : start + piece] = table[self.codes[start : start + piece]]
+            part = slice(start, start + piece)
+            if xp is np:
+                table.take(codes[part], out=values[part], mode="clip")  # no code is beyond: nothing is checked
+            else:
+                values[part] = table[codes[part]]
         values = values.view("float32")[: self.size]
         scales, whole = self._scales(), self.size // self.block
         full = values[: whole * self.block].reshape(whole, self.block)  # a view: all blocks but a shorter last one
@@ -262,6 +272,22 @@ class Quantized(Packed):
         d = self.scales.error_bound() + e * s + t if isinstance(self.scales, Quantized) else 0.0
         bound = (h + e) * (s + d) + d + t  # (blocks,)
         return xp.repeat(bound, self.block)[: self.size].reshape(self.shape)
+
+
+@functools.cache
+def _looked_up(kind: str, many: int) -> np.ndarray:
+    """What so many bytes of codes stand for, in one look: a level, or the two of each byte, side by side in one number.
+
+    Two levels are a complex number, so that one look gives both; four are a complex number of twice the precision.
+    """
+    levels = LEVELS[kind]
+    if len(levels) > 16:
+        return levels
+    levels = levels[np.minimum(np.arange(16), len(levels) - 1)]  # int4 has no 16th level
+    pairs = (levels[:, None] + 1j * levels).reshape(256)  # of a byte
+    if many == 1:
+        return pairs
+    return pairs[np.arange(2**16, dtype="uint16").view("uint8")].view("complex128")  # bytes as they lie in memory
 
 
 def quantize(array: Array, kind: str = "nf4", block: int = 64, double: bool = False) -> Quantized:
