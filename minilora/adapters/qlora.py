@@ -116,8 +116,13 @@ class QuantizedEmbedding(Held, Embedding):
         return ops.linear_cross_entropy_on_demand(x, self.quantized.rows, targets, self.quantized.shape[0], bias)
 
 
+FEW = 8  # rows of x up to which scales are put on sums over a block, and not on the block's weights
+
+
 def by_stretches(weight: Packed, x: Array) -> Array:
     """x W^T on arrays, of rows of W that are made, used and let go while they are in a core's cache."""
+    if isinstance(weight, Quantized) and weight.apart and weight.block >= 32 and len(x) <= FEW and x.dtype == "float32":
+        return weight.times(x)
     return np.concatenate([x @ rows.T for _, rows in weight.stretches(x.dtype)], axis=-1)
 
 

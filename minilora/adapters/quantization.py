@@ -217,6 +217,22 @@ class Quantized(Packed):
         once = replace(self, scales=self._scales(), mean=None)
         return super(Quantized, once).stretches(dtype)
 
+    def times(self, x: Array) -> Array:
+        """x W^T of a few rows of float32, on NumPy: a block's scale is put on its sum, and not on its weights.
+
+        y_i = sum over blocks b of s_ib (sum over j in b of q_ij x_j)        (B, d_in) -> (B, d_out)
+        """
+        (d_out, d_in), scales = self.shape, self._scales().reshape(self.shape[0], -1)  # (d_out, blocks)
+        codes, y = self.codes.reshape(d_out, -1), np.empty((len(x), d_out), np.float32)
+        parts = x.reshape(len(x), -1, self.block).transpose(1, 2, 0)  # (blocks, block, B)
+        step = max(STRETCH // d_in, 1)
+        for start in range(0, d_out, step):
+            rows = slice(start, start + step)
+            q = self._levels(codes[rows].reshape(-1)).reshape(-1, *parts.shape[:2])  # (rows, blocks, block)
+            sums = q.swapaxes(0, 1) @ parts  # (blocks, rows, B)
+            y[:, rows] = np.einsum("nib,in->bi", sums, scales[rows])
+        return y
+
     def again(self, array: Array) -> "Quantized":
         """Another array, quantised with the same settings."""
         return quantize(array, self.kind, self.block, self.double)
@@ -226,7 +242,16 @@ class Quantized(Packed):
 
         In every precision these are the same numbers.
         """
-        xp, codes = array_module(self.codes), self.codes
+        values = self._levels(self.codes)[: self.size]
+        scales, whole = self._scales(), self.size // self.block
+        full = values[: whole * self.block].reshape(whole, self.block)  # a view: all blocks but a shorter last one
+        full *= scales[:whole, None]
+        values[whole * self.block :] *= scales[whole:]
+        return values.reshape(self.shape).astype(dtype, copy=False)
+
+    def _levels(self, codes: Array) -> Array:
+        """The levels that codes stand for, float32; of an odd number of weights in half bytes, one more."""
+        xp = array_module(codes)
         table = xp.asarray(_looked_up(self.kind, 1))
         if xp is np and len(LEVELS[self.kind]) <= 16 and len(codes) % 2 == 0:
             table, codes = _looked_up(self.kind, 2), codes.view("uint16")
@@ -238,12 +263,7 @@ class Quantized(Packed):
                 table.take(codes[part], out=values[part], mode="clip")  # no code is beyond: nothing is checked
             else:
                 values[part] = table[codes[part]]
-        values = values.view("float32")[: self.size]
-        scales, whole = self._scales(), self.size // self.block
-        full = values[: whole * self.block].reshape(whole, self.block)  # a view: all blocks but a shorter last one
-        full *= scales[:whole, None]
-        values[whole * self.block :] *= scales[whole:]
-        return values.reshape(self.shape).astype(dtype, copy=False)
+        return values.view("float32")
 
     def _scales(self) -> Array:
         """(blocks,) float32: never negative, never above float32's largest number."""

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from minilora.adapters import qlora, quantization
 from minilora.adapters.quantization import LEVELS, PIECE, Half, Quantized, half, quantize
 
 KINDS = ("nf4", "int4", "int8")
@@ -302,3 +303,30 @@ def test_16_bits_refuse_what_is_too_large():
         half(np.array([1, 3.4e38]), "bfloat16")
     with pytest.raises(ValueError, match=r"entry \(0,\) is nan"):
         half(np.array([np.nan]), "bfloat16")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8"])
+@pytest.mark.parametrize("shape, block", [((7, 64), 64), ((33, 96), 32), ((1, 128), 128)])
+@pytest.mark.parametrize("stretch", [128, 2**17])
+def test_a_product_by_blocks_is_that_with_the_array(kind, shape, block, stretch, monkeypatch):
+    """Whether rows are taken all at once or a few at a time; the scales plain or quantised."""
+    monkeypatch.setattr(quantization, "STRETCH", stretch)
+    rng = np.random.default_rng(0)
+    W, x = rng.normal(size=shape), rng.normal(size=(3, shape[1])).astype("float32")
+    for double in (False, True):
+        q = quantize(W, kind, block, double)
+        exact = x.astype(float) @ q.dequantize("float64").T
+        for rows in (1, 3):
+            np.testing.assert_allclose(q.times(x[:rows]), exact[:rows], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(qlora.by_stretches(q, x[:rows]), exact[:rows], rtol=1e-5, atol=1e-5)
+
+
+def test_four_codes_in_one_look_are_those_of_one_after_the_other():
+    """An even number of bytes is read two at a time, an odd one byte by byte: the same levels."""
+    codes = np.random.default_rng(0).integers(256, size=101).astype("uint8")
+    for kind in ("nf4", "int4"):
+        levels = LEVELS[kind]
+        one = [levels[min(half, len(levels) - 1)] for byte in codes for half in (byte >> 4, byte & 15)]
+        for n in (101, 100):
+            q = Quantized(kind, 2 * n, (2 * n,), codes[:n], np.ones(1, "float32"))
+            np.testing.assert_array_equal(q.dequantize(), one[: 2 * n])
