@@ -17,7 +17,7 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import alternatives, asymmetry, batches, change, data, forgetting, intruders, rates, real, rewards, tasks
+from . import alternatives, asymmetry, batches, change, data, forgetting, intruders, rates, real, rewards, style, tasks
 from .records import record_path
 from .runs import (
     ALL,
@@ -193,6 +193,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "latency": alternatives.study_latency,
     "memory": alternatives.study_memory,
     "rewards": rewards.study_rewards,
+    "style": style.study_style,
     "real": real.study_real,
 }
 NEEDS = {"real": real.MODEL}  # what has to be fetched for a study

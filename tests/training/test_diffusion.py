@@ -7,7 +7,7 @@ import minilora as ml
 from minilora.nn.diffusion import LETTERS, DiT, DiTConfig
 from minilora.training import diffusion
 from minilora.training.diffusion import add_noise, ddim_step, draw_letters, guided, kept, make_letters, train_diffusion
-from minilora.training.glyphs import CHARACTERS, SANS, draw_glyphs
+from minilora.training.glyphs import CHARACTERS, draw_glyphs
 
 TINY = DiTConfig(image_size=8, patch_size=4, classes=62, n_layer=1, n_head=2, n_embd=16)
 
@@ -150,11 +150,8 @@ def test_a_model_of_fewer_classes_knows_the_first_of_the_characters():
 
 @pytest.mark.slow
 def test_the_package_s_model_draws_what_is_asked_for():
-    """Of 62 characters at least 90 % are nearest to their own true picture in a sans-serif font, moved by a pixel."""
-    model = ml.load_diffusion()
+    """The judge of characters reads at least 90 % of all 62, in 20 steps."""
     assert LETTERS.stat().st_size < 2e6
-    drawn = draw_letters(model, CHARACTERS, guidance=2.0).reshape(62, -1)
-    true = np.pad(draw_glyphs(SANS, jitter=0).images.reshape(-1, 62, 16, 16), ((0, 0), (0, 0), (1, 1), (1, 1)))
-    moved = [true[..., i : i + 16, j : j + 16].reshape(-1, 62, 256) for i in range(3) for j in range(3)]
-    errors = [((drawn[:, None] - np.concatenate(moved)[:, c]) ** 2).mean(-1).min(1) for c in range(62)]
-    assert (np.argmin(errors, axis=0) == np.arange(62)).mean() >= 0.9
+    judge = ml.load_vision("characters")
+    says = judge.predict(draw_letters(ml.load_diffusion(), CHARACTERS, guidance=2.0))
+    assert np.mean([judge.labels[said] == asked for said, asked in zip(says, CHARACTERS, strict=True)]) >= 0.9

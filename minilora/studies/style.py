@@ -1,0 +1,193 @@
+"""A font taught by LoRA: a few of its glyphs, and the model that draws letters draws the others of that font.
+
+The base (`letters.npz`) has seen sans-serif fonts alone. Of a font that it has never seen so many characters are shown;
+then it draws the rest, which it has never seen in that font. What comes of it is judged by the two vision transformers
+that come with the package, of which one says which character a picture is and the other which font, and is measured
+against the true font, pixel by pixel. A seed is a font of its own, which characters are shown, and all that is random.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..adapters.attach import add_adapter
+from ..adapters.lora import LoRAConfig
+from ..nn.diffusion import DiT, load_diffusion
+from ..nn.vision import load_vision
+from ..training.corpus import PYTHON
+from ..training.diffusion import draw_letters, train_diffusion
+from ..training.glyphs import CHARACTERS, draw_glyphs
+from .runs import SCALE, Runs, Spec, summarise
+
+TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Italic")  # a seed each
+EXAMPLES, RANK, GUIDANCE = 26, 4, 1.0
+LONG = 4  # times as many steps, in one row
+COPIES = 16  # of a glyph that is shown, each moved by a part of a pixel
+PICTURES = 72  # that are judged, at least
+RATES = {"lora": (3e-3, 1e-2, 3e-2, 1e-1), "full": (3e-4, 1e-3, 3e-3, 1e-2)}
+KEPT = 12  # pictures of a run, to be looked at
+BASE: dict[str, Any] = {"method": "full", "steps": 0, "lr": 0.0}  # as it comes
+MEASURED = ("character", "font", "both", "error")
+
+
+@dataclass(frozen=True)
+class StyleSpec(Spec):
+    """A run that teaches the base one font. font: by its name. examples: how many characters of it are shown."""
+
+    corpus: str = "glyphs"
+    targets: tuple[str, ...] = ("*",)
+    rank: int = RANK
+    alpha: float = SCALE * RANK
+    steps: int = 150
+    batch_size: int = 32
+    font: str = TAUGHT[0]
+    examples: int = EXAMPLES
+
+
+def shown(spec: Any) -> str:
+    """The characters of the font that a run is shown, in an order that the seed draws: the first of 62."""
+    return "".join(np.random.default_rng([spec.seed, 2]).permutation(list(CHARACTERS))[: spec.examples])
+
+
+class StyleRuns(Runs):
+    """Runs on the model that draws letters, kept and shared as those on the shipped text model."""
+
+    def __init__(self, runs: Runs):
+        vars(self).update(vars(runs))
+        self.quick = len(runs.scale.seeds) < 2
+
+    def spec_of(self, seed: int, **changes: Any) -> StyleSpec:
+        """A run of this scale's length on the font of a seed, or on another."""
+        steps: dict[str, Any] = {"steps": self.scale.steps} if self.quick else {}
+        changes |= {"alpha": SCALE * changes["rank"]} if "rank" in changes else {}
+        how: dict[str, Any] = {"seed": seed, "font": TAUGHT[seed]} | steps | changes
+        return replace(StyleSpec(), **how)
+
+    def _train(self, spec: Any) -> tuple[dict[str, Any], Any]:
+        model = load_diffusion("letters")
+        if spec.method == "lora":
+            add_adapter(model, LoRAConfig(spec.rank, spec.alpha, spec.targets), spec.seed)
+        glyphs = draw_glyphs(spec.font, shown(spec), copies=COPIES, rng=spec.seed)
+        losses = (
+            train_diffusion(model, glyphs, spec.steps, spec.batch_size, spec.lr, rng=spec.seed, pieces=1)
+            if spec.steps
+            else [0]
+        )
+        record: dict[str, Any] = {"spec": asdict(spec), "python": PYTHON, "curve": {"step": [spec.steps]}}
+        record |= {"train_loss": float(np.mean(losses[-20:])), "trainable": model.count(trainable=True)}
+        pictures = drawn(model, spec)
+        record["error"] = pixel_error(pictures, true_of(spec, spec.font, 0))
+        return record | {"pictures": packed(pictures)}, model
+
+
+def rest_of(spec: Any) -> list[str]:
+    """The characters that a run is not shown, again and again until they are enough to be judged."""
+    rest = [c for c in CHARACTERS if c not in shown(spec)]
+    return rest * -(-PICTURES // len(rest))
+
+
+def drawn(model: DiT, spec: Any) -> np.ndarray:
+    """Pictures of the characters that were not shown, of every model from the same noise.   (N, S, S)"""
+    return draw_letters(model, rest_of(spec), guidance=GUIDANCE, rng=[spec.seed, 3])
+
+
+def judged(pictures: np.ndarray, spec: Any, font: str = "") -> dict[str, Any]:
+    """In which share of the pictures the judges read the right character, see the right font, and both; and the error
+    of a pixel against the true font, its root mean square.
+
+    font: the one that is asked for, if not the spec's.
+    """
+    font, asked = font or spec.font, rest_of(spec)
+    judges = {what: load_vision(what) for what in ("characters", "fonts")}
+    says = {what: np.array(judge.labels)[judge.predict(pictures)] for what, judge in judges.items()}
+    right, there = says["characters"] == np.array(asked), says["fonts"] == font
+    fonts, counts = np.unique(says["fonts"], return_counts=True)
+    return {
+        "character": float(right.mean()),
+        "font": float(there.mean()),
+        "both": float((right & there).mean()),
+        "error": pixel_error(pictures, true_of(spec, font, 0)),
+        "fonts": dict(sorted(zip(fonts.tolist(), counts.tolist(), strict=True), key=lambda one: -one[1])),
+    }
+
+
+def true_of(spec: Any, font: str, jitter: float) -> np.ndarray:
+    """The characters that a run is asked for, as a font has them.   (N, S, S)"""
+    asked = rest_of(spec)
+    rest, copies = list(dict.fromkeys(asked)), len(asked) // len(set(asked))
+    images = draw_glyphs(font, rest, copies=copies, jitter=jitter, rng=[spec.seed, 4]).images
+    return images.reshape(len(rest), copies, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape)
+
+
+def packed(pictures: np.ndarray) -> list[str]:
+    """Pictures in 256 greys, each a text of hexadecimal digits, as records hold them.   (N, S, S) in [0, 1]"""
+    return [picture.tobytes().hex() for picture in (255 * pictures).round().astype(np.uint8)]
+
+
+def pictures_of(row: Any, which: str) -> np.ndarray:
+    """`packed` undone.   -> (N, S, S)"""
+    values = np.array([list(bytes.fromhex(text)) for text in row[which]], dtype="float32") / 255
+    side = math.isqrt(values.shape[1])
+    return values.reshape(-1, side, side)
+
+
+def pixel_error(pictures: np.ndarray, true: np.ndarray) -> float:
+    """The root mean square of the difference, each picture moved by the pixel at most that fits it best.   (N, S, S)"""
+    side, wide = true.shape[-1], np.pad(true, ((0, 0), (1, 1), (1, 1)))
+    moved = [wide[:, i : i + side, j : j + side] for i, j in itertools.product(range(3), repeat=2)]
+    return float(np.sqrt(np.min([((pictures - one) ** 2).mean((1, 2)) for one in moved], axis=0).mean()))
+
+
+def study_style(runs: Runs) -> list[dict[str, Any]]:
+    """How many glyphs of a new font does LoRA need, at which rank, to draw the letters that it never saw in it; and
+    full fine-tuning? Each way at the rate of four with the least error of a pixel on 26 glyphs, at the first seed;
+    the true font's own glyphs are judged beside what is drawn.
+    """
+    learners, seeds = StyleRuns(runs), runs.scale.seeds
+    rows = [row_of(learners, "base", rates=(0.0,), **BASE)]
+    specs = [learners.spec_of(seed) for seed in seeds]
+    true = [judged(true_of(spec, spec.font, 1.0), spec) for spec in specs]
+    rows.append({"name": "true", **summarise(true, *MEASURED)})
+    ranks = {rank: row_of(learners, "lora", rank=rank) for rank in ((RANK,) if learners.quick else (1, RANK, 16))}
+    full = row_of(learners, "full", method="full")
+    rows += [*ranks.values(), full]
+    if not learners.quick:
+        rows.append(row_of(learners, "long", rates=(ranks[RANK]["lr"],), steps=LONG * learners.spec_of(0).steps))
+    for examples in () if learners.quick else (10, 52):
+        rows.append(row_of(learners, "lora", rates=(ranks[RANK]["lr"],), examples=examples))
+        rows.append(row_of(learners, "full", rates=(full["lr"],), method="full", examples=examples))
+    return rows + [pictures_row(learners, seed, ranks[RANK]["lr"]) for seed in seeds]
+
+
+def pictures_row(learners: StyleRuns, seed: int, lr: float) -> dict[str, Any]:
+    """Characters that were not shown, as the base draws them, as LoRA does from the same noise, and as they are."""
+    base, spec = (learners.spec_of(seed, **how) for how in (BASE, {"lr": lr}))
+    rest = [c for c in CHARACTERS if c not in shown(spec)][:KEPT]
+    true = draw_glyphs(spec.font, rest, jitter=0).images
+    before, after = (learners.record(one)["pictures"][: len(rest)] for one in (base, spec))
+    row = {"name": "pictures", "font": spec.font, "characters": "".join(rest)}
+    return row | {"before": before, "after": after, "true": packed(true)}
+
+
+def row_of(learners: StyleRuns, name: str, rates: Sequence[float] = (), **changes: Any) -> dict[str, Any]:
+    """The mean over the seeds of one way to teach a font, at the rate with the least error of a pixel at the first."""
+    rates, (first, *_) = rates or RATES[changes.get("method", "lora")], learners.scale.seeds
+    if learners.quick:
+        rates = rates[:2][-1:]
+    sweep = learners.records(learners.spec_of(first, **changes | {"lr": rate}) for rate in rates)
+    errors = {rate: record.get("error", 0.0) for rate, record in zip(rates, sweep, strict=True)}  # none in a plan
+    best = min(errors, key=errors.__getitem__)
+    specs = [learners.spec_of(seed, **changes | {"lr": best}) for seed in learners.scale.seeds]
+    records = learners.records(specs)
+    if not all((*sweep, *records)):
+        return {}  # of a plan
+    said = [judged(pictures_of(record, "pictures"), spec) for record, spec in zip(records, specs, strict=True)]
+    told = {key: records[0]["spec"][key] for key in ("method", "rank", "examples", "steps", "batch_size", "lr")}
+    row = {"name": name, **told, "trainable": records[0]["trainable"]}
+    row["rates"] = {f"{rate:g}": error for rate, error in errors.items()}
+    row["fonts"] = [spec.font for spec in specs]
+    return row | summarise(said, *MEASURED)
