@@ -237,7 +237,8 @@ def left_padding(mask: Any, shape: tuple) -> np.ndarray:
 def unequal(tokens: Any) -> bool:
     """Whether these are prompts of several lengths."""
     rows = list(tokens) if isinstance(tokens, list | tuple) else []
-    each = all(isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim == 1) for row in rows)
+    flat = lambda row: isinstance(row, np.ndarray | Tensor) and row.ndim == 1
+    each = all(isinstance(row, list | tuple | range) or flat(row) for row in rows)
     return each and len({len(row) for row in rows}) > 1
 
 
@@ -249,8 +250,10 @@ def side_by_side(tokens: Any, mask: Any) -> tuple[list[np.ndarray], np.ndarray, 
     for i, prompt in enumerate(prompts):
         if prompt.ndim != 1 or not prompt.size:
             raise ValueError(f"generate: prompt {i} has shape {prompt.shape}, expected (T,), T at least 1")
+        if prompt.dtype.kind not in "iu":
+            raise TypeError(f"generate: prompt {i} has dtype {prompt.dtype}, expected integers")
     longest = max(map(len, prompts))
-    padded = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
+    padded = np.stack([np.pad(to_numpy(prompt).astype(np.int64), (longest - len(prompt), 0)) for prompt in prompts])
     return prompts, padded, np.stack([np.arange(longest) >= longest - len(prompt) for prompt in prompts])
 
 

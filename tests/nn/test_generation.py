@@ -181,6 +181,11 @@ def test_a_list_of_prompts_gives_what_each_gives_alone(name, steps):
         np.testing.assert_array_equal(text, model.generate(prompt, steps, 0, stop=stop))
 
 
+def test_prompts_may_be_of_any_kind_of_integers():
+    texts = gpt().generate([[3], (1, 2), range(1, 4), np.array([5, 6], "uint64"), ml.Tensor([7, 8, 9, 1])], 2)
+    assert [len(text) for text in texts] == [3, 4, 5, 4, 6] and {text.dtype for text in texts} == {np.dtype("int64")}
+
+
 def test_prompts_of_several_lengths_each_with_its_own_adapter():
     model = on(
         on(gpt(), ml.LoRAConfig(rank=2), "one"), ml.LoRAConfig(rank=3, target_modules=("v_proj", "mlp.*")), "two"
@@ -220,7 +225,8 @@ def test_padding_is_not_seen_by_a_gpt_in_any_pass():
         ([[1], []], {}, "prompt 1 has shape (0,), expected (T,), T at least 1"),
         ([[1], [[1, 2], [3, 4]]], {}, "prompt 1 has shape (2, 2), expected (T,), T at least 1"),
         ([[1], [2, 13]], {}, "generate: tokens"),
-        ([[1], [2, 0.5]], {}, "generate: tokens"),
+        ([[1], [2, 0.5]], {}, "generate: prompt 1 has dtype float64, expected integers"),
+        ([[True], [1, 2]], {}, "generate: prompt 0 has dtype bool, expected integers"),
         ([[1], "text"], {}, "expected integers"),
         ([[1], [2, "a"]], {}, "generate: prompt 1: got"),
         ([[1], [2, 3]], {"mask": [[0, 1], [1, 1]]}, "prompts of several lengths need no mask"),

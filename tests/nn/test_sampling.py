@@ -151,7 +151,7 @@ def test_weights_that_are_too_large_for_their_precision():
         *({"stop": s} for s in (3, "end", [1.5], [True], None, [[1]])),
         *({"max_new_tokens": n} for n in (-1, 1.5, True, None, "3", [1])),
         *({"rng": rng} for rng in (-1, "a", 1.5, np.random.Generator)),
-        *({"tokens": t} for t in ("abc", None, [], 3, [[1], [2, 3]], {1}, [0.5], [True], [11], [-1], [1] * 9 + [12])),
+        *({"tokens": t} for t in ("abc", None, [], 3, [[1], [2, 3.5]], {1}, [0.5], [True], [11], [-1], [1] * 9 + [12])),
         {"tokens": np.ma.masked_array([1, 2], [True, False])},
     ],
 )
