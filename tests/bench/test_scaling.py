@@ -100,6 +100,20 @@ def test_the_figure_says_what_a_long_text_takes_and_has_every_point():
         assert [len(line.get_xdata()) for line in axes.lines] == [len(numbers)] * 4  # two methods, two sides
 
 
+@pytest.mark.slow
+def test_the_command_draws_what_it_measured(monkeypatch, tmp_path, capsys):
+    fake = lambda of, unit: (
+        lambda load, at, turns: next(r for r in grown(of, unit) if (r.size, r.what) == (load.size, of[load.method]))
+    )
+    monkeypatch.setattr(scaling, "time_of", fake(rows.GROWTH, "s"))
+    monkeypatch.setattr(scaling, "memory_of", fake(rows.GROWTH_OF_MEMORY, "bytes"))
+    files = ["--output", str(tmp_path / "grows.json"), "--figure", str(tmp_path / "grows")]
+    assert main(["bench", "--parts", "scaling", "--peers", "torch", *files]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"grows.json", "grows.png", "grows.svg"}
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "length 2,048" in out and "length ≥ 512" in out
+
+
 def test_a_record_of_nothing_that_grows_has_no_figure():
     with pytest.raises(ValueError, match="no step that grows"):
         curves.growth({"rows": []})
