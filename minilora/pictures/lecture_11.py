@@ -86,7 +86,7 @@ def patches(image: np.ndarray, p: int) -> Figure:
     with lecture_style():
         figure, (left, right) = panels(2, (9, 3.6), width_ratios=(1, 2))
         left.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-        right.imshow(canvas([tiles[:half], tiles[half:]], gap), interpolation="nearest")
+        right.imshow(canvas([list(tiles[:half]), list(tiles[half:])], gap), interpolation="nearest")
         for i in range(len(tiles)):
             row, column = divmod(i, side)
             frame(left, p * column, p * row, p)
