@@ -17,7 +17,21 @@ from ..analysis import rank as ranks
 from ..autograd.tensor import grad
 from ..nn.storage import load_model
 from ..training.loop import evaluate
-from . import alternatives, asymmetry, batches, change, data, forgetting, intruders, rates, real, rewards, style, tasks
+from . import (
+    alternatives,
+    asymmetry,
+    batches,
+    change,
+    data,
+    forgetting,
+    intruders,
+    rates,
+    real,
+    rewards,
+    segments,
+    style,
+    tasks,
+)
 from .records import record_path
 from .runs import (
     ALL,
@@ -194,6 +208,7 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "memory": alternatives.study_memory,
     "rewards": rewards.study_rewards,
     "style": style.study_style,
+    "segments": segments.study_segments,
     "real": real.study_real,
 }
 NEEDS = {"real": real.MODEL}  # what has to be fetched for a study
