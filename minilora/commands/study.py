@@ -39,7 +39,8 @@ def study(args: argparse.Namespace) -> int:
     scales), bits (quantised bases and QLoRA), sixteen-bits (what a merge keeps), forgetting (beside what is learned),
     tasks (one after the other), latency and memory, rewards (reinforcement learning with few parameters); style
     (fonts taught to a model that draws letters), segments (a segmenter of pictures taught plates, characters and
-    cracks); and real, which puts its question to SmolLM2 and needs it fetched: minilora fetch smollm2-135m.
+    cracks), images (a classifier of letters learns Greek); and real, which puts its question to SmolLM2 and needs it
+    fetched: minilora fetch smollm2-135m.
 
     Finished runs are kept: a study that was stopped goes on where it was; --jobs makes several at a time, the same to
     the last bit. A full study of everything takes about two hours on two cores, and real another one.

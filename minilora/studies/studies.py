@@ -24,6 +24,7 @@ from . import (
     change,
     data,
     forgetting,
+    images,
     intruders,
     rates,
     real,
@@ -209,10 +210,11 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "rewards": rewards.study_rewards,
     "style": style.study_style,
     "segments": segments.study_segments,
+    "images": images.study_images,
     "real": real.study_real,
 }
 NEEDS = {"real": real.MODEL}  # what has to be fetched for a study
-ALONE = ("latency", "memory", "real")  # they measure on this machine, and have no runs to share
+ALONE = ("latency", "memory", "images", "real")  # they measure on this machine, or have no runs to share
 
 
 # --- records in files ------------------------------------------------------------------------------------------------
