@@ -37,10 +37,11 @@ def study(args: argparse.Namespace) -> int:
     (initialisation), asymmetry (A or B alone), batches (batch size), data (how much text), spectra, rank-use,
     truncation and subspaces (where the update lives), intruders (do they cause forgetting?), sizes (how each method
     scales), bits (quantised bases and QLoRA), sixteen-bits (what a merge keeps), forgetting (beside what is learned),
-    tasks (one after the other), latency and memory, rewards (reinforcement learning with few parameters); style
-    (fonts taught to a model that draws letters), segments (a segmenter of pictures taught plates, characters and
-    cracks), images (a classifier of letters learns Greek); and real, which puts its question to SmolLM2 and needs it
-    fetched: minilora fetch smollm2-135m.
+    tasks (one after the other), latency and memory, rewards (reinforcement learning with few parameters); style,
+    style-blocks and style-mixed (fonts taught to a model that draws letters: by how many glyphs, in which blocks,
+    adapters mixed), segments (a segmenter of pictures taught plates, characters and cracks), images (a classifier of
+    letters learns Greek); and real, which puts its question to SmolLM2 and needs it fetched: minilora fetch
+    smollm2-135m.
 
     Finished runs are kept: a study that was stopped goes on where it was; --jobs makes several at a time, the same to
     the last bit. A full study of everything takes about two hours on two cores, and real another one.

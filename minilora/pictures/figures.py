@@ -86,6 +86,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "real-forgetting": (("real",), real.english_forgotten),
     "style": (("style",), letters.style),
     "style-letters": (("style",), letters.style_letters),
+    "style-blocks": (("style-blocks",), letters.style_blocks),
+    "style-strength": (("style-mixed",), letters.style_strength),
+    "style-two-fonts": (("style-mixed",), letters.style_two_fonts),
     "parameters": ((), accounts.parameter_counts),
     "memory": ((), accounts.memory),
     "exchange": ((), accounts.exchange),
@@ -286,6 +289,22 @@ CAPTIONS: dict[str, str] = {
     "style-letters": (
         "Characters that were not among the 26 shown: as the base draws them, as it draws them from the same noise "
         "with LoRA of rank 4, and as the font has them."
+    ),
+    "style-blocks": (
+        "LoRA of rank 4 in one block of six alone, in two neighbours (between them), and in all blocks (dashed, as is "
+        "the base): shares of pictures of other characters that the judges read right, and see in the right font; "
+        "error bars are the spread over seeds, each a font. Frenkel et al. 2024 and Li et al. 2024 find style and "
+        "content in different blocks of larger models."
+    ),
+    "style-strength": (
+        "Left: shares of right letters, and of the right font, with the adapter's update times a number. Right: the "
+        "first blocks' part of one font's adapter with the other blocks' part of another's; error bars are the spread "
+        "over seeds, each with fonts of its own."
+    ),
+    "style-two-fonts": (
+        "Adapters for a bold and for an italic font of one family, their mean and their sum, and one that was taught "
+        "the bold italic (both): per cent of pictures in which the judges see the bold italic, and read the right "
+        "character; error bars are the spread over seeds, each a family: DejaVu Serif, STIX, DejaVu Sans."
     ),
     "parameters": (
         "Trained parameters, computed from the architectures: full fine-tuning; bottleneck adapters of width 64 "

@@ -1,15 +1,16 @@
 """Fonts taught by LoRA, from the studies' records: the letters themselves, how many glyphs it takes, in which blocks
 the font lives, and what becomes of adapters that are mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..studies.findings import Records, Row, clearly, listed, ordered, percent, rows_of, seeds_note, where
 from ..studies.style import pictures_of
-from .drawing import LOOKS, NAMES, heading, label_ends, panels, state
-from .style import GREY, lecture_style
+from .drawing import LOOKS, NAMES, bar, heading, label_ends, panels, state
+from .style import BLUE, GREEN, GREY, PURPLE, VERMILLION, lecture_style
 
 SHARES = ("character", "font")
 LEVELS = {"base": "base", "true": "font itself"}  # drawn as levels: before LoRA, and what the judges say of true glyphs
@@ -92,3 +93,141 @@ def _ranks(rows: Sequence[Row]) -> str:
 def _longer(row: Row) -> str:
     """What more steps come to."""
     return f" In {row['steps']} steps, rank {row['rank']}: {percent(row['character'])} and {percent(row['font'])}."
+
+
+def style_blocks(records: Records) -> Figure:
+    """What LoRA in one block comes to, and in two neighbours: shares of right letters, and of the right font."""
+    rows = rows_of(records, "style-blocks", "blocks", *SHARES, *(f"{share}_spread" for share in SHARES))
+    everything = max(rows, key=lambda row: len(row["blocks"]))
+    levels = {"all": everything, "base": where(rows, blocks=[])[0]}
+    kinds = {1: ("one", BLUE, "o"), 2: ("two", VERMILLION, "D")}
+    with lecture_style():
+        figure, both = panels(2)
+        for axes, share in zip(both, SHARES, strict=True):
+            last, ends = max(everything["blocks"]), []
+            for count, (words, colour, marker) in kinds.items():
+                some = [row for row in rows if len(row["blocks"]) == count and row is not everything]
+                x, y = [float(np.mean(row["blocks"])) for row in some], [row[share] for row in some]
+                spread = [row[f"{share}_spread"] for row in some]
+                axes.errorbar(x, y, yerr=spread, capsize=4, markersize=9, color=colour, marker=marker)
+                ends += [(last, y[-1], words, colour)] if some else []
+            for words, level in levels.items():
+                axes.plot([0, last], [level[share]] * 2, color=GREY, linestyle=(0, (2, 2)), linewidth=2)
+                ends.append((last, level[share], words, GREY))
+            axes.set_ylim(-0.03, 1.08)
+            axes.set_xlim(-0.4, last + 2.2)
+            axes.set_xticks(everything["blocks"])
+            axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+            axes.set_xlabel("block with LoRA")
+            label_ends(axes, ends)
+            heading(axes, {"character": "right letter", "font": "right font"}[share])
+        return state(figure, _where_it_lives(rows, everything) + seeds_note(rows), _beside(rows, everything))
+
+
+def _where_it_lives(rows: Sequence[Row], everything: Row) -> str:
+    """Whether one block alone is clearly above another in the share of the right font, or as good as all of them."""
+    single = [row for row in rows if len(row["blocks"]) == 1]
+    best, worst = (pick(single, key=lambda row: row["font"]) for pick in (max, min))
+    if not clearly(best, worst, "font"):
+        return "No block alone is clearly where style lives"
+    as_good = not clearly(everything, best, "font")
+    beside = "not clearly less than all blocks" if as_good else f"all blocks {percent(everything['font'])}"
+    return f"Of single blocks, block {best['blocks'][0]} teaches most of a font: {percent(best['font'])}, {beside}"
+
+
+def _beside(rows: Sequence[Row], everything: Row) -> str:
+    """All blocks and none; and whether style and content part: a block that teaches the font and harms the letters."""
+    base = where(rows, blocks=[])[0]
+    told = f"All blocks: {percent(everything['character'])} and {percent(everything['font'])}; the base: "
+    told += f"{percent(base['character'])} and {percent(base['font'])}."
+    single = [row for row in rows if len(row["blocks"]) == 1]
+    harmed = [row["blocks"][0] for row in single if clearly(row, base, "character") < 0]
+    moved = [row["blocks"][0] for row in single if clearly(row, base, "font") > 0]
+    names = lambda blocks: ", ".join(map(str, blocks)) or "none"
+    return (
+        f"{told} Alone, these clearly move the font: {names(moved)}; these clearly harm the letters: {names(harmed)}."
+    )
+
+
+def style_strength(records: Records) -> Figure:
+    """An adapter at several strengths, and the first blocks of one font's adapter with the rest of another's."""
+    rows = rows_of(records, "style-mixed", "kind")
+    strengths, blocks = (ordered(rows, key, kind=kind) for key, kind in (("strength", "strength"), ("first", "blocks")))
+    with lecture_style():
+        figure, (left, right) = panels(2)
+        _shares(left, strengths, "strength", {"character": ("right letter", GREEN), "font": ("right font", BLUE)})
+        left.set_xlabel("strength of the adapter")
+        names = {"character": ("right letter", GREEN), "font": ("first font", BLUE), "other": ("second", VERMILLION)}
+        _shares(right, blocks, "first", names)
+        right.set_xlabel("blocks of the first font's")
+        for axes, words in ((left, "one adapter, scaled"), (right, "two adapters, by blocks")):
+            heading(axes, words)
+        return state(figure, _slider(strengths) + seeds_note(strengths), _by_blocks(blocks))
+
+
+def _shares(axes: Axes, rows: Sequence[Row], key: str, names: Mapping[str, tuple[str, str]]) -> None:
+    """A line for each share, its name at its end."""
+    x, ends = [row[key] for row in rows], []
+    axes.set_ylim(-0.03, 1.08)
+    for (share, (words, colour)), marker in zip(names.items(), "oDs", strict=False):
+        y, spread = [row[share] for row in rows], [row[f"{share}_spread"] for row in rows]
+        axes.errorbar(x, y, yerr=spread, capsize=4, markersize=8, marker=marker, color=colour)
+        ends.append((x[-1], y[-1], words, colour))
+    axes.set_xlim(x[0] - 0.05 * (x[-1] - x[0]), x[-1] + 0.75 * (x[-1] - x[0]))
+    axes.set_xticks([value for value in x if value == int(value)][:: 2 if len(x) > 6 and key == "first" else 1])
+    axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+    label_ends(axes, ends)
+
+
+def _slider(rows: Sequence[Row]) -> str:
+    """At which strength most pictures are in the font, and whether that is clearly more than at 1."""
+    best, one = max(rows, key=lambda row: row["font"]), where(rows, strength=1.0)[0]
+    first = f"{percent(rows[0]['font'])} at {rows[0]['strength']:g}, {percent(one['font'])} at 1"
+    beyond = clearly(best, one, "font") > 0
+    more = f"{percent(best['font'])} at {best['strength']:g}" if beyond else "not clearly more elsewhere"
+    return f"In the font by the adapter's strength: {first}, {more}"
+
+
+def _by_blocks(rows: Sequence[Row]) -> str:
+    """Where the first font takes over from the second, and the letters half-way."""
+    ahead = lambda row: row["font"] - row["other"] > row["font_spread"] + row["other_spread"]
+    over = next((row["first"] for row in rows if ahead(row)), None)
+    taken = f"The first font is clearly ahead from {over} blocks on" if over is not None else "The first is never ahead"
+    middle = rows[len(rows) // 2]
+    return (
+        f"{taken}; with {middle['first']} blocks of the first, {percent(middle['character'])} of the letters are right."
+    )
+
+
+def style_two_fonts(records: Records) -> Figure:
+    """A bold font's adapter, an italic one's, and what is made of the two: the share that the judge says is both."""
+    rows = where(rows_of(records, "style-mixed", "kind"), kind="two fonts")
+    names = {"bold": "bold\nalone", "italic": "italic\nalone", "mean": "mean", "sum": "sum", "taught": "taught\nboth"}
+    with lecture_style():
+        figure, both = panels(2, sharey=True)
+        for axes, share in zip(both, ("font", "character"), strict=True):
+            for place, name in enumerate(names):
+                row = where(rows, name=name)[0]
+                colour = {"mean": PURPLE, "sum": PURPLE, "taught": BLUE}.get(name, GREY)
+                bar(axes, place, 100 * row[share], 100 * row[f"{share}_spread"], colour)
+            axes.set_xticks(range(len(names)), ["bold", "ital.", "mean", "sum", "both"])
+            axes.set_ylim(0, 125)
+            axes.set_yticks(range(0, 101, 20))
+            heading(axes, {"character": "right letter, %", "font": "bold italic, %"}[share])
+        return state(figure, _of_two(rows) + seeds_note(rows), _errors(rows))
+
+
+def _of_two(rows: Sequence[Row]) -> str:
+    """Whether the mean or the sum of two adapters is clearly more often the font that is both than either alone."""
+    row = {name: where(rows, name=name)[0] for name in ("bold", "italic", "mean", "sum", "taught")}
+    mixed = max((row["mean"], row["sum"]), key=lambda one: one["font"])
+    if any(clearly(mixed, row[name], "font") <= 0 for name in ("bold", "italic")):
+        return "Bold and italic adapters mixed: no clear difference to one of them alone"
+    shares = f"{percent(mixed['font'])}; one taught both, {percent(row['taught']['font'])}"
+    return f"The {mixed['name']} of a bold and an italic adapter is bold italic for {shares}"
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    """The error of a pixel against the true bold italic."""
+    told = ", ".join(f"{row['name']} {row['error']:.3f}" for row in rows)
+    return f"Error of a pixel against the true bold italic, as a share of black: {told}."

@@ -209,6 +209,8 @@ STUDIES: dict[str, Callable[[Runs], list[dict[str, Any]]]] = {
     "memory": alternatives.study_memory,
     "rewards": rewards.study_rewards,
     "style": style.study_style,
+    "style-blocks": style.study_style_blocks,
+    "style-mixed": style.study_style_mixed,
     "segments": segments.study_segments,
     "images": images.study_images,
     "real": real.study_real,

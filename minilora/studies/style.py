@@ -8,13 +8,15 @@ against the true font, pixel by pixel. A seed is a font of its own, which charac
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..adapters.attach import add_adapter
+from ..adapters.combine import combine_adapters
+from ..adapters.files import load_adapter
 from ..adapters.lora import LoRAConfig
 from ..nn.diffusion import DiT, load_diffusion
 from ..nn.vision import load_vision
@@ -24,6 +26,11 @@ from ..training.glyphs import CHARACTERS, draw_glyphs
 from .runs import SCALE, Runs, Spec, summarise
 
 TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Italic")  # a seed each
+MIXED = (  # a bold font, an italic one, and the one that is both; a seed each
+    ("DejaVu Serif Bold", "DejaVu Serif Italic", "DejaVu Serif Bold Italic"),
+    ("STIX Bold", "STIX Italic", "STIX Bold Italic"),
+    ("DejaVu Sans Bold", "DejaVu Sans Oblique", "DejaVu Sans Bold Oblique"),
+)
 EXAMPLES, RANK, GUIDANCE = 26, 4, 1.0
 LONG = 4  # times as many steps, in one row
 COPIES = 16  # of a glyph that is shown, each moved by a part of a pixel
@@ -66,6 +73,10 @@ class StyleRuns(Runs):
         changes |= {"alpha": SCALE * changes["rank"]} if "rank" in changes else {}
         how: dict[str, Any] = {"seed": seed, "font": TAUGHT[seed]} | steps | changes
         return replace(StyleSpec(), **how)
+
+    def model(self, spec: Any) -> DiT:
+        """The base with a run's adapter on it."""
+        return load_adapter(load_diffusion("letters"), self.file(spec))
 
     def _train(self, spec: Any) -> tuple[dict[str, Any], Any]:
         model = load_diffusion("letters")
@@ -191,3 +202,93 @@ def row_of(learners: StyleRuns, name: str, rates: Sequence[float] = (), **change
     row["rates"] = {f"{rate:g}": error for rate, error in errors.items()}
     row["fonts"] = [spec.font for spec in specs]
     return row | summarise(said, *MEASURED)
+
+
+def study_style_blocks(runs: Runs) -> list[dict[str, Any]]:
+    """Where does style live: LoRA in one block alone, in each two neighbours, and in all of them. B-LoRA (Frenkel et
+    al. 2024) and block-wise LoRA (Li et al. 2024) train some blocks only, since in theirs style and content part.
+    """
+    learners, blocks = StyleRuns(runs), range(load_diffusion("letters").config.n_layer)
+    sets = [(i,) for i in blocks] + ([] if learners.quick else [*itertools.pairwise(blocks)]) + [tuple(blocks)]
+    rows = [{"blocks": [], **row_of(learners, "base", rates=(0.0,), **BASE)}]
+    for chosen in sets:
+        targets = tuple(f"blocks.{i}.*" for i in chosen)
+        rows.append({"blocks": list(chosen), **row_of(learners, "blocks", rates=(1e-2,), targets=targets)})
+    return rows
+
+
+def study_style_mixed(runs: Runs) -> list[dict[str, Any]]:
+    """Adapters mixed: the first blocks of one font's and the rest of another's; the mean and the sum of a bold font's
+    and an italic font's, beside one that was taught the bold italic; and one adapter at several strengths.
+    """
+    learners = StyleRuns(runs)
+    keep: dict[str, Any] = {"lr": 1e-2, "keep": True}
+    seeds, rows = runs.scale.seeds, []
+    fonts = {seed: (TAUGHT[seed], TAUGHT[(seed + 1) % len(TAUGHT)], *MIXED[seed]) for seed in seeds}
+    learners.records(learners.spec_of(seed, **keep, font=font) for seed in seeds for font in dict.fromkeys(fonts[seed]))
+    for strength in (0.0, 1.0) if learners.quick else (0.0, 0.5, 1.0, 1.5):
+        found = [at_strength(learners, learners.spec_of(seed, **keep), strength) for seed in seeds]
+        rows.append({"kind": "strength", "strength": strength, **summarise(found, *MEASURED)})
+    blocks = load_diffusion("letters").config.n_layer
+    for first in (0, blocks // 2) if learners.quick else range(blocks + 1):
+        found = [by_blocks(learners, seed, first, **keep) for seed in seeds]
+        rows.append({"kind": "blocks", "first": first, **summarise(found, "character", "font", "other")})
+    for kind in ("bold", "italic", "mean", "sum", "taught"):
+        found = [of_two(learners, seed, kind, **keep) for seed in seeds]
+        rows.append({"kind": "two fonts", "name": kind, **summarise(found, *MEASURED)})
+    return rows
+
+
+def at_strength(learners: StyleRuns, spec: StyleSpec, strength: float) -> dict[str, Any]:
+    """What comes of a font's adapter times a number."""
+    return judged(drawn(combine_adapters(learners.model(spec), {"default": strength}), spec), spec)
+
+
+def by_blocks(learners: StyleRuns, seed: int, first: int, **keep: Any) -> dict[str, Any]:
+    """The first so many blocks' part of the adapter of a seed's font, and the rest of the next seed's.
+
+    "font" is the share of pictures in the first font, "other" in the second.
+    """
+    spec = learners.spec_of(seed, **keep)
+    other = learners.spec_of(seed, **keep, font=TAUGHT[(seed + 1) % len(TAUGHT)])
+    model = mixed(
+        learners, {"one": spec, "two": other}, {"one": 1.0, "two": 1.0}, lambda name, i: (name == "one") == (i < first)
+    )
+    found = judged(drawn(model, spec), spec)
+    return found | {"other": found["fonts"].get(other.font, 0) / sum(found["fonts"].values())}
+
+
+def of_two(learners: StyleRuns, seed: int, kind: str, **keep: Any) -> dict[str, Any]:
+    """A bold font's adapter, an italic one's, their mean and their sum, as drawings of the font that is both."""
+    bold, italic, both = MIXED[seed]
+    specs = {font: learners.spec_of(seed, **keep, font=font) for font in MIXED[seed]}
+    weights = {
+        "bold": {bold: 1.0},
+        "italic": {italic: 1.0},
+        "mean": {bold: 0.5, italic: 0.5},
+        "sum": {bold: 1.0, italic: 1.0},
+        "taught": {both: 1.0},
+    }[kind]
+    return judged(drawn(mixed(learners, {font: specs[font] for font in weights}, weights), specs[both]), specs[both])
+
+
+def mixed(
+    learners: StyleRuns,
+    specs: dict[str, Any],
+    weights: dict[str, float],
+    counts: Callable[[str, int], bool] = lambda name, block: True,
+) -> DiT:
+    """The base with the weighted sum of several runs' adapters; counts(name, block): whether a block's part does.
+
+    What stands before the blocks, and after them, belongs to the first and the last of them.
+    """
+    model = load_diffusion("letters")
+    last = model.config.n_layer - 1
+    for name, spec in specs.items():
+        load_adapter(model, learners.file(spec), name=name)
+        for path, layer in vars(model)["adapters"][name].modules.items():
+            place = path.split(".")
+            block = int(place[1]) if place[0] == "blocks" else last if place[0] in ("ada_proj", "head") else 0
+            if not counts(name, block):
+                layer.lora_B.data[...] = 0
+    return combine_adapters(model, weights)

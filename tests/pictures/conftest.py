@@ -383,12 +383,30 @@ def images():
     return rows
 
 
+def style_blocks():
+    """Block 1 of three moves the font most, and block 2 harms the letters."""
+    font = {(): 0.0, (0,): 0.1, (1,): 0.4, (2,): 0.2, (0, 1): 0.4, (0, 2): 0.3, (1, 2): 0.5, (0, 1, 2): 0.6}
+    letters = lambda blocks: 0.6 if 2 in blocks else 0.9
+    return [{"blocks": [*blocks], **shares(character=letters(blocks), font=found)} for blocks, found in font.items()]
+
+
+def style_mixed():
+    """Half the strength is half the font; of three blocks two decide; the sum of two adapters is sometimes both."""
+    rows = [{"kind": "strength", "strength": s, **shares(character=0.9, font=min(s, 1) / 2)} for s in (0, 0.5, 1, 1.5)]
+    for n in range(4):
+        rows.append({"kind": "blocks", "first": n, **shares(character=0.8, font=n / 4, other=0.75 - n / 4)})
+    for name, font in (("bold", 0.1), ("italic", 0.0), ("mean", 0.2), ("sum", 0.4), ("taught", 0.6)):
+        rows.append({"kind": "two fonts", "name": name, **shares(character=0.9, font=font, error=0.3 - font / 4)})
+    return rows
+
+
 ROWS = {
     "methods": methods, "spectra": spectra, "subspaces": subspaces, "truncation": truncation, "matrices": matrices,
     "ranks": rank_choice, "rates": rates, "starts": starts, "asymmetry": asymmetry, "batches": batches, "data": data,
     "sizes": sizes, "bits": few_bits, "tasks": tasks, "forgetting": forgetting, "latency": latency,
     "memory": memory, "real": real, "rewards": rewards, "intruders": intruders, "rank-use": rank_use,
-    "sixteen-bits": sixteen_bits, "style": style, "segments": segments, "images": images,
+    "sixteen-bits": sixteen_bits, "style": style, "style-blocks": style_blocks, "style-mixed": style_mixed,
+    "segments": segments, "images": images,
 }  # fmt: skip
 
 

@@ -24,3 +24,37 @@ def test_the_letters_are_those_of_the_records(title, figure_of):
     assert shown.shape == (2 * (3 * 8 + 4), 16) and (shown[:24, ::2] == 1).all() and (shown[:24, 1::2] == 0).all()
     pictures = np.random.default_rng(0).random((3, 4, 4))
     np.testing.assert_allclose(pictures_of({"a": packed(pictures)}, "a"), pictures, atol=1 / 510 + 1e-6)
+
+
+def test_a_block_is_named_only_where_it_is_clearly_above_another(title, figure_of, wide):
+    assert title("style-blocks") == "Of single blocks, block 1 teaches most of a font: 40 %, all blocks 60 %"
+    assert title("style-blocks", wide) == "No block alone is clearly where style lives"
+    close = lambda row: row.update(font=0.42) if row["blocks"] == [0, 1, 2] else None
+    assert title("style-blocks", close).endswith(
+        "block 1 teaches most of a font: 40 %, not clearly less than all blocks"
+    )
+    label = figure_of("style-blocks").get_label()
+    assert "All blocks: 60 % and 60 %; the base: 90 % and 0 %." in label
+    assert "these clearly move the font: 0, 1, 2; these clearly harm the letters: 2." in label
+    assert "move the font: none; these clearly harm the letters: none." in figure_of("style-blocks", wide).get_label()
+
+
+def test_strength_and_blocks_of_two(title, figure_of, wide):
+    said = "In the font by the adapter's strength: 0 % at 0, 50 % at 1, "
+    assert title("style-strength") == said + "not clearly more elsewhere"
+    beyond = lambda row: row.update(font=0.8) if row.get("strength") == 1.5 else None
+    assert title("style-strength", beyond) == said + "80 % at 1.5"
+    label = figure_of("style-strength").get_label()
+    assert "The first font is clearly ahead from 2 blocks on; with 2 blocks of the first, 80 % of the letters" in label
+    never = lambda row: row.update(other=1.0) if row["kind"] == "blocks" else None
+    assert "The first is never ahead" in figure_of("style-strength", never).get_label()
+
+
+def test_two_fonts_mixed(title, figure_of, wide):
+    said = "The sum of a bold and an italic adapter is bold italic for 40 %; one taught both, 60 %"
+    assert title("style-two-fonts") == said
+    mean = lambda row: row.update(font=0.5) if row.get("name") == "mean" else None
+    assert title("style-two-fonts", mean) == said.replace("sum", "mean").replace("40 %", "50 %")
+    alone = "Bold and italic adapters mixed: no clear difference to one of them alone"
+    assert title("style-two-fonts", wide) == alone
+    assert "bold 0.275, italic 0.300, mean 0.250" in figure_of("style-two-fonts").get_label()

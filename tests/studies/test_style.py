@@ -9,7 +9,7 @@ import minilora as ml
 from minilora.nn.diffusion import DiT, DiTConfig
 from minilora.studies import style
 from minilora.studies.runs import QUICK, Runs
-from minilora.studies.style import StyleRuns, StyleSpec, judged, pixel_error, shown
+from minilora.studies.style import StyleRuns, StyleSpec, judged, mixed, pixel_error, shown
 from minilora.training.glyphs import CHARACTERS, FONTS, draw_glyphs
 
 TINY = replace(QUICK, name="tiny", steps=2)
@@ -69,8 +69,21 @@ def test_true_glyphs_stand_in_the_order_in_which_they_are_asked_for(small):
     assert pixel_error(style.true_of(spec, "STIX", 1.0), true) > 0
 
 
+def test_adapters_are_mixed_by_blocks(small):
+    keep = {"lr": 0.05, "keep": True}
+    one, two = small.spec_of(0, **keep), small.spec_of(0, font="STIX", **keep)
+    alone = ml.delta_weights(small.model(one))
+    both = mixed(small, {"one": one, "two": two}, {"one": 1.0, "two": 1.0}, lambda name, i: (name == "one") == (i < 1))
+    found, other = ml.delta_weights(both), ml.delta_weights(small.model(two))
+    for path, delta in found.items():
+        first = path.startswith(("blocks.0", "patch_proj", "time_mlp"))
+        np.testing.assert_allclose(delta, (alone if first else other)[path], atol=1e-6)
+    mean = ml.delta_weights(mixed(small, {"one": one, "two": two}, {"one": 0.5, "two": 0.5}))
+    np.testing.assert_allclose(mean[path], (alone[path] + other[path]) / 2, atol=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["style"])
+@pytest.mark.parametrize("name", ["style", "style-blocks", "style-mixed"])
 def test_a_study_in_quick_form_draws_its_figures(small, name, tmp_path, monkeypatch):
     from minilora.pictures.figures import FIGURES
     from minilora.studies.studies import STUDIES, run_study
