@@ -37,6 +37,15 @@ def test_a_pixel_is_where_it_belongs():
     np.testing.assert_array_equal(model._patches(IMAGES)[:, 1], IMAGES[:, :4, 4:].reshape(2, 16))
 
 
+def test_what_is_seen_at_a_prompt_is_around_it():
+    """Around a point, or a box's middle; beyond the edge, the edge's."""
+    model, rows = Segmenter(SMALL), np.arange(64.0).reshape(1, 8, 8)
+    at = lambda *prompt: model._window_at(rows, np.array([prompt])).reshape(3, 3)
+    np.testing.assert_array_equal(at(2, 5, 2, 5), rows[0, 4:7, 1:4])  # x = 2, y = 5
+    np.testing.assert_array_equal(at(1, 2, 5, 4), rows[0, 2:5, 2:5])
+    np.testing.assert_array_equal(at(0, 7, 0, 7), [[48, 48, 49], [56, 56, 57], [56, 56, 57]])
+
+
 def test_points_and_boxes_are_told_apart_and_a_point_is_a_box_without_extent():
     model = spread()
     by_point = model(IMAGES, PROMPTS[:, :2]).data
