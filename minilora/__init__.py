@@ -42,6 +42,7 @@ from .nn.classifier import add_classifier
 from .nn.diffusion import DiT, DiTConfig, load_diffusion, save_diffusion
 from .nn.encoder import Encoder as _Encoder  # noqa: F401  (which Transformer makes of an encoder's architecture)
 from .nn.gpt import GPT, GPTConfig
+from .nn.segmenter import Segmenter, SegmenterConfig, load_segmenter, save_segmenter
 from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer
 from .nn.vision import ViT, ViTConfig, load_vision, save_vision
@@ -110,6 +111,8 @@ __all__ = [
     "PromptConfig",
     "Run",
     "SGD",
+    "Segmenter",
+    "SegmenterConfig",
     "Settings",
     "Tensor",
     "Transformer",
@@ -144,6 +147,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_pairs",
+    "load_segmenter",
     "load_vision",
     "lora_backward",
     "lora_disabled",
@@ -165,6 +169,7 @@ __all__ = [
     "save_diffusion",
     "save_model",
     "save_pretrained",
+    "save_segmenter",
     "save_vision",
     "set_adapter",
     "to_numpy",

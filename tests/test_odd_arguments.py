@@ -121,6 +121,12 @@ def lora_arrays() -> dict:
 
 
 WRITERS = ("write_episodes", "reinforce_step", "reinforce")  # of so many texts, so long
+
+
+def segmenter() -> ml.Segmenter:
+    return ml.Segmenter(ml.SegmenterConfig(size=4, patch=2, width=2, layers=1, decoder_layers=1, heads=1, features=1))
+
+
 GOOD = {  # a parameter's name, or a function's and its, -> what makes a value of it
     "model": model, "config": lambda: ml.LoRAConfig(rank=2), "GPT.config": lambda: CONFIG, "corpus": corpus,
     "Transformer.architecture": lambda: CONFIG,
@@ -140,6 +146,7 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "ranks": lambda: [0, 1, 2], "records": lambda: ml.analysis.rank.summaries({"blocks.0.attn.q_proj": matrix()}),
     "product_svd.B": lambda: matrix(4, 2), "product_svd.A": lambda: matrix(2, 3), "count.name": lambda: "gpt2",
     "adapted_matrix.name": lambda: "q_proj.weight", "name": lambda: "gpt2",
+    "save_segmenter.model": segmenter, "Segmenter.config": lambda: segmenter().config,
     "before": matrix, "after": lambda: matrix(seed=1),
     "PromptConfig.tokens": lambda: 2, "PrefixConfig.tokens": lambda: 2, "LastBlocksConfig.blocks": lambda: 1,
     "batches": lambda: [(text(6)[None], text(6)[None])],
