@@ -387,7 +387,7 @@ def test_the_pictures_in_the_readme_are_the_lectures_own() -> None:
     shown = re.findall(
         r"figures/(lecture-(\d+[a-c]?)-\w+\.png)", (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     )
-    assert len(shown) == 3
+    assert len(shown) == 2
     for name, number in shown:
         (path,) = FOLDER.glob(f"{number.zfill(2 + number[-1].isalpha())}_*.ipynb")
         outputs = [
