@@ -27,8 +27,8 @@ from .checks import generator, plain, whole
 from .gpt import MLP
 from .habits import names_its_settings
 from .layers import STANDARD_DEVIATION, Embedding, Linear
-from .module import Module, in_precision, precision
-from .storage import Blank, blaming, check_size, file_path, load_arrays, refuse_parts, save_arrays
+from .module import Module
+from .storage import Blank, blaming, check_size, file_path, load_arrays, save_whole
 
 LONGEST = 10000  # of the wavelengths of a time's sines, over 2 pi: Vaswani et al. 2017, section 3.5
 EPS = 1e-6  # of the norms, as in the paper's code
@@ -224,26 +224,13 @@ def save_diffusion(model: DiT, path: str | Path, dtype: Any = None, record: Mapp
     """
     if str(path) == "letters":
         raise ValueError("save_diffusion: 'letters' is the model that comes with minilora; name the file another way")
-    if getattr(model, "adapters", None):
-        fix = "save_adapter(model, path), or remove_lora(model) first"
-        raise ValueError(f"save_diffusion: the model has an adapter; {fix}")
-    refuse_parts(model, "save_diffusion")
-    if any(True for _ in model.named_buffers()):
-        raise ValueError("save_diffusion: the model is quantised; save the float model and quantise it after loading")
-    dtype = precision(dtype or model.wpe.weight.dtype, "save_diffusion")
-    state = {}
-    for name, value in model.state_dict().items():
-        try:
-            state[name] = in_precision(value, dtype)
-        except ValueError as error:
-            raise ValueError(f"save_diffusion: {name}: {error}") from None
-    header = {"kind": "diffusion model", "config": asdict(model.config), **(record or {})}
-    return save_arrays(file_path(path, "save_diffusion"), state, header)
+    header = {"kind": "diffusion model", **(record or {})}
+    return save_whole("save_diffusion", model, file_path(path, "save_diffusion"), dtype, header)
 
 
 @checked
 def load_diffusion(path: str | Path = "letters") -> DiT:
-    """The model in a file, in float32; "letters" is the one that comes with the package (`training/letters.py`)."""
+    """The model in a file, in float32; "letters" is the one that comes with the package (`make_letters`)."""
     path = LETTERS if str(path) == "letters" else file_path(path, "load_diffusion")
     arrays, header = load_arrays(path, "diffusion model")
     with blaming(path):

@@ -30,13 +30,11 @@ from .architectures import Architecture
 from .checks import generator
 from .habits import names_its_settings
 from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
-from .module import Module, in_precision, precision
-from .storage import Blank, blaming, file_path, load_arrays, refuse_parts, save_arrays
+from .module import Module
+from .storage import Blank, blaming, file_path, load_arrays, save_whole
 from .transformer import Block, Place
 
-MASK, POINT, FIRST, SECOND = range(
-    4
-)  # kinds of tokens: the mask's, a point, a box's upper left corner, its lower right
+MASK, POINT, FIRST, SECOND = range(4)  # kinds of tokens: the mask's, a point, a box's upper left and lower right corner
 BOX_KINDS = [FIRST, SECOND]
 BASE = Path(__file__).parent.parent / "segmenter.npz"  # trained on shapes, and shipped
 
@@ -310,20 +308,12 @@ def save_segmenter(model: Segmenter, path: str | Path, dtype: Any = None) -> Pat
 
     Raises ValueError for a model with adapters, whose file is `save_adapter`'s, and TypeError for what is no segmenter.
     """
+    if str(path) == "base":
+        raise ValueError("save_segmenter: 'base' comes with minilora; name the file another way: 'my.npz'")
     path = file_path(path, "save_segmenter")
     if not isinstance(model, Segmenter):
         raise TypeError(f"save_segmenter: got {shown(model)}, expected a Segmenter")
-    if getattr(model, "adapters", None):
-        fix = "save_adapter(model, path), or remove_lora(model) first"
-        raise ValueError(f"save_segmenter: the model has an adapter; {fix}")
-    refuse_parts(model, "save_segmenter")
-    state = {}
-    for name, value in model.state_dict().items():
-        try:
-            state[name] = in_precision(value, value.dtype if dtype is None else precision(dtype, "save_segmenter"))
-        except ValueError as error:
-            raise ValueError(f"save_segmenter: {name}: {error}") from None
-    return save_arrays(path, state, {"kind": "segmenter", "config": dataclasses.asdict(model.config)})
+    return save_whole("save_segmenter", model, path, dtype, {"kind": "segmenter"})
 
 
 def load_segmenter(path: str | Path = "base") -> Segmenter:

@@ -116,21 +116,29 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
         fix = "; ml.save_pretrained(model, folder) writes a Transformer" if isinstance(model, LanguageModel) else ""
         fix = "; ml.save_vision(model, path) writes a ViT" if type(model).__name__ == "ViT" else fix
         raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path){fix}")
+    labels = {"labels": model.labels} if model.labels else {}
+    return save_whole("save_model", model, path, dtype, {"kind": "model", **labels, **record})
+
+
+def save_whole(caller: str, model: Any, path: Path, dtype: Any, header: Mapping[str, Any]) -> Path:
+    """Write any model's configuration and parameters, rounded where a precision is given; a header says what it is.
+
+    Raises as `save_model` does, in the name of its caller.
+    """
     if getattr(model, "adapters", None):
-        raise ValueError("save_model: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
-    refuse_parts(model, "save_model")
+        raise ValueError(f"{caller}: the model has an adapter; save_adapter(model, path), or remove_lora(model) first")
+    refuse_parts(model, caller)
     if any(True for _ in model.named_buffers()):
-        raise ValueError("save_model: the model is quantised; save the float model and quantise it again after loading")
-    if dtype is not None and precision(dtype, "save_model").kind != "f":
-        raise TypeError(f"save_model: dtype = {dtype!r}, expected 'float16', 'float32' or 'float64'")
+        raise ValueError(f"{caller}: the model is quantised; save the float model and quantise it again after loading")
+    if dtype is not None and precision(dtype, caller).kind != "f":
+        raise TypeError(f"{caller}: dtype = {dtype!r}, expected 'float16', 'float32' or 'float64'")
     state = {}
     for name, value in model.state_dict().items():
         try:
             state[name] = in_precision(value, dtype or value.dtype)
         except ValueError as error:
-            raise ValueError(f"save_model: {name}: {error}") from None
-    labels = {"labels": model.labels} if model.labels else {}
-    return save_arrays(path, state, {"kind": "model", "config": asdict(model.config), **labels, **record})
+            raise ValueError(f"{caller}: {name}: {error}") from None
+    return save_arrays(path, state, {"config": asdict(model.config), **header})
 
 
 def refuse_parts(model: Any, caller: str) -> None:

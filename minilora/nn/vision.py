@@ -25,8 +25,8 @@ from .architectures import Architecture
 from .checks import flag, generator, plain, whole
 from .habits import names_its_settings
 from .layers import Embedding, LayerNorm, Linear, parameter
-from .module import Module, in_precision, precision
-from .storage import Blank, blaming, file_path, load_arrays, refuse_parts, save_arrays
+from .module import Module
+from .storage import Blank, blaming, file_path, load_arrays, save_whole
 from .transformer import ACTIVATIONS, Attention, Block, Place
 
 AT_ONCE = 256  # pictures that `predict` and `attention_maps` take at a time
@@ -242,21 +242,8 @@ def save_vision(model: ViT, path: str | Path, dtype: Any = None, record: Mapping
     """
     if str(path) in OURS:
         raise ValueError(f"save_vision: {str(path)!r} comes with minilora; name the file another way: 'my.npz'")
-    if getattr(model, "adapters", None):
-        fix = "save_adapter(model, path), or remove_lora(model) first"
-        raise ValueError(f"save_vision: the model has an adapter; {fix}")
-    refuse_parts(model, "save_vision")
-    if any(True for _ in model.named_buffers()):
-        raise ValueError("save_vision: the model is quantised; save the float model and quantise it after loading")
-    dtype = precision(dtype or model.ln_f.weight.dtype, "save_vision")
-    state = {}
-    for name, value in model.state_dict().items():
-        try:
-            state[name] = in_precision(value, dtype)
-        except ValueError as error:
-            raise ValueError(f"save_vision: {name}: {error}") from None
-    header = {"kind": "vision model", "config": dataclasses.asdict(model.config), "labels": model.labels}
-    return save_arrays(file_path(path, "save_vision"), state, {**header, **(record or {})})
+    header = {"kind": "vision model", "labels": model.labels, **(record or {})}
+    return save_whole("save_vision", model, file_path(path, "save_vision"), dtype, header)
 
 
 @checked

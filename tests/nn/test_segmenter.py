@@ -161,6 +161,10 @@ def test_files_that_are_none_are_refused(tmp_path):
     model, path = spread(), tmp_path / "odd.npz"
     with pytest.raises(TypeError, match=r"save_segmenter: got .*, expected a Segmenter"):
         save_segmenter(ml.GPT(ml.GPTConfig(9, 8, 1, 2, 4)), path)
+    with pytest.raises(ValueError, match=r"save_segmenter: 'base' comes with minilora"):
+        save_segmenter(spread(), "base")
+    with pytest.raises(ValueError, match=r"save_segmenter: the model is quantised"):
+        save_segmenter(ml.quantize_model(spread(), block=16), path)
     with pytest.raises(ValueError, match=r"save_segmenter: the model has an adapter; save_adapter\(model, path\)"):
         save_segmenter(ml.add_lora(spread(), ml.LoRAConfig(2)), path)
     assert not path.exists()
