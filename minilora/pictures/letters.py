@@ -19,7 +19,8 @@ LEVELS = {"base": "base", "true": "font itself"}  # drawn as levels: before LoRA
 def style_letters(records: Records) -> Figure:
     """Characters that were not shown, of each font: as the base draws them, as LoRA does, and as the font has them."""
     rows = [row for row in rows_of(records, "style") if row["name"] == "pictures"]
-    taught = where(rows_of(records, "style"), name="lora", rank=4, examples=26)[0]
+    lora = where(rows_of(records, "style"), method="lora", examples=26)
+    taught = next((row for row in lora if row["name"] == "long"), lora[0])
     with lecture_style():
         figure, (axes,) = panels()
         sheet = np.concatenate([_three(row) for row in rows])
@@ -31,7 +32,8 @@ def style_letters(records: Records) -> Figure:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         said = f"{percent(taught['character'])} are read right, {percent(taught['font'])} are in the font"
-        lesson = f"The fonts: {listed([row['font'] for row in rows])}."
+        how = f"LoRA of rank {taught['rank']}, {taught['steps']} steps of {taught['batch_size']}"
+        lesson = f"{how}. The fonts: {listed([row['font'] for row in rows])}."
         return state(figure, f"Letters that LoRA never saw in a font: {said}{seeds_note([taught])}", lesson)
 
 
@@ -47,6 +49,7 @@ def style(records: Records) -> Figure:
     levels = {words: where(rows_of(records, "style"), name=name)[0] for name, words in LEVELS.items()}
     with lecture_style():
         figure, both = panels(2)
+        long = [row for row in rows_of(records, "style") if row["name"] == "long"]
         for axes, share in zip(both, SHARES, strict=True):
             axes.set_ylim(-0.03, 1.08)
             ticks = sorted({row["examples"] for row in rows})
@@ -59,6 +62,10 @@ def style(records: Records) -> Figure:
                 spread = [row[f"{share}_spread"] for row in line]
                 axes.errorbar(x, y, yerr=spread, capsize=5, markersize=9, **LOOKS[method])
                 ends.append((x[-1], y[-1], "LoRA" if method == "lora" else "full", LOOKS[method]["color"]))
+            for place, row in zip((0.94, 1.06), long, strict=False):  # side by side
+                look = LOOKS[row["method"]] | {"markerfacecolor": "white"}
+                spread = row[f"{share}_spread"]
+                axes.errorbar(26 * place, row[share], yerr=spread, capsize=5, markersize=9, **look)
             axes.set_xscale("log")
             axes.set_xticks(ticks, list(map(str, ticks)))
             axes.minorticks_off()
@@ -67,13 +74,13 @@ def style(records: Records) -> Figure:
             axes.set_xlabel("characters shown")
             label_ends(axes, ends)
             heading(axes, {"character": "right letter", "font": "right font"}[share])
-        long = [row for row in rows_of(records, "style") if row["name"] == "long"]
-        return state(figure, _amount(rows) + seeds_note(rows), _ranks(rows) + "".join(map(_longer, long)))
+        return state(figure, _amount(rows, long) + seeds_note(rows), _ranks(rows) + _longer(long))
 
 
-def _amount(rows: Sequence[Row]) -> str:
-    """What LoRA comes to on 26 characters, and whether full fine-tuning comes to another share of both."""
+def _amount(rows: Sequence[Row], long: Sequence[Row]) -> str:
+    """What LoRA comes to on 26 characters, taught for long where it was, and whether full comes to more of both."""
     lora, full = where(rows, method="lora", examples=26, rank=4)[0], where(rows, method="full", examples=26)[0]
+    lora, full = where(long, method="lora")[0] if long else lora, where(long, method="full")[0] if long else full
     sign = clearly(lora, full, "both")
     beside = ("less than full", "no clear difference to full", "more than full")[1 + sign]
     share = f"{percent(lora['character'])} of new letters right, {percent(lora['font'])} in the font"
@@ -90,9 +97,15 @@ def _ranks(rows: Sequence[Row]) -> str:
     return f"Letters and font by rank, on 26 characters: {told}; {verdict}."
 
 
-def _longer(row: Row) -> str:
-    """What more steps come to."""
-    return f" In {row['steps']} steps, rank {row['rank']}: {percent(row['character'])} and {percent(row['font'])}."
+def _longer(long: Sequence[Row]) -> str:
+    """What more steps on more pictures come to."""
+    if not long:
+        return ""
+    names = [f"LoRA of rank {row['rank']}" if row["method"] == "lora" else "full" for row in long]
+    told = "; ".join(
+        f"{name}: {percent(row['character'])} and {percent(row['font'])}" for name, row in zip(names, long, strict=True)
+    )
+    return f" Hollow, in {long[0]['steps']} steps of {long[0]['batch_size']}: {told}."
 
 
 def style_blocks(records: Records) -> Figure:

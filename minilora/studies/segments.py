@@ -32,7 +32,6 @@ METHODS: dict[str, tuple[tuple[str, ...], float]] = {  # what is trained, None f
 EXAMPLES = (8, 16, 32, 64, 128)
 ENOUGH, CHOSEN_AT = 64, 32
 STEPS, LONGER, BATCH = 120, 300, 8  # where methods are compared, and where LoRA alone is taught each task
-HELD_OUT = 48  # scenes of each kind
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class SegmentRuns(Runs):
 
     def _train(self, spec: Any) -> tuple[dict[str, Any], Any]:
         model = trainable(load_segmenter(), spec)
-        new, old, choice = (held_out(task, place) for task, place in ((spec.corpus, 0), (SHAPES, 0), (spec.corpus, 1)))
+        sets = ((spec.corpus, 0), (SHAPES, 0), (spec.corpus, 1))
+        new, old, choice = (held_out(task, place, self.scale.windows) for task, place in sets)
         scenes = draw_scenes(spec.corpus, spec.examples, new.images.shape[1], np.random.default_rng((spec.seed, 1)))
         curve: dict[str, list] = {"step": [], "loss": [], "old_loss": []}
 
@@ -125,9 +125,9 @@ def trainable(model: Segmenter, spec: Any) -> Segmenter:
     return model
 
 
-def held_out(task: str, place: int) -> Scenes:
+def held_out(task: str, place: int, count: int) -> Scenes:
     """Scenes that nothing is trained on: those that are told of (0), and those by which a rate is chosen (1)."""
-    return draw_scenes(task, HELD_OUT, rng=np.random.default_rng((place, 10**6)))
+    return draw_scenes(task, count, rng=np.random.default_rng((place, 10**6)))
 
 
 def error(model: Segmenter, scenes: Scenes, by: str = "point") -> float:

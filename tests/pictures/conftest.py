@@ -340,7 +340,9 @@ def style():
         rows.append(row("lora", "lora", 4, examples, 0.9, font, font - 0.05, 0.2))
         rows.append(row("full", "full", 4, examples, 0.8, font - 0.1, font - 0.15, 0.2))
     rows += [row("lora", "lora", rank, 26, 0.9, font, font - 0.05, 0.2) for rank, font in ((1, 0.3), (16, 0.5))]
-    rows.append(row("long", "lora", 4, 26, 0.8, 0.6, 0.5, 0.2) | {"steps": 600})
+    long = {"steps": 600, "batch_size": 64}
+    rows.append(row("long", "lora", 16, 26, 0.9, 0.6, 0.55, 0.2) | long)
+    rows.append(row("long", "full", 4, 26, 0.8, 0.5, 0.4, 0.2) | long)
     picture = ["00ff" * 32] * 2
     for font in ("One", "Two"):
         rows.append({"name": "pictures", "font": font, "before": picture, "after": picture, "true": picture})

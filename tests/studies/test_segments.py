@@ -11,14 +11,13 @@ from minilora.studies import segments
 from minilora.studies.runs import QUICK, Runs
 from minilora.studies.studies import load_records, run_study
 
-TINY = replace(QUICK, name="tiny", steps=2)
+TINY = replace(QUICK, name="tiny", steps=2, windows=3)
 SMALL = SegmenterConfig(size=48, patch=12, width=8, layers=1, decoder_layers=1, heads=2, features=8, window=3)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(segments, "load_segmenter", lambda: Segmenter(SMALL))
-    monkeypatch.setattr(segments, "HELD_OUT", 3)
 
 
 def test_what_each_method_trains():
@@ -42,7 +41,7 @@ def test_the_study_runs_and_a_row_holds_what_can_be_computed_otherwise(tiny, tmp
     assert told[8:] == [("tasks", task, "LoRA", 64) for task in segments.TASKS]
     row = rows[-1]
     assert row["curve"]["step"] == [0, 1, 2] and row["curve"]["loss"][0] == row["before"]
-    base, new, old = Segmenter(SMALL), segments.held_out("cracks", 0), segments.held_out("shapes", 0)
+    base, new, old = Segmenter(SMALL), segments.held_out("cracks", 0, 3), segments.held_out("shapes", 0, 3)
     assert row["before"] == segments.error(base, new) and row["old_before"] == segments.error(base, old)
     assert row["before"] == pytest.approx(1 - np.mean(segments.iou(base, new)), abs=1e-5)
     image = segments.seen(row["shown"]["image"], 48)
@@ -61,10 +60,10 @@ def test_the_same_spec_is_the_same_run_and_scenes_are_kept_apart(tiny, tmp_path)
     spec = replace(segments.SegmentSpec(), steps=1, examples=4)
     runs = segments.SegmentRuns(Runs(tmp_path, TINY, progress=False))
     assert runs._train(spec)[0] == runs._train(spec)[0] != runs._train(replace(spec, seed=1))[0]
-    told, choice = segments.held_out("cracks", 0), segments.held_out("cracks", 1)
+    told, choice = segments.held_out("cracks", 0, 3), segments.held_out("cracks", 1, 3)
     assert not np.array_equal(told.masks, choice.masks)
 
 
 def test_the_quick_form_takes_the_first_rate_and_the_shipped_base(tmp_path):
     model = ml.nn.segmenter.load_segmenter()
-    assert model.config == SegmenterConfig() and segments.held_out("cracks", 0).images.shape[1] == model.config.size
+    assert model.config == SegmenterConfig() and segments.held_out("cracks", 0, 3).images.shape[1] == model.config.size
