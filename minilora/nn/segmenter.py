@@ -169,7 +169,7 @@ class Segmenter(Module):
         if not isinstance(config, SegmenterConfig):
             raise TypeError(f"Segmenter: config = {shown(config)}, expected a SegmenterConfig(size=48, ...)")
         rng, a, c, f = generator(rng, "Segmenter"), config.architecture, config.width, config.features
-        self.config, self.architecture = config, a
+        self.config = config
         self.patch_proj = Linear(config.patch**2, c, True, rng, 1 / config.patch)
         self.place_proj = Linear(4 * config.frequencies, c, False, rng, 1 / math.sqrt(4 * config.frequencies))
         self.blocks = [Block(a, i, rng) for i in range(config.layers)]
@@ -268,7 +268,7 @@ class Segmenter(Module):
             return to_numpy(self.decode(x, image[None], place).data[0] > 0)
 
     def _through(self, block: Block, x: Tensor, rng: Any) -> Tensor:
-        return block(x, rng, None, 0, Place(self.architecture, None, 0, x.shape[1], x.data))
+        return block(x, rng, None, 0, Place(self.config.architecture, None, 0, x.shape[1], x.data))
 
     def _like(self, array: Array) -> Tensor:
         """Numbers in the model's precision, on its backend."""

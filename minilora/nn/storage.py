@@ -21,6 +21,7 @@ from .module import in_precision, precision
 HEADER = "header"  # the name of the JSON text among the arrays, as in `archive.py`
 SLACK = 2**24  # parameters that are built before they are found to be too many
 COMPRESSED = 2**24  # bytes, up to which a file is compressed: it takes 20 times as long as writing, and saves 8 %
+OTHERS = {"ViT": "save_vision", "DiT": "save_diffusion", "Segmenter": "save_segmenter"}  # what writes each
 BASE = Path(__file__).parent.parent / "base.npz"  # the pretrained model that comes with the package
 
 
@@ -114,7 +115,8 @@ def save_model(model: GPT, path: str | Path, dtype: Any = None, **record: Any) -
     path = file_path(path, "save_model")
     if not isinstance(model, GPT):
         fix = "; ml.save_pretrained(model, folder) writes a Transformer" if isinstance(model, LanguageModel) else ""
-        fix = "; ml.save_vision(model, path) writes a ViT" if type(model).__name__ == "ViT" else fix
+        kind = type(model).__name__
+        fix = f"; ml.{OTHERS[kind]}(model, path) writes a {kind}" if kind in OTHERS else fix
         raise TypeError(f"save_model: got {shown(model)}, expected a GPT: save_model(model, path){fix}")
     labels = {"labels": model.labels} if model.labels else {}
     return save_whole("save_model", model, path, dtype, {"kind": "model", **labels, **record})

@@ -161,6 +161,10 @@ def test_files_that_are_none_are_refused(tmp_path):
     model, path = spread(), tmp_path / "odd.npz"
     with pytest.raises(TypeError, match=r"save_segmenter: got .*, expected a Segmenter"):
         save_segmenter(ml.GPT(ml.GPTConfig(9, 8, 1, 2, 4)), path)
+    with pytest.raises(TypeError, match=r"expected a GPT: .*; ml\.save_segmenter\(model, path\)"):
+        ml.save_model(spread(), path)
+    with pytest.raises(ValueError, match=r"count: unknown model 'Segmenter"):  # not those of a model of texts
+        ml.analysis.counting.count(spread())
     with pytest.raises(ValueError, match=r"save_segmenter: 'base' comes with minilora"):
         save_segmenter(spread(), "base")
     with pytest.raises(ValueError, match=r"save_segmenter: the model is quantised"):
