@@ -42,6 +42,13 @@ def integer(what: str, value: Any, least: int) -> int:
     return value
 
 
+def pictures_fit(caller: str, count: int, side: int) -> None:
+    """Raises ValueError for more than 2^28 pixels, 1 GiB in float32, which somebody has hardly meant."""
+    if count * side**2 > 2**28:
+        asked = f"{count:,} pictures of {side:,} x {side:,} pixels"
+        raise ValueError(f"{caller}: {asked} are {count * side**2 / 2**28:,.0f} GiB; draw at most 1 GiB at a time")
+
+
 def truth(what: str, value: Any) -> bool:
     """True or False, as Python's own. Raises TypeError for anything else."""
     if not isinstance(value, bool | np.bool_):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd.signatures import checked, shown
-from .checks import Bounds, integer, number
+from .checks import Bounds, integer, number, pictures_fit
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 FILES = {  # of Matplotlib's fonts those with all 62, but cmmi10, whose old-style 0 and 1 nobody can tell from o and I
@@ -92,6 +92,7 @@ def draw_glyphs(
     size, copies = integer("draw_glyphs: size", size, 4), integer("draw_glyphs: copies", copies, 1)
     jitter = number("draw_glyphs: jitter", jitter, MODEST)
     variety = number("draw_glyphs: variety", variety, MODEST)
+    pictures_fit("draw_glyphs", len(fonts) * len(characters) * copies, size)
     rng, characters = np.random.default_rng(rng), "".join(characters)
     outlines = [outline(font, c) for font in fonts for c in characters for _ in range(copies)]
     few = max(2**18 // size**2, 1)  # at a time: the lines of a thousand glyphs of 16 x 16 are 18 MiB

@@ -24,7 +24,7 @@ import numpy as np
 from ..autograd.signatures import checked, shown
 from ..nn.checks import generator
 from ..nn.segmenter import as_images, as_masks
-from .checks import integer
+from .checks import integer, pictures_fit
 from .glyphs import draw_glyphs
 
 Painted = tuple[np.ndarray, np.ndarray]  # a picture and its mask: (S, S) each
@@ -68,6 +68,7 @@ def draw_scenes(kind: str, count: int, size: int = 48, rng: Any = 0) -> Scenes:
     if kind not in KINDS:
         raise ValueError(f"draw_scenes: kind = {shown(kind)}, expected one of {', '.join(KINDS)}")
     count, size = integer("draw_scenes: count", count, 1), integer("draw_scenes: size", size, SMALLEST)
+    pictures_fit("draw_scenes", count, size)
     rng = generator(rng, "draw_scenes")
     painted = [KINDS[kind](size, rng) for _ in range(count)]
     return scenes_of([image for image, _ in painted], [mask for _, mask in painted], rng)

@@ -11,6 +11,7 @@ import pytest
 
 import minilora as ml
 from minilora.training.glyphs import CHARACTERS, FILES, FONTS, HELD_OUT, SANS, draw_glyphs, fill
+from minilora.training.scenes import draw_scenes
 
 FOLDER = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
@@ -178,3 +179,12 @@ def test_more_than_letters_where_a_font_has_them():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert draw_glyphs("STIX", string.punctuation + " ").images[-1].sum() == 0  # a space is empty
+
+
+def test_more_pictures_than_fit_are_refused_before_they_are_drawn():
+    with pytest.raises(ValueError, match=r"^draw_glyphs: 62,000,000 pictures of 16 x 16 pixels are 59 GiB; draw at"):
+        ml.draw_glyphs("STIX", copies=10**6)
+    with pytest.raises(ValueError, match=r"^draw_glyphs: 1 pictures of 1,000,000 x 1,000,000 pixels are 3,725 GiB;"):
+        ml.draw_glyphs("STIX", "A", size=10**6)
+    with pytest.raises(ValueError, match=r"^draw_scenes: 1,000,000 pictures of 48 x 48 pixels"):
+        draw_scenes("cracks", 10**6)
