@@ -48,6 +48,8 @@ def growth(record: Mapping[str, Any]) -> Figure:
 
 def _lines(axes: Axes, points: Sequence[Mapping[str, Any]], grows: str, method: str, unit: float) -> None:
     n, *both = line(points, grows)
+    if len(n) < 2:
+        return  # it was not measured as this grows
     for (colour, marker, _), amounts in zip(SIDES.values(), both, strict=True):
         look = {"color": colour, "marker": marker, "linestyle": LOOKS[method]["linestyle"], "markersize": 8}
         axes.plot(n, [amount / unit for amount in amounts], linewidth=2.5, **look)
@@ -69,9 +71,9 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     ratio = {r["what"]: r["ratio"] for r in rows if r["size"] == TOLD}
     words = {GROWTH["lora"]: "of PyTorch's time", GROWTH_OF_MEMORY["lora"]: "of its memory"}
     told = [f"{ratio[what]:.2f} {of}" for what, of in words.items() if what in ratio]
-    said = [f"at T = 2,048 a LoRA step takes {' and '.join(told)}"] if told else []
+    said = [f"at T = 2,048 LoRA takes {' and '.join(told)}"] if told else []
     slopes = [r for r in rows if r["what"] == GROWTH_OF_MEMORY["lora"] + EXPONENT and "length" in r["size"]]
-    said += [f"its memory grows with T to the {r['ours']:.2f} (PyTorch's {r['theirs']:.2f})" for r in slopes]
+    said += [f"memory grows as T^{r['ours']:.2f}" for r in slopes]
     return "; ".join(said) or f"a step of minilora and one of {EAGER} as they grow"
 
 
