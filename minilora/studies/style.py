@@ -23,6 +23,7 @@ from ..nn.vision import load_vision
 from ..training.corpus import PYTHON
 from ..training.diffusion import draw_letters, train_diffusion
 from ..training.glyphs import CHARACTERS, draw_glyphs
+from ..training.parallel import blas_of_one_thread
 from .runs import SCALE, Runs, Spec, summarise
 
 TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Italic")  # a seed each
@@ -103,7 +104,8 @@ def rest_of(spec: Any) -> list[str]:
 
 def drawn(model: DiT, spec: Any) -> np.ndarray:
     """Pictures of the characters that were not shown, of every model from the same noise.   (N, S, S)"""
-    return draw_letters(model, rest_of(spec), guidance=GUIDANCE, rng=[spec.seed, 3])
+    with blas_of_one_thread():  # threads of so small products wait for one another where other work runs
+        return draw_letters(model, rest_of(spec), guidance=GUIDANCE, rng=[spec.seed, 3])
 
 
 def judged(pictures: np.ndarray, spec: Any, font: str = "") -> dict[str, Any]:
@@ -114,7 +116,8 @@ def judged(pictures: np.ndarray, spec: Any, font: str = "") -> dict[str, Any]:
     """
     font, asked = font or spec.font, rest_of(spec)
     judges = {what: load_vision(what) for what in ("characters", "fonts")}
-    says = {what: np.array(judge.labels)[judge.predict(pictures)] for what, judge in judges.items()}
+    with blas_of_one_thread():
+        says = {what: np.array(judge.labels)[judge.predict(pictures)] for what, judge in judges.items()}
     right, there = says["characters"] == np.array(asked), says["fonts"] == font
     fonts, counts = np.unique(says["fonts"], return_counts=True)
     return {
