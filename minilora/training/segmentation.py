@@ -1,18 +1,16 @@
 """Training a segmenter on scenes, half of them asked by a point and half by a box, and measuring what it finds."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..autograd.signatures import checked, shown
-from ..autograd.tensor import Tensor, no_grad
+from ..autograd.tensor import no_grad
 from ..nn.segmenter import Segmenter, as_masks
-from .checks import NORM, integer, number
-from .loop import add_up, diagnosis
-from .memory import keep_freed_memory
-from .optim import AdamW, Optimizer, clip_gradients, cosine_schedule
+from .checks import integer
+from .loop import train_step
+from .optim import AdamW, Optimizer, cosine_schedule
 from .parallel import in_parallel
 from .scenes import Scenes, draw_scenes, prompts_of
 
@@ -28,29 +26,15 @@ def segment_step(
     masks: Any,
     max_norm: float | None = None,
     pieces: int | None = None,
+    rng: np.random.Generator | None = None,
 ) -> float:
-    """One step of training, as `train_step` takes it. Returns the loss before the update.
+    """One step of training: `train_step`'s, with pictures, prompts and masks that fit. Returns the loss before it.
 
-    images, masks: (B, S, S); prompts: (B, 2) or (B, 4). The batch is split over the cores; pieces: into how many, if
-    not one for each. max_norm: clip. Raises FloatingPointError when the loss is not finite; nothing has changed then.
+    images, masks: (B, S, S); prompts: (B, 2) or (B, 4). rng: for adapters that drop out.
     """
-    keep_freed_memory()
     images, prompts = model.fitting("segment_step", images, prompts)
     masks = as_masks("segment_step", masks, images.shape)
-
-    def loss_of(start: int, stop: int) -> tuple[Tensor, float]:
-        rows = slice(start, stop)
-        return model.loss(images[rows], prompts[rows], masks[rows]), (stop - start) / len(images)
-
-    pieces = None if pieces is None else integer("segment_step: pieces", pieces, 1)
-    loss, gradients = add_up(loss_of, optimizer.parameters, [(0, len(images))], pieces)
-    norm = 0.0
-    if max_norm is not None:
-        norm = clip_gradients(gradients, number("segment_step: max_norm", max_norm, NORM))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(diagnosis(model, optimizer, gradients, loss))
-    optimizer.step(gradients)
-    return loss
+    return train_step(model, optimizer, (images, prompts), masks, rng, max_norm, pieces)
 
 
 def segmenter_steps(
@@ -74,7 +58,8 @@ def segmenter_steps(
         points, boxes = prompts_of(scenes.masks[rows], rng)
         by_point = rng.random(len(rows))[:, None] < 0.5
         prompts = np.where(by_point, np.tile(points, 2), boxes)
-        yield step, segment_step(model, optimizer, scenes.images[rows], prompts, scenes.masks[rows], 1.0, pieces)
+        given = (scenes.images[rows], prompts, scenes.masks[rows])
+        yield step, segment_step(model, optimizer, *given, 1.0, pieces, rng if model.drops_out() else None)
 
 
 def pretrain_segmenter(steps: int = 2000, scenes: int = 4096, rng: Any = 0) -> Iterator[tuple[int, float, Segmenter]]:

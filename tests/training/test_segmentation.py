@@ -91,6 +91,14 @@ def test_an_adapter_alone_is_trained(scenes):
     assert any(np.abs(delta).max() > 0 for delta in ml.delta_weights(model).values())
 
 
+def test_an_adapter_that_drops_out_does_so_in_training(scenes):
+    losses = []
+    for dropout in (0.0, 0.5):
+        model = ml.add_lora(Segmenter(SMALL), ml.LoRAConfig(2, target_modules=("*",), dropout=dropout))
+        losses.append(train_segmenter(model, scenes, 3))
+    assert losses[0][0] == losses[1][0] and losses[0][2] != losses[1][2]  # B = 0 at first: nothing is dropped
+
+
 @pytest.mark.slow
 def test_the_base_is_made_of_shapes():
     steps = [(step, loss) for step, loss, _ in pretrain_segmenter(2, 16)]
