@@ -39,18 +39,12 @@ from .course.exercises import check
 from .interop.adapters import load_adapter, save_adapter
 from .nn.characters import decode, encode
 from .nn.classifier import add_classifier
-from .nn.diffusion import DiT, DiTConfig, load_diffusion, save_diffusion
 from .nn.encoder import Encoder as _Encoder  # noqa: F401  (which Transformer makes of an encoder's architecture)
 from .nn.gpt import GPT, GPTConfig
-from .nn.segmenter import Segmenter, SegmenterConfig, load_segmenter, save_segmenter
 from .nn.storage import load_model, save_model
 from .nn.transformer import Transformer
-from .nn.vision import ViT, ViTConfig, load_vision, save_vision
 from .training.classify import classify, load_labels, unicode_categories
 from .training.corpus import load_corpus
-from .training.diffusion import draw_letters, train_diffusion
-from .training.glyphs import draw_glyphs
-from .training.images import image_folder
 from .training.loop import evaluate, train, train_step
 from .training.optim import SGD, AdamW
 from .training.pairs import load_pairs
@@ -66,11 +60,22 @@ lora_disabled = adapter_disabled
 
 if _TYPE_CHECKING:
     from .interop.pretrained import load_pretrained, save_pretrained
+    from .nn.diffusion import DiT, DiTConfig, load_diffusion, save_diffusion
+    from .nn.segmenter import Segmenter, SegmenterConfig, load_segmenter, save_segmenter
+    from .nn.vision import ViT, ViTConfig, load_vision, save_vision
     from .pictures.tape import draw
+    from .training.diffusion import draw_letters, train_diffusion
+    from .training.glyphs import draw_glyphs
+    from .training.images import image_folder
     from .training.images import load_digits as load_digits
-_LATER = {  # what is imported when it is asked for: not all have others' files, and matplotlib takes its time
-    "draw": "pictures.tape", "load_digits": "training.images",
-    "load_pretrained": "interop.pretrained", "save_pretrained": "interop.pretrained",
+_LATER = {  # what is imported when it is asked for: not all have others' files or pictures, and it takes its time
+    "draw": "pictures.tape", "draw_glyphs": "training.glyphs",
+    **dict.fromkeys(("load_pretrained", "save_pretrained"), "interop.pretrained"),
+    **dict.fromkeys(("DiT", "DiTConfig", "load_diffusion", "save_diffusion"), "nn.diffusion"),
+    **dict.fromkeys(("Segmenter", "SegmenterConfig", "load_segmenter", "save_segmenter"), "nn.segmenter"),
+    **dict.fromkeys(("ViT", "ViTConfig", "load_vision", "save_vision"), "nn.vision"),
+    **dict.fromkeys(("draw_letters", "train_diffusion"), "training.diffusion"),
+    **dict.fromkeys(("image_folder", "load_digits"), "training.images"),
 }  # fmt: skip
 
 
