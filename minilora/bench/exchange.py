@@ -52,7 +52,7 @@ def exchange_rows(size: str, turns: int) -> list[Row]:
                  row(EXCHANGED, place, OWN_FULL, "s", of_time, details=details)]  # fmt: skip
         alpha, beta = fitted(SIZES, told["messages"])
         details = {"processes": n, "alpha": alpha, "beta": beta, "sizes": SIZES, "seconds": told["messages"]}
-        rows.append(row(ALLREDUCE, f"{size} x {n}", ITSELF, "s", {"ours": alpha, "turns": turns}, details=details))
+        rows.append(row(ALLREDUCE, place, ITSELF, "s", {"ours": alpha, "turns": turns}, details=details))
     return sorted(rows, key=lambda r: (SENT, EXCHANGED, ALLREDUCE).index(r.what))
 
 

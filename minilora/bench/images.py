@@ -41,13 +41,8 @@ class TorchViT(TorchGPT):
         first = self.p["class_token"].expand(b, 1, -1)
         h = self.torch.cat([first, h.flatten(2).transpose(1, 2)], 1) + self.p["wpe.weight"]  # (B, T, C)
         for i in range(c.n_layer):
-            block, z = f"blocks.{i}", self.norm(h, f"blocks.{i}.ln_1")
-            q, k, v = (
-                self.linear(z, f"{block}.attn.{kind}_proj").view(b, -1, c.n_head, c.n_embd // c.n_head).transpose(1, 2)
-                for kind in "qkv"
-            )  # (B, H, T, D)
-            a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c.n_embd)  # (B, T, C)
-            h = h + self.linear(a, f"{block}.attn.o_proj")
+            block = f"blocks.{i}"
+            h = h + self.both_ways(self.norm(h, f"{block}.ln_1"), block, c.n_head)
             up = F.gelu(self.linear(self.norm(h, f"{block}.ln_2"), f"{block}.mlp.up_proj"))
             h = h + self.linear(up, f"{block}.mlp.down_proj")
         return self.linear(self.norm(h[:, 0], "ln_f"), "classifier")  # (B, L)
@@ -78,20 +73,15 @@ class TorchDiT(TorchGPT):
     def noise(self, x: Any, waves: Any, classes: Any) -> Any:
         """(B, S, S) pictures, (B, C) cosines and sines of their times, (B,) classes -> (B, S, S)"""
         c: Any = self.config
-        F, b, p = self.functional, len(x), c.patch_size
+        F, p = self.functional, c.patch_size
         h = self.linear(F.unfold(x[:, None], p, stride=p).transpose(1, 2), "patch_proj") + self.p["wpe.weight"]
         c_t = self.linear(F.silu(self.linear(waves, "time_mlp.0")), "time_mlp.1")
         cond = F.silu(c_t + F.embedding(classes, self.p["class_table.weight"]))  # (B, C)
         for i in range(c.n_layer):
             block = f"blocks.{i}"
             shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.linear(cond, f"{block}.ada_proj").chunk(6, dim=1)
-            z = self.norm(h, shift_1, scale_1)
-            q, k, v = (
-                self.linear(z, f"{block}.attn.{kind}_proj").view(b, -1, c.n_head, c.n_embd // c.n_head).transpose(1, 2)
-                for kind in "qkv"
-            )  # (B, H, T, D)
-            a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c.n_embd)  # (B, T, C)
-            h = h + gate_1.unsqueeze(1) * self.linear(a, f"{block}.attn.o_proj")
+            z = self.both_ways(self.norm(h, shift_1, scale_1), block, c.n_head)
+            h = h + gate_1.unsqueeze(1) * z
             up = F.gelu(self.linear(self.norm(h, shift_2, scale_2), f"{block}.mlp.up_proj"), approximate="tanh")
             h = h + gate_2.unsqueeze(1) * self.linear(up, f"{block}.mlp.down_proj")
         shift, scale = self.linear(cond, "ada_proj").chunk(2, dim=1)

@@ -63,6 +63,15 @@ class TorchGPT:
         """Layer norm.   (B, T, C) -> (B, T, C)"""
         return self.functional.layer_norm(h, h.shape[-1:], self.p[f"{name}.weight"], self.p[f"{name}.bias"])
 
+    def heads(self, z: Any, block: str, count: int) -> Any:
+        """Queries, keys and values.   (B, T, C) -> three times (B, H, T, D)"""
+        return (self.linear(z, f"{block}.attn.{kind}_proj").unflatten(2, (count, -1)).transpose(1, 2) for kind in "qkv")
+
+    def both_ways(self, z: Any, block: str, count: int) -> Any:
+        """Attention in which each token sees all others.   (B, T, C) -> (B, T, C)"""
+        a = self.functional.scaled_dot_product_attention(*self.heads(z, block, count)).transpose(1, 2).flatten(2)
+        return self.linear(a, f"{block}.attn.o_proj")
+
     def logits(self, x: Any, cache: list | None = None) -> Any:
         """(B, T) tokens -> (B, T, V). cache: a list with the (keys, values) of each block, longer after the call"""
         F, (b, t) = self.functional, x.shape
@@ -70,10 +79,7 @@ class TorchGPT:
         h = F.embedding(x, self.p["wte.weight"]) + self.p["wpe.weight"][past : past + t]  # (B, T, C)
         for i in range(self.config.n_layer):
             block, z = f"blocks.{i}", self.norm(h, f"blocks.{i}.ln_1")
-            q, k, v = (
-                self.linear(z, f"{block}.attn.{kind}_proj").view(b, t, self.config.n_head, -1).transpose(1, 2)
-                for kind in "qkv"
-            )  # (B, H, T, D)
+            q, k, v = self.heads(z, block, self.config.n_head)  # (B, H, T, D)
             if cache is not None:
                 if past:
                     k, v = self.torch.cat([cache[i][0], k], 2), self.torch.cat([cache[i][1], v], 2)  # (B, H, S, D)

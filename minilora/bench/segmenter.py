@@ -25,14 +25,9 @@ class TorchSegmenter(TorchGPT):
 
     def block(self, h: Any, name: str) -> Any:
         """A block that looks both ways.   (B, T, C) -> (B, T, C)"""
-        F, heads = self.functional, self.config.heads  # type: ignore[attr-defined]
-        z = self.norm(h, f"{name}.ln_1")
-        q, k, v = (
-            self.linear(z, f"{name}.attn.{kind}_proj").unflatten(2, (heads, -1)).transpose(1, 2) for kind in "qkv"
-        )
-        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        h = h + self.linear(a, f"{name}.attn.o_proj")
-        up = F.gelu(self.linear(self.norm(h, f"{name}.ln_2"), f"{name}.mlp.up_proj"), approximate="tanh")
+        heads = self.config.heads  # type: ignore[attr-defined]
+        h = h + self.both_ways(self.norm(h, f"{name}.ln_1"), name, heads)
+        up = self.functional.gelu(self.linear(self.norm(h, f"{name}.ln_2"), f"{name}.mlp.up_proj"), approximate="tanh")
         return h + self.linear(up, f"{name}.mlp.down_proj")
 
     def places(self, points: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from ..autograd.backend import array_module
 from ..autograd.signatures import is_real, is_whole, shown
 
-__all__ = ["flag", "generator", "is_real", "is_whole", "plain", "shown", "unknown", "whole"]
+__all__ = ["divides", "flag", "generator", "is_real", "is_whole", "plain", "shown", "unknown", "whole"]
 
 
 def unknown(what: str, name: str, known: list[str], close: list[str] | None = None) -> str:
@@ -33,6 +33,14 @@ def whole(name: str, field: str, value: Any, least: int = 1) -> int:
         expected += " below 2^63" if isinstance(value, int) and value >= 2**63 else ""
         raise ValueError(f"{name}: {field} = {reprlib.repr(value)}, expected {expected}")
     return value
+
+
+def divides(name: str, sizes: Any, *pairs: tuple[str, str]) -> None:
+    """Raise ValueError where one of the sizes is no multiple of another. pairs: their names, the larger first."""
+    for large, small in pairs:
+        if getattr(sizes, large) % getattr(sizes, small):
+            came = f"{large} = {getattr(sizes, large)} is not divisible by {small} = {getattr(sizes, small)}"
+            raise ValueError(f"{name}: {came}")
 
 
 def generator(rng: Any, caller: str) -> np.random.Generator:

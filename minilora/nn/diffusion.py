@@ -23,12 +23,12 @@ from ..autograd.backend import Array, array_module
 from ..autograd.signatures import checked, shown
 from ..autograd.tensor import Tensor
 from . import gpt
-from .checks import generator, plain, whole
+from .checks import divides, generator, plain, whole
 from .gpt import MLP
 from .habits import names_its_settings
-from .layers import STANDARD_DEVIATION, Embedding, Linear
+from .layers import STANDARD_DEVIATION, Embedding, Linear, as_patches, as_pictures
 from .module import Module
-from .storage import Blank, blaming, check_size, file_path, load_arrays, save_whole
+from .storage import file_path, load_whole, save_whole
 
 LONGEST = 10000  # of the wavelengths of a time's sines, over 2 pi: Vaswani et al. 2017, section 3.5
 EPS = 1e-6  # of the norms, as in the paper's code
@@ -63,10 +63,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             whole("DiTConfig", name, value)
-        for large, small in (("image_size", "patch_size"), ("n_embd", "n_head")):
-            if getattr(self, large) % getattr(self, small):
-                sizes = f"{large} = {getattr(self, large)} is not divisible by {small} = {getattr(self, small)}"
-                raise ValueError(f"DiTConfig: {sizes}")
+        divides("DiTConfig", self, ("image_size", "patch_size"), ("n_embd", "n_head"))
         if self.n_embd % 2:
             raise ValueError(
                 f"DiTConfig: n_embd = {self.n_embd}, expected an even one: half for sines, half for cosines"
@@ -157,12 +154,13 @@ class DiT(Module):
         no class is known. Raises ValueError or TypeError for what does not fit.
         """
         images, times, classes = self._checked(images, times, classes)
-        x = self.patch_proj(self.cut(images)) + self.wpe.weight  # (B, T, C)
+        x = self.patch_proj(as_patches(images, self.config.patch_size)) + self.wpe.weight  # (B, T, C)
         c = ops.silu(self.time(times) + self.class_table(classes))  # (B, C)
         for block in self.blocks:
             x = block(x, c)
         shift, scale = parts(self.ada_proj(c), 2)
-        return self.joined(self.head(ada_norm(x, shift, scale)))  # (B, S, S)
+        y = self.head(ada_norm(x, shift, scale))  # (B, T, P^2)
+        return as_pictures(y, self.config.image_size, self.config.patch_size)  # (B, S, S)
 
     def loss(self, images: Any, times: Any, classes: Any, targets: Any, rng: Any = None) -> Tensor:
         """mean (model(images, times, classes) - targets)^2: Ho et al. 2020, "DDPM", eq. 14.   -> ()"""
@@ -178,16 +176,6 @@ class DiT(Module):
         xp, dtype = array_module(self.wpe.weight.data), self.wpe.weight.dtype
         waves = Tensor(xp.asarray(waves_of(times, self.config.n_embd), dtype=dtype))
         return second(ops.silu(first(waves)))
-
-    def cut(self, images: Tensor) -> Tensor:
-        """Pictures as rows of patches.   (B, S, S) -> (B, T, P^2)"""
-        b, side, p = images.shape[0], self.config.image_size // self.config.patch_size, self.config.patch_size
-        return images.reshape(b, side, p, side, p).swapaxes(2, 3).reshape(b, side * side, p * p)
-
-    def joined(self, patches: Tensor) -> Tensor:
-        """`cut` undone.   (B, T, P^2) -> (B, S, S)"""
-        b, side, p = patches.shape[0], self.config.image_size // self.config.patch_size, self.config.patch_size
-        return patches.reshape(b, side, side, p, p).swapaxes(2, 3).reshape(b, side * p, side * p)
 
     def _checked(self, images: Any, times: Any, classes: Any) -> tuple[Tensor, Array, Array]:
         """Pictures in the model's precision, times (B,) and classes (B,), or an error that says what came."""
@@ -232,10 +220,4 @@ def save_diffusion(model: DiT, path: str | Path, dtype: Any = None, record: Mapp
 def load_diffusion(path: str | Path = "letters") -> DiT:
     """The model in a file, in float32; "letters" is the one that comes with the package (`make_letters`)."""
     path = LETTERS if str(path) == "letters" else file_path(path, "load_diffusion")
-    arrays, header = load_arrays(path, "diffusion model")
-    with blaming(path):
-        config = DiTConfig(**header["config"])
-        check_size(config, arrays)
-        model = DiT(config, Blank())
-        model.load_state_dict(arrays, fresh=True)
-    return model
+    return load_whole(path, "diffusion model", DiT, DiTConfig)

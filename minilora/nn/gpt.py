@@ -15,7 +15,7 @@ from ..autograd import ops
 from ..autograd.fused import dropout_mask
 from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor
-from .checks import generator
+from .checks import divides, generator
 from .decode import Decoder, decodes
 from .habits import names_its_settings
 from .language_model import Cache, LanguageModel, as_mask, sample
@@ -48,8 +48,7 @@ class GPTConfig:
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
                 raise ValueError(f"GPTConfig: {name} = {shown(value)}, expected a positive integer")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"GPTConfig: n_embd = {self.n_embd} is not divisible by n_head = {self.n_head}")
+        divides("GPTConfig", self, ("n_embd", "n_head"))
         if not is_real(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"GPTConfig: dropout = {shown(self.dropout)}, expected 0 <= dropout < 1")
         if not isinstance(self.bias, bool | np.bool_):

@@ -1,5 +1,6 @@
 """Layers: a parameter or two and the primitive that uses them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,19 @@ Plain = tuple[Array | Callable[[Array], Array], Array | None, list[tuple[Array, 
 def parameter(values: Any, dtype: Any = np.float32) -> Tensor:
     """A trainable leaf on the current backend."""
     return Tensor(new_array(values, dtype=dtype), requires_grad=True)
+
+
+def as_patches(images: Any, p: int) -> Any:
+    """Pictures, a Tensor or an array, as rows of patches, row by row.   (B, S, S, ...) -> (B, (S / p)^2, p^2 ...)"""
+    (b, s), rest = images.shape[:2], images.shape[3:]
+    tiles = images.reshape(b, s // p, p, s // p, p, *rest).swapaxes(2, 3)  # (B, S / p, S / p, p, p, ...)
+    return tiles.reshape(b, (s // p) ** 2, p * p * math.prod(rest))
+
+
+def as_pictures(patches: Any, size: int, p: int) -> Any:
+    """`as_patches` undone, for pictures of a side of `size`.   (B, (S / p)^2, p^2), in any form -> (B, S, S)"""
+    b, n = patches.shape[0], size // p
+    return patches.reshape(b, n, n, p, p).swapaxes(2, 3).reshape(b, size, size)
 
 
 class Linear(Module):

@@ -17,6 +17,7 @@ side, p of a patch's, N = (S / p)^2 patches, C width, F features of a pixel, w p
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from ..autograd.backend import Array, array_module, new_array, to_numpy
 from ..autograd.signatures import is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
 from .architectures import Architecture
-from .checks import generator
+from .checks import divides, generator
 from .habits import names_its_settings
-from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear
+from .layers import STANDARD_DEVIATION, Embedding, LayerNorm, Linear, as_patches, as_pictures
 from .module import Module
-from .storage import Blank, blaming, file_path, load_arrays, save_whole
+from .storage import file_path, load_whole, save_whole
 from .transformer import Block, Place
 
 MASK, POINT, FIRST, SECOND = range(4)  # kinds of tokens: the mask's, a point, a box's upper left and lower right corner
@@ -65,10 +66,7 @@ class SegmenterConfig:
             value = getattr(self, field.name)
             if not is_whole(value) or value < 1:
                 raise ValueError(f"SegmenterConfig: {field.name} = {shown(value)}, expected a positive integer")
-        for large, small in (("size", "patch"), ("width", "heads")):
-            if getattr(self, large) % getattr(self, small):
-                came = f"{large} = {getattr(self, large)} is not divisible by {small} = {getattr(self, small)}"
-                raise ValueError(f"SegmenterConfig: {came}")
+        divides("SegmenterConfig", self, ("size", "patch"), ("width", "heads"))
         if not self.window % 2:
             raise ValueError(f"SegmenterConfig: window = {self.window}, expected an odd number: a pixel in the middle")
 
@@ -202,7 +200,7 @@ class Segmenter(Module):
 
     def encode(self, images: Array, rng: Any = None) -> Tensor:
         """A token for each patch, which knows of all others; what is asked comes later.   (B, S, S) -> (B, N, C)"""
-        x = self.patch_proj(self._like(self._patches(images)), rng)  # (B, N, C)
+        x = self.patch_proj(self._like(as_patches(images, self.config.patch)), rng)  # (B, N, C)
         p, g = self.config.patch, self.config.size // self.config.patch
         middle = (np.arange(g) + 0.5) * p - 0.5  # of each patch, in pixels
         centres = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)  # (N, 2): x, y, row by row
@@ -228,7 +226,7 @@ class Segmenter(Module):
         pixels = ops.gelu(self.pixel_proj(ops.gelu(of_patch + around), rng))  # (B, N p^2, F)
         wanted = self.mask_proj(z[:, :1], rng)  # (B, 1, F + 1)
         logits = pixels @ ops.swapaxes(wanted[..., :f], 1, 2) + wanted[..., f:]  # (B, N p^2, 1)
-        return self._as_picture(logits)
+        return as_pictures(logits, self.config.size, self.config.patch)
 
     def places(self, points: Array, rng: Any = None) -> Tensor:
         """W [sin(pi 2^k u), cos(pi 2^k u)], u = place / S, in both directions, k = -1, 0, 1, ...   (..., 2) -> (..., C)
@@ -274,18 +272,12 @@ class Segmenter(Module):
         """Numbers in the model's precision, on its backend."""
         return Tensor(new_array(array, self.ln_f.weight.dtype))
 
-    def _patches(self, images: Array) -> Array:
-        """(B, S, S) or (B, S, S, K) -> (B, N, p^2 K): a row for each patch, patches row by row."""
-        (b, s), p, rest = images.shape[:2], self.config.patch, images.shape[3:]
-        tiles = images.reshape(b, s // p, p, s // p, p, *rest).swapaxes(2, 3)  # (B, S/p, S/p, p, p, ...)
-        return tiles.reshape(b, self.config.patches, -1)
-
     def _windows(self, images: Array) -> Array:
         """The w x w pixels around each, in the patches' order; beyond the edge, the edge's.   -> (B, N p^2, w^2)"""
         xp, w = array_module(images), self.config.window
         wide = xp.pad(images, ((0, 0), (w // 2, w // 2), (w // 2, w // 2)), mode="edge")
         views = xp.lib.stride_tricks.sliding_window_view(wide, (w, w), axis=(1, 2))  # (B, S, S, w, w)
-        return self._patches(views.reshape(*images.shape, w * w)).reshape(len(images), -1, w * w)
+        return as_patches(views.reshape(*images.shape, w * w), self.config.patch).reshape(len(images), -1, w * w)
 
     def _window_at(self, images: Array, prompts: Array) -> Array:
         """The w x w pixels around a point, or around a box's middle.   -> (B, 1, w^2)"""
@@ -295,12 +287,6 @@ class Segmenter(Module):
         across = np.arange(w)
         seen = wide[np.arange(len(wide))[:, None, None], y + across[:, None], x + across]  # (B, w, w)
         return seen.reshape(len(wide), 1, w * w)
-
-    def _as_picture(self, x: Tensor) -> Tensor:
-        """Pixels in the patches' order -> a picture.   (B, N p^2, 1) -> (B, S, S)"""
-        p, g = self.config.patch, self.config.size // self.config.patch
-        tiles = ops.reshape(x, (len(x.data), g, g, p, p))
-        return ops.reshape(ops.swapaxes(tiles, 2, 3), (len(x.data), self.config.size, self.config.size))
 
 
 def save_segmenter(model: Segmenter, path: str | Path, dtype: Any = None) -> Path:
@@ -319,13 +305,11 @@ def save_segmenter(model: Segmenter, path: str | Path, dtype: Any = None) -> Pat
 def load_segmenter(path: str | Path = "base") -> Segmenter:
     """The segmenter in a file, in float32; "base" is the one that comes with the package, trained on shapes."""
     path = BASE if str(path) == "base" else file_path(path, "load_segmenter")
-    arrays, header = load_arrays(path, "segmenter")
-    with blaming(path):
-        config = SegmenterConfig(**header["config"])
-        c, f = config.width, config.features
-        sizes = (4 * c * c, config.patch**2 * c * f, config.window**2 * f, 4 * config.frequencies * c)
-        if max(sizes) > max((a.size for a in arrays.values()), default=0) or config.blocks > len(arrays):
-            raise ValueError(f"its configuration asks for more than it holds: {len(arrays)} arrays")
-        model = Segmenter(config, Blank())
-        model.load_state_dict(arrays, fresh=True)
-    return model
+    return load_whole(path, "segmenter", Segmenter, SegmenterConfig, _check_sizes)
+
+
+def _check_sizes(config: SegmenterConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    c, f = config.width, config.features
+    sizes = (4 * c * c, config.patch**2 * c * f, config.window**2 * f, 4 * config.frequencies * c)
+    if max(sizes) > max((a.size for a in arrays.values()), default=0) or config.blocks > len(arrays):
+        raise ValueError(f"its configuration asks for more than it holds: {len(arrays)} arrays")

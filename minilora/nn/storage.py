@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,34 @@ def load_model(path: str | Path = "base") -> GPT:
         raise ValueError(
             f"load_model: {path} is no .npz of minilora's: ml.load_pretrained reads others' folders and files"
         )
-    arrays, header = load_arrays(path, "model")
+    return load_whole(path, "model", GPT, GPTConfig, named=_name)
+
+
+def _name(model: GPT, header: Mapping[str, Any]) -> None:
+    if header.get("labels"):
+        add_classifier(model, header["labels"])
+
+
+def load_whole(
+    path: Path,
+    kind: str,
+    model_of: Callable,
+    config_of: Callable,
+    check: Callable | None = None,
+    named: Callable | None = None,
+) -> Any:
+    """The model in a file of `save_whole`'s, in float32. A misfit is a ValueError that names the file.
+
+    check(config, arrays): raises ValueError where the one asks for more than the others hold (`check_size`).
+    named(model, header): gives the model the names of its labels, before its numbers.
+    """
+    arrays, header = load_arrays(path, kind)
     with blaming(path):
-        config = GPTConfig(**header["config"])
-        check_size(config, arrays)
-        model = GPT(config, Blank())
-        if header.get("labels"):
-            add_classifier(model, header["labels"])
+        config = config_of(**header["config"])
+        (check or check_size)(config, arrays)
+        model = model_of(config, Blank())
+        if named is not None:
+            named(model, header)
         model.load_state_dict(arrays, fresh=True)
     return model
 

@@ -22,11 +22,11 @@ from ..autograd.fused import IGNORED
 from ..autograd.signatures import checked, is_real, is_whole, shown
 from ..autograd.tensor import Tensor, no_grad
 from .architectures import Architecture
-from .checks import flag, generator, plain, whole
+from .checks import divides, flag, generator, plain, whole
 from .habits import names_its_settings
 from .layers import Embedding, LayerNorm, Linear, parameter
 from .module import Module
-from .storage import Blank, blaming, file_path, load_arrays, save_whole
+from .storage import file_path, load_whole, save_whole
 from .transformer import ACTIVATIONS, Attention, Block, Place
 
 AT_ONCE = 256  # pictures that `predict` and `attention_maps` take at a time
@@ -63,10 +63,7 @@ class ViTConfig:
             value = getattr(self, name)
             if not (value is None and name == "mlp_width"):
                 whole("ViTConfig", name, int(value) if is_whole(value) else value)
-        for large, small in (("image_size", "patch_size"), ("n_embd", "n_head")):
-            if getattr(self, large) % getattr(self, small):
-                sizes = f"{large} = {getattr(self, large)} is not divisible by {small} = {getattr(self, small)}"
-                raise ValueError(f"ViTConfig: {sizes}")
+        divides("ViTConfig", self, ("image_size", "patch_size"), ("n_embd", "n_head"))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"ViTConfig: activation = {shown(self.activation)}, expected {', '.join(ACTIVATIONS)}")
         flag(self.qkv_bias, "ViTConfig: qkv_bias")
@@ -253,15 +250,16 @@ def load_vision(path: str | Path) -> ViT:
     A judge sees glyphs as `draw_glyphs` gives them, and says which character, or which font, each is.
     """
     path = OURS[str(path)] if str(path) in OURS else file_path(path, "load_vision")
-    arrays, header = load_arrays(path, "vision model")
-    with blaming(path):
-        config, labels = ViTConfig(**header["config"]), tuple(header["labels"])
-        held = sum(array.size for array in arrays.values())
-        if config.count != held:
-            raise ValueError(f"its configuration asks for {config.count:,} parameters, it holds {held:,}")
-        model = ViT(config, Blank())
-        model.load_state_dict(arrays, fresh=True)
-        if labels and len(labels) != config.labels:
-            raise ValueError(f"it has {len(labels)} names for {config.labels} labels")
-        model.labels = labels
-    return model
+    return load_whole(path, "vision model", ViT, ViTConfig, _check_count, _name)
+
+
+def _check_count(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    held = sum(array.size for array in arrays.values())
+    if config.count != held:
+        raise ValueError(f"its configuration asks for {config.count:,} parameters, it holds {held:,}")
+
+
+def _name(model: ViT, header: Mapping[str, Any]) -> None:
+    model.labels = tuple(header["labels"])
+    if model.labels and len(model.labels) != model.config.labels:
+        raise ValueError(f"it has {len(model.labels)} names for {model.config.labels} labels")

@@ -70,8 +70,15 @@ def own_rows(rows: int) -> tuple[int, int]:
     """(start, stop) of this process's rows of a batch, as equal as can be; of some there are none in a small batch."""
     if not _world:
         return 0, rows
-    rank, size = _world[-1].Get_rank(), _world[-1].Get_size()
-    return rows * rank // size, rows * (rank + 1) // size
+    rank = own_rank()
+    start, stop = _ends(rows)[rank : rank + 2]
+    return start, stop
+
+
+def _ends(rows: int) -> list[int]:
+    """Where the rows of each process begin, and where the last ones end."""
+    size = _world[-1].Get_size()
+    return [rows * rank // size for rank in range(size + 1)]
 
 
 def every_share(own: Array, rows: int, first_alone: bool = False) -> Array | None:
@@ -79,8 +86,7 @@ def every_share(own: Array, rows: int, first_alone: bool = False) -> Array | Non
     if not _world:
         return own
     world = _world[-1]
-    ends = [rows * rank // world.Get_size() for rank in range(world.Get_size() + 1)]
-    counts = [stop - start for start, stop in itertools.pairwise(ends)]
+    counts = [stop - start for start, stop in itertools.pairwise(_ends(rows))]
     if not first_alone:
         whole = np.empty(rows, own.dtype)
         world.Allgatherv(own, [whole, counts])

@@ -5,6 +5,7 @@ import pytest
 
 import minilora as ml
 from minilora.nn.diffusion import DiT, DiTConfig, ada_norm, load_diffusion, save_diffusion
+from minilora.nn.layers import as_patches, as_pictures
 from minilora.nn.storage import load_arrays
 
 TINY = DiTConfig(image_size=4, patch_size=2, classes=3, n_layer=1, n_head=2, n_embd=4)
@@ -30,11 +31,11 @@ def test_its_parameters_are_those_that_are_counted(config):
 
 
 def test_patches_are_squares_in_reading_order_and_come_back():
-    model, images = DiT(SMALL), np.arange(128.0).reshape(2, 8, 8)
-    patches = model.cut(ml.Tensor(images))
+    images = np.arange(128.0).reshape(2, 8, 8)
+    patches = as_patches(ml.Tensor(images), SMALL.patch_size)
     assert patches.shape == (2, 4, 16)
     np.testing.assert_array_equal(patches.data[1, 1].reshape(4, 4), images[1, :4, 4:])
-    np.testing.assert_array_equal(model.joined(patches).data, images)
+    np.testing.assert_array_equal(as_pictures(patches, SMALL.image_size, SMALL.patch_size).data, images)
 
 
 def test_it_starts_with_blocks_that_change_nothing():

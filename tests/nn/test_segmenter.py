@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.nn.layers import as_patches, as_pictures
 from minilora.nn.segmenter import BASE, Segmenter, SegmenterConfig, as_images, as_masks, load_segmenter, save_segmenter
 from minilora.nn.storage import save_arrays
 from minilora.training.scenes import draw_scenes
@@ -30,11 +31,11 @@ def test_a_pixel_is_where_it_belongs():
     """What the parts do in the patches' order comes out in the picture's: seen through the window's own pixel."""
     model = Segmenter(SMALL).astype("float64")
     windows = model._windows(IMAGES)  # (B, N p^2, w^2)
-    np.testing.assert_array_equal(model._as_picture(ml.Tensor(windows[..., 4:5])).data, IMAGES)
-    left = model._as_picture(ml.Tensor(windows[..., 3:4])).data
+    np.testing.assert_array_equal(as_pictures(ml.Tensor(windows[..., 4:5]), 8, 4).data, IMAGES)
+    left = as_pictures(ml.Tensor(windows[..., 3:4]), 8, 4).data
     np.testing.assert_array_equal(left[:, :, 1:], IMAGES[:, :, :-1])
     np.testing.assert_array_equal(left[:, :, 0], IMAGES[:, :, 0])  # beyond the edge, the edge's
-    np.testing.assert_array_equal(model._patches(IMAGES)[:, 1], IMAGES[:, :4, 4:].reshape(2, 16))
+    np.testing.assert_array_equal(as_patches(IMAGES, 4)[:, 1], IMAGES[:, :4, 4:].reshape(2, 16))
 
 
 def test_what_is_seen_at_a_prompt_is_around_it():
