@@ -21,6 +21,7 @@ from .state import (
     refuse_merged,
     refuse_taken,
     whole,
+    without,
 )
 
 
@@ -139,7 +140,7 @@ def remove_adapter(model: Any, name: str | None = None) -> Any:
             if name in state.active:
                 refuse_merged(state, "remove_adapter")
                 state.switch(put, model, tuple(one for one in state.active if one != name))
-            put(state, "named", {one: adapter for one, adapter in state.items() if one != name})
+            put(state, "named", without(state, name))
     return model
 
 

@@ -276,6 +276,11 @@ def _held(model: Module) -> dict[str, Packed]:
     return {path: m.quantized for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
 
 
+def _lost(before: Mapping[str, Packed], model: Module) -> dict[str, Callable[[Array], Packed]]:
+    """{path of what was quantised and is a plain layer now: how to quantise it as it was}"""
+    return {path: before[path].again for path in before.keys() - _held(model).keys()}
+
+
 def quantization(model: Module) -> dict[str, dict[str, Any]]:
     """{path of a quantised layer: the settings of `quantize_model` that it was made with, or its kind alone}"""
     return {
@@ -296,6 +301,5 @@ def requantize(model: Any) -> Any:
         if not state.merged:
             fold(put, model, "requantize: merge_adapter")
         take_away(put, model, state)
-        lost = before.keys() - _held(model).keys()  # what was quantised, and is a plain layer now
-        _quantize(put, model, {path: before[path].again for path in lost}, "requantize")
+        _quantize(put, model, _lost(before, model), "requantize")
     return model

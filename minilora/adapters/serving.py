@@ -22,7 +22,7 @@ from ..nn.layers import Embedding
 from .adapter import Adapter, StandIn, stand_in_for
 from .combine import Factors, lora_updates
 from .low_rank import added, cast
-from .state import Adapters, carried, changeable, refuse_merged, whole
+from .state import Adapters, carried, changeable, refuse_merged, whole, without
 
 
 class Rows(StandIn):
@@ -138,5 +138,5 @@ def _leave(model: Any, state: Adapters, label: str) -> None:
             for module in state.current.distinct().values() if state.merged else ():  # type: ignore[union-attr]
                 module.unmerge(put)
             state.switch(put, model, tuple(name for name in before if name in state))
-        put(state, "named", {name: adapter for name, adapter in state.items() if name != label})
-        put(state, "rows", {name: names for name, names in state.rows.items() if name != label})
+        put(state, "named", without(state, label))
+        put(state, "rows", without(state.rows, label))
