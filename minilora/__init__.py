@@ -66,7 +66,7 @@ if _TYPE_CHECKING:
     from .pictures.tape import draw
     from .training.diffusion import draw_letters, train_diffusion
     from .training.glyphs import draw_glyphs
-    from .training.images import image_folder
+    from .training.images import image_folder, scene_folder
     from .training.images import load_digits as load_digits
 _LATER = {  # what is imported when it is asked for: not all have others' files or pictures, and it takes its time
     "draw": "pictures.tape", "draw_glyphs": "training.glyphs",
@@ -75,7 +75,7 @@ _LATER = {  # what is imported when it is asked for: not all have others' files 
     **dict.fromkeys(("Segmenter", "SegmenterConfig", "load_segmenter", "save_segmenter"), "nn.segmenter"),
     **dict.fromkeys(("ViT", "ViTConfig", "load_vision", "save_vision"), "nn.vision"),
     **dict.fromkeys(("draw_letters", "train_diffusion"), "training.diffusion"),
-    **dict.fromkeys(("image_folder", "load_digits"), "training.images"),
+    **dict.fromkeys(("image_folder", "load_digits", "scene_folder"), "training.images"),
 }  # fmt: skip
 
 
@@ -176,6 +176,7 @@ __all__ = [
     "save_pretrained",
     "save_segmenter",
     "save_vision",
+    "scene_folder",
     "set_adapter",
     "to_numpy",
     "train",

@@ -100,6 +100,17 @@ def picture_folder() -> Path:
     return path.parent
 
 
+def masked_folder() -> Path:
+    """A picture with its mask, in the test's own folder."""
+    from PIL import Image
+
+    root = Path("scenes").absolute()
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.eye(4, dtype=np.uint8)).save(root / name / "a.png")
+    return root
+
+
 def trained() -> tuple:
     m = adapted()
     return m, ml.AdamW(m.parameters())
@@ -159,7 +170,8 @@ GOOD = {  # a parameter's name, or a function's and its, -> what makes a value o
     "reward": lambda: len, "prompt": lambda: text(2), "reinforce.steps": lambda: 1,
     "reinforce_step.rng": lambda: np.random.default_rng(0),
     **{f"{name}.{size}": lambda: 2 for name in WRITERS for size in ("samples", "longest")},
-    "image_folder.path": picture_folder, "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
+    "image_folder.path": picture_folder, "scene_folder.path": masked_folder,
+    "ViT.config": lambda: VISION.config, "save_vision.model": lambda: VISION,
     "load_vision.path": lambda: ml.save_vision(VISION, Path("vision.npz").absolute()),
     "fonts": lambda: ["STIX", "cmmi10"], "characters": lambda: "Ab", "draw_glyphs.size": lambda: 16,
     **{f"{name}.model": dit for name in ("save_diffusion", "train_diffusion", "draw_letters")},

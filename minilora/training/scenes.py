@@ -81,11 +81,18 @@ def scenes_of(images: Any, masks: Any, rng: Any = 0) -> Scenes:
     images: grey, numbers from 0 to 1. masks: True inside, or 1 inside and 0 outside. rng: a seed or a numpy Generator,
     for the points. Raises ValueError for pictures of another shape or range, and masks that do not fit, or are empty.
     """
-    rng, pictures = generator(rng, "scenes_of"), as_images("scenes_of", images)
-    inside = as_masks("scenes_of", masks, pictures.shape)
-    if len(empty := np.flatnonzero(~inside.any(axis=(1, 2)))):
-        raise ValueError(f"scenes_of: mask {empty[0]} has no pixel inside: there is nothing to point at")
+    rng = generator(rng, "scenes_of")
+    pictures, inside = fitting("scenes_of", images, masks)
     return Scenes(pictures, inside, *prompts_of(inside, rng))
+
+
+def fitting(caller: str, images: Any, masks: Any, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Grey pictures, and masks that fit them, none of them empty, or an error that says what came instead."""
+    pictures = as_images(caller, images, size)
+    inside = as_masks(caller, masks, pictures.shape)
+    if len(empty := np.flatnonzero(~inside.any(axis=(1, 2)))):
+        raise ValueError(f"{caller}: mask {empty[0]} has no pixel inside: there is nothing to point at")
+    return pictures, inside
 
 
 def prompts_of(masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

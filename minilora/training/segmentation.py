@@ -7,12 +7,12 @@ import numpy as np
 
 from ..autograd.signatures import checked, shown
 from ..autograd.tensor import no_grad
-from ..nn.segmenter import Segmenter, as_masks
+from ..nn.segmenter import Segmenter, as_masks, as_prompts
 from .checks import integer
 from .loop import train_step
 from .optim import AdamW, Optimizer, cosine_schedule
 from .parallel import in_parallel
-from .scenes import Scenes, draw_scenes, prompts_of
+from .scenes import Scenes, draw_scenes, fitting, prompts_of
 
 AT_A_TIME = 16  # scenes, where they are only looked at
 
@@ -52,13 +52,14 @@ def segmenter_steps(
     Each batch is drawn anew, and so are its prompts. The rate rises for a tenth of the steps, then falls as a cosine.
     """
     rng, optimizer = np.random.default_rng(rng), AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    images, masks = fitting("train_segmenter", scenes.images, scenes.masks, model.config.size)
     for step in range(steps):
         optimizer.lr = cosine_schedule(step, steps, lr, max(steps // 10, 1), 0.02 * lr)
-        rows = rng.choice(len(scenes), min(batch_size, len(scenes)), replace=False)
-        points, boxes = prompts_of(scenes.masks[rows], rng)
+        rows = rng.choice(len(images), min(batch_size, len(images)), replace=False)
+        points, boxes = prompts_of(masks[rows], rng)
         by_point = rng.random(len(rows))[:, None] < 0.5
         prompts = np.where(by_point, np.tile(points, 2), boxes)
-        given = (scenes.images[rows], prompts, scenes.masks[rows])
+        given = (images[rows], prompts, masks[rows])
         yield step, segment_step(model, optimizer, *given, 1.0, pieces, rng if model.drops_out() else None)
 
 
@@ -88,12 +89,13 @@ def iou(model: Segmenter, scenes: Scenes, by: str = "point") -> np.ndarray:
     """
     if by not in ("point", "box"):
         raise ValueError(f"iou: by = {shown(by)}, expected 'point' or 'box'")
-    prompts = scenes.points if by == "point" else scenes.boxes
+    images, masks = fitting("iou", scenes.images, scenes.masks, model.config.size)
+    prompts = as_prompts("iou", scenes.points if by == "point" else scenes.boxes, len(images), model.config.size)
 
     def piece(start: int) -> np.ndarray:
         rows = slice(start, start + AT_A_TIME)
         with no_grad():
-            found, meant = model(scenes.images[rows], prompts[rows]).data > 0, scenes.masks[rows]
+            found, meant = model(images[rows], prompts[rows]).data > 0, masks[rows]
         return (found & meant).sum(axis=(1, 2)) / (found | meant).sum(axis=(1, 2))
 
-    return np.concatenate(in_parallel(piece, [(start,) for start in range(0, len(scenes), AT_A_TIME)]))
+    return np.concatenate(in_parallel(piece, [(start,) for start in range(0, len(images), AT_A_TIME)]))

@@ -1,5 +1,7 @@
 """Training a segmenter: a step is the whole batch's, what it measures, and that it learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,12 @@ WRONG = [
     (lambda s: train_segmenter(Segmenter(SMALL), s, lr=-1), "lr = -1"),
     (lambda s: train_segmenter(Segmenter(), s), r"images have shape \(6, 32, 32\), expected \(B, 48, 48\)"),
     (lambda s: iou(Segmenter(SMALL), s, "click"), "iou: by = 'click', expected 'point' or 'box'"),
+    (lambda s: iou(Segmenter(SMALL), replace(s, masks=s.masks[:1])), r"^iou: masks have shape \(1, 32, 32\), the im"),
+    (lambda s: iou(Segmenter(SMALL), replace(s, masks=s.masks & False)), r"^iou: mask 0 has no pixel inside"),
+    (lambda s: iou(Segmenter(SMALL), replace(s, points=s.points[:2])), r"^iou: prompts have shape \(2, 2\), expected"),
+    (lambda s: train_segmenter(Segmenter(SMALL), replace(s, masks=s.masks[:, :8])), "^train_segmenter: masks have sh"),
+    (lambda s: train_segmenter(Segmenter(SMALL), replace(s, masks=s.masks * 255)), "than 0 and 1, .*masks > 127"),
+    (lambda s: train_segmenter(Segmenter(SMALL), replace(s, masks=s.masks[[0, 0]])), "^train_segmenter: masks have sh"),
     (lambda s: iou(Segmenter(), s), r"images have shape \(6, 32, 32\), expected \(B, 48, 48\)"),
 ]  # fmt: skip
 
