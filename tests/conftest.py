@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # for homework_grading.py, which the tests of the homework share, and the like
 sys.path.append(str(HERE.parent / "notebooks" / "site"))  # for what the site is built with
+
+# Two BLAS threads of products so small wait for one another, beside other work for minutes: one, here and in processes
+# that tests start. Read when NumPy is imported; a test of what more threads must not change sets their number itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Drawn cases are the same on every run, so that a red test stays red until it is mended; shared machines have no pace.
 settings.register_profile("minilora", derandomize=True, deadline=None, max_examples=50)

@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora.training import parallel
 from minilora.training.parallel import RowsOf, cores, in_parallel, to_its_end
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_blas_threads():
+    """More than the one that tests have elsewhere, so that there is something to be restored."""
+    with threadpool_limits(2, "blas"):
+        assert set(blas_threads()) == {2}
+        yield
 
 
 def blas_threads() -> list[int]:
