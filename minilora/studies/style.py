@@ -26,7 +26,9 @@ from ..training.glyphs import CHARACTERS, draw_glyphs
 from ..training.parallel import blas_of_one_thread
 from .runs import SCALE, Runs, Spec, summarise
 
-TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Italic")  # a seed each
+# A seed each. Of every family that is not of sans fonts, the one farthest from its upright: bold and italic, but of
+# Computer Modern, which has no such font, the bold.
+TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Bold")
 MIXED = (  # a bold font, an italic one, and the one that is both; a seed each
     ("DejaVu Serif Bold", "DejaVu Serif Italic", "DejaVu Serif Bold Italic"),
     ("STIX Bold", "STIX Italic", "STIX Bold Italic"),

@@ -18,7 +18,9 @@ from ..autograd.signatures import checked, shown
 from .checks import Bounds, integer, number, pictures_fit
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-FILES = {  # of Matplotlib's fonts those with all 62, but cmmi10, whose old-style 0 and 1 nobody can tell from o and I
+# Of the fonts that every Matplotlib from 3.8 on has (cmti10 came with 3.11) those with all 62, without cmmi10, whose
+# old-style 0 and 1 nobody can tell from o and I.
+FILES = {
     "DejaVu Sans": "DejaVuSans", "DejaVu Sans Bold": "DejaVuSans-Bold",
     "DejaVu Sans Oblique": "DejaVuSans-Oblique", "DejaVu Sans Bold Oblique": "DejaVuSans-BoldOblique",
     "DejaVu Sans Mono": "DejaVuSansMono", "DejaVu Sans Mono Bold": "DejaVuSansMono-Bold",
@@ -27,7 +29,7 @@ FILES = {  # of Matplotlib's fonts those with all 62, but cmmi10, whose old-styl
     "DejaVu Serif Italic": "DejaVuSerif-Italic", "DejaVu Serif Bold Italic": "DejaVuSerif-BoldItalic",
     "STIX": "STIXGeneral", "STIX Bold": "STIXGeneralBol",
     "STIX Italic": "STIXGeneralItalic", "STIX Bold Italic": "STIXGeneralBolIta",
-    "Computer Modern Roman": "cmr10", "Computer Modern Bold": "cmb10", "Computer Modern Italic": "cmti10",
+    "Computer Modern Roman": "cmr10", "Computer Modern Bold": "cmb10",
     "Computer Modern Sans": "cmss10", "Computer Modern Typewriter": "cmtt10",
 }  # fmt: skip
 FONTS = tuple(FILES)
