@@ -6,7 +6,8 @@
 All sides compute the same thing, on the same shapes, data and threads, and take turns in one run
 (`studies/turns.py`): only their ratios mean anything. Each part has a file: who takes a training step `peers`, the
 peers `pytorch` and `arrays`; then `scalars`, `generation`, `images`, `real`, `processes`, `scaling`, `pieces`,
-`exchange`, `demo`, `profile`; what was asked of each number `rows`; table and figures `report`, `figure` and `curves`.
+`exchange`, `cluster`, `demo`, `profile`; what was asked of each number `rows`; table and figures `report`, `figure` and
+`curves`.
 """
 
 import gc
@@ -24,6 +25,7 @@ from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
 from ..studies.turns import LeftOut, processor, ratio, take_turns
 from ..training.parallel import cores
+from .cluster import cluster_rows
 from .exchange import exchange_rows, together_rows
 from .generation import generation_rows, serving_rows
 from .images import MODELS, image_rows
@@ -45,6 +47,7 @@ PARTS = (
     "exchange",
     "scaling",
     "cores",
+    "cluster",
 )  # minutes and two GiB; and processes, of which two cores have few
 GENERATION_SIZES = ("tiny", "small")
 GPU_BATCH = {"medium": 64, "gpt2": 8}  # a GPU is idle at the batches that a laptop is busy with
@@ -154,6 +157,8 @@ def other_jobs(
         jobs += [(f"serving at {size}", partial(serving_rows, size, turns)) for size in able]
     if "cores" in parts:
         jobs += [(f"pieces and threads at {size}", partial(cores_rows, size, turns)) for size in sizes]
+    if "cluster" in parts:
+        jobs.append(("runs on a cluster", partial(cluster_rows, min(3, turns))))
     if "scaling" in parts and "torch" in peers:
         jobs += scaling_jobs(turns)
     return jobs

@@ -22,6 +22,8 @@ SENT = "bytes that a process gives to the sum of gradients, a LoRA step"
 EXCHANGED = "time of the sum of gradients once all are there, a LoRA step"
 TOGETHER = "LoRA step of two processes, 50 steps"
 ALLREDUCE = "start of a sum over processes (alpha); a byte's time (beta) is in the record"
+SIDE_BY_SIDE = "24 runs of a study, side by side"
+TO_START = "workers of a cluster, until they have imported all"
 SCALARS = "overhead of a primitive on a scalar, forward and backward"
 IMPORT = "import minilora, beyond NumPy"
 DEMO = "minilora demo, whole process"
@@ -30,6 +32,7 @@ NUMPY_PRODUCTS, TORCH_PRODUCTS = "the products in NumPy", "the products in PyTor
 BLAS = "products alone"  # NumPy's time for the products of a step's layers, over PyTorch's for the same
 PRODUCTS, OWN_FULL, ITSELF, ALL_CHAINS = "matrix products", "our full step", "", "all together"
 MERGED, ONE_BY_ONE, THREADS = "the merged model", "one by one", "threads of one"
+ONE_WORKER, ONE_PROCESS = "one worker", "one process"
 SERVED = ("tiny", "small", "medium")
 EVERY = ("tiny", "small", "medium", "gpt2")
 
@@ -46,6 +49,7 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(TWO_ADAPTERS, size, MERGED): 1 / 0.7 for size in SERVED},
     **{(NF4, size, MERGED): 1 / 0.5 for size in SERVED},
     **{(TOGETHER, size, THREADS): 1.1 for size in ("tiny", "small")},
+    (SIDE_BY_SIDE, "two workers", ONE_WORKER): 0.6,
     **{(of["lora"], "length 2,048", EAGER): 1.0 for of in (GROWTH, GROWTH_OF_MEMORY)},
     **{(GROWTH_OF_MEMORY[method] + EXPONENT, "length ≥ 512", EAGER): 1.15 for method in TRAINING},
     (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,

@@ -16,11 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..training.corpus import Corpus
 from ..training.parallel import at_most
 from .runs import Runs, Scale, Spec
 from .studies import ALONE, STUDIES
 
 PATIENCE = 10  # seconds for a scheduler to answer
+_read: dict[str, Corpus] = {}  # a worker's texts, for its next run
 
 
 def make_runs(
@@ -76,7 +78,7 @@ def make_one(runs: Runs, spec: Spec) -> str:
     if not runs.folder.is_dir():
         raise FileNotFoundError(f"study: this worker does not see {runs.folder}; --cache takes a folder that all see")
     with at_most(1):
-        runs.bar = tqdm(disable=True)
+        runs.bar, runs.wanted, runs._corpora = tqdm(disable=True), None, _read
         runs.record(spec)
     return spec.key
 

@@ -11,6 +11,7 @@ import pytest
 
 from minilora.commands.main import main
 from minilora.studies import grid
+from minilora.studies import runs as runs_module
 from minilora.studies.costs_of_steps import measure_steps
 from minilora.studies.runs import QUICK, Runs, Spec
 from minilora.studies.studies import STUDIES, run_study
@@ -58,6 +59,18 @@ def test_a_plan_measures_no_times(tmp_path: Path) -> None:
     runs.wanted = {}
     with pytest.raises(LookupError, match="a plan measures nothing"):
         measure_steps(runs, {}, 1)
+
+
+@pytest.mark.slow
+def test_this_process_makes_them_too_and_reads_a_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [Spec(steps=1, batch_size=2, seed=seed) for seed in range(3)]
+    monkeypatch.setitem(STUDIES, "many", lambda runs: runs.records(specs))
+    monkeypatch.setattr(grid, "_read", {})
+    read, plans, plan, load = [], [], grid._plan, runs_module.load_corpus
+    monkeypatch.setattr(runs_module, "load_corpus", lambda name: read.append(name) or load(name))
+    monkeypatch.setattr(grid, "_plan", lambda *args: plans.append(args) or (plan(*args) if len(plans) < 4 else {}))
+    assert grid.make_runs(["many"], TINY, tmp_path, progress=False) == len(kept(tmp_path)) == 3 and len(plans) == 2
+    assert sorted(read) == ["python-docs", "unicode-names"]
 
 
 @pytest.mark.slow
