@@ -111,7 +111,11 @@ class Walk:
             self.kept[name] = numbers
 
     def _embed(self) -> None:
-        self.live = self.prompt > 0 or any(self._trains(table) for table in ("wte", "wpe", "token_types"))
+        if side := self.plan.architecture.patch:  # each becomes a token; the class token is one already
+            tokens, self.rows = self.rows, self.rows - self.batch
+            self.live = self._linear("patch_proj", (self.plan.architecture.width, side), "patches")
+            self.rows = tokens
+        self.live = self.live or self.prompt > 0 or any(self._trains(table) for table in ("wte", "wpe", "token_types"))
         if rank := self.plan.added.get("wte.lora_A", (0,))[0]:  # h is looked up, and h B^T a product
             products = 2 * self.rows * rank * self.plan.architecture.width
             self.operations.append(Operation("wte.lora", products, 2 * products))
@@ -262,11 +266,13 @@ class Walk:
         self.rows = self.batch
         if a.pooler:
             self.live = self._linear("pooler", (a.width, a.width), "pooler.in")
-        elif a.head == "labels":
+        elif a.head == "labels" and not a.patch:
             self.live, x = self._linear("classifier.dense", (a.width, a.width), "classifier.in"), "classifier.inside"
         if a.head == "labels":
-            self._keep(x, self.rows * a.width, self.live)  # tanh's derivative needs its output, relu's where it is 0
-            self._outputs("classifier" if a.pooler else "classifier.out_proj", a.labels, x)
+            self._keep(
+                x, self.rows * a.width, self.live and not a.patch
+            )  # tanh's derivative needs its output, relu's where it is 0
+            self._outputs("classifier" if a.pooler or a.patch else "classifier.out_proj", a.labels, x)
         self.rows = tokens
 
     def _masked(self) -> None:

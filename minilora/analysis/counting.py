@@ -56,6 +56,7 @@ __all__ = [
 
 LONGEST = 2048  # tokens a text, where no length is given and the context is longer
 MIB = 2**20
+EMBEDDINGS = ("wte", "wpe", "token_types", "ln_embedding", "patch_proj", "class_token")
 
 
 class Count(dict):
@@ -121,8 +122,11 @@ def _defaults(
     chosen: Plan, batch: int, length: int | None, bits: int | None, engine: str | None
 ) -> tuple[int, int, str]:
     a, virtual = chosen.architecture, chosen.virtual
-    length = min(a.context - virtual, LONGEST) if length is None else whole("count", "length", length)
+    longest = a.context if a.patch else min(a.context - virtual, LONGEST)
+    length = longest if length is None else whole("count", "length", length)
     whole("count", "batch", batch)
+    if a.patch and length != a.context:
+        raise ValueError(f"count: length = {length}, but {a.name} makes {a.context} tokens of each picture")
     if length + virtual > a.context:
         what = f"length = {length} and {virtual} virtual tokens exceed" if virtual else f"length = {length} exceeds"
         raise ValueError(f"count: {what} the context of {a.name}, {a.context}")
@@ -182,14 +186,14 @@ def _layer(name: str) -> str:
     part = name.partition(".")[0]
     if part == "front":  # a prompt, or the prefixes of all blocks in one array
         return part
-    return "embeddings" if part in ("wte", "wpe", "token_types", "ln_embedding") else "head"
+    return "embeddings" if part in EMBEDDINGS else "head"
 
 
 def _matrix(name: str) -> str:
     parts = name.split(".")
     if "adapter" in parts:
         return f"{parts[2]}.adapter"
-    return ".".join(parts) if parts[0] == "front" else parts[-2]
+    return ".".join(parts) if parts[0] == "front" else parts[-2:][0]
 
 
 @checked
@@ -282,6 +286,8 @@ def _same_length(a: Architecture, options: dict[str, Any]) -> tuple[int, int]:
     """The length of the texts that methods are compared on, and what virtual tokens leave of the context."""
     room = a.context - Options(tokens=options.get("tokens", Options.tokens)).tokens
     length = options.get("length")
+    if a.patch:
+        return a.context if length is None else length, 0  # all of a picture, which has no text to stand before
     return min(room if room > 0 else a.context, LONGEST) if length is None else length, room
 
 

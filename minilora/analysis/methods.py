@@ -124,6 +124,8 @@ def plan(model: Any, method: str = "lora", **options: Any) -> Plan:
     if chosen.labels and not architecture.causal:
         architecture = labelled(architecture, chosen.labels)
     base = _with_head(architecture, chosen.labels)
+    if architecture.patch and method in ("prompt", "prefix"):
+        raise ValueError(f"{method}: virtual tokens stand before a text; {architecture.name} reads pictures")
     added, trained = METHODS[method](architecture, base, chosen)
     frozen = {name: added.pop(name) for name in [*added] if method == "lora-fa" and name.endswith(".lora_A")}
     planned = Plan(architecture, method, chosen, base, added, trained, None, frozen)
@@ -182,7 +184,8 @@ def targets(architecture: Architecture, wanted: Patterns) -> Shapes:
     a, c = architecture, architecture.width
     layers = {f"blocks.{i}.{m}": shape for i in range(a.layers) for m, shape in a.matrices.items()}
     layers |= {name: (c, c) for name, there in (("pooler", a.pooler), ("head.dense", a.head == "masked")) if there}
-    rows = {"wte": a.vocab_size, "wpe": a.positions, "token_types": a.token_types}
+    layers |= {"patch_proj": (c, a.patch)} if a.patch else {}
+    rows = {} if a.patch else {"wte": a.vocab_size, "wpe": a.positions, "token_types": a.token_types}
     by_name = {name: (c, count) for name, count in rows.items() if count}
     outputs = ("head.weight", "classifier.weight", "classifier.dense.weight", "classifier.out_proj.weight")
     by_name |= {name.removesuffix(".weight"): s for name, s in parameters(a).items() if name in outputs}  # type: ignore

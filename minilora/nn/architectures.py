@@ -27,7 +27,7 @@ CHOICES = {
 }  # fmt: skip
 MAY_BE_NONE = (
     "positions", "token_types", "relative_positions", "conv_kernel", "rope_original", "window", "pad_id",
-    "labels",
+    "labels", "patch",
 )  # fmt: skip
 DEEPEST = 2_000  # layers: every parameter is listed by name, and the deepest published transformers have 1,000
 
@@ -45,8 +45,9 @@ class Architecture:
     gives each text one of so many `labels`, from its pooler, or without one from a C x C layer of the head. The rest
     that counts are parts of encoders: token_types (rows of a segment table), embedding_norm, pooler (a C x C layer on
     the first token), relative_positions (rows of DeBERTa's table, with a norm), conv_kernel (the width of DeBERTa's
-    convolution, with a norm). bits: what its weights usually come in. family: the `model_type` that Hugging Face gives
-    it, whose files have names of their own.
+    convolution, with a norm). patch: the numbers of a picture's patch, 0 for texts: patch_proj (C x patch, a bias) and
+    a class token, which the head for labels reads, stand in the place of a table of tokens. bits: what its weights
+    usually come in. family: the `model_type` that Hugging Face gives it, whose files have names of their own.
 
     How it computes, step by step in `transformer.py`: norm ("layer" or "rms"), norm_eps, norm_offset (its scale is
     1 + w); activation ("gelu_tanh", "gelu", "silu" or "relu"); rope_base (of rotary positions, 0 without them) and
@@ -81,6 +82,7 @@ class Architecture:
     relative_positions: int = 0
     conv_kernel: int = 0
     labels: int = 0
+    patch: int = 0
     bits: int = 16
     family: str = "gpt2"
     norm: str = "layer"
@@ -174,7 +176,7 @@ class Architecture:
 
 def labelled(a: Architecture, count: int) -> Architecture:
     """An encoder's architecture with a head for so many labels in the place of another."""
-    return replace(a, head="labels", labels=count, pooler=a.family not in ("roberta", "distilbert"))
+    return replace(a, head="labels", labels=count, pooler=a.family not in ("roberta", "distilbert", "vit"))
 
 
 def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -182,6 +184,8 @@ def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     a, c = architecture, architecture.width
     norm = lambda name: {f"{name}.weight": (c,), **({f"{name}.bias": (c,)} if a.norm_bias else {})}
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (a.vocab_size, c)}
+    if a.patch:
+        shapes = {"class_token": (c,), "patch_proj.weight": (c, a.patch), "patch_proj.bias": (c,)}
     if a.positions:
         shapes["wpe.weight"] = (a.positions, c)
     if a.token_types:
@@ -219,8 +223,8 @@ def parameters(architecture: Architecture) -> dict[str, tuple[int, ...]]:
             "head.bias": (a.vocab_size,),
         }
     if a.head == "labels":
-        last = "classifier" if a.pooler else "classifier.out_proj"
-        dense = {} if a.pooler else {"classifier.dense.weight": (c, c), "classifier.dense.bias": (c,)}
+        last = "classifier" if a.pooler or a.patch else "classifier.out_proj"
+        dense = {} if a.pooler or a.patch else {"classifier.dense.weight": (c, c), "classifier.dense.bias": (c,)}
         shapes |= {**dense, f"{last}.weight": (a.labels, c), f"{last}.bias": (a.labels,)}
     return shapes
 
@@ -277,6 +281,13 @@ def _gemma(name: str, width: int, layers: int, heads: int, kv_heads: int, mlp_wi
     return _llama(name, width, layers, heads, mlp_width, **{**sizes, **choices, **other})
 
 
+def _vit(name: str, width: int, layers: int, heads: int, side: int) -> Architecture:
+    """Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", table 1: 224 x 224 pixels, a head for ImageNet."""
+    tokens, own = 1 + (224 // side) ** 2, dict[str, Any](patch=3 * side**2, head="labels", labels=1000, causal=False)
+    own |= dict(positions=tokens, norm_eps=1e-12, activation="gelu", family="vit")
+    return Architecture(name, 1, width, layers, heads, 4 * width, tokens, **own)
+
+
 def from_gpt_config(config: GPTConfig, name: str = "GPT") -> Architecture:
     """The architecture of our own `minilora.GPT` with this configuration (float32)."""
     c, b, context = config.n_embd, config.bias, config.block_size
@@ -327,6 +338,9 @@ MODELS: dict[str, Architecture] = {
         _gemma("gemma-2b", 2048, 18, 8, 1, 16384),
         _gemma("gemma-7b", 3072, 28, 16, 16, 24576),
         _gemma("gemma-3-1b", 1152, 26, 4, 1, 6912, **_GEMMA3),
+        _vit("vit-b/16", 768, 12, 12, 16),
+        _vit("vit-l/16", 1024, 24, 16, 16),
+        _vit("vit-h/14", 1280, 32, 16, 14),
     )
 }  # fmt: skip
 

@@ -80,7 +80,8 @@ class ViTConfig:
         """What its blocks are made of: those of a language model that looks both ways."""
         inside = self.mlp_width or 4 * self.n_embd
         own: dict[str, Any] = dict(qkv_bias=self.qkv_bias, norm_eps=self.norm_eps, activation=self.activation)
-        own |= dict(family="vit", causal=False, head="labels", labels=self.labels)
+        own |= dict(family="vit", causal=False, head="labels", labels=self.labels, positions=1 + self.patches)
+        own |= dict(patch=self.channels * self.patch_size**2, bits=32)
         return Architecture("vit", 1, self.n_embd, self.n_layer, self.n_head, inside, 1 + self.patches, **own)
 
     @property

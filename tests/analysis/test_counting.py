@@ -63,6 +63,12 @@ def test_layers_and_matrices_add_up(name, method):
         with pytest.raises(ValueError, match="no biases"):
             counting.count(name, method)
         return
+    if name.startswith("vit") and method in ("prompt", "prefix"):
+        with pytest.raises(
+            ValueError, match=f"^count: {method}: virtual tokens stand before a text; {name} reads pict"
+        ):
+            counting.count(name, method)
+        return
     record = counting.count(name, method)
     for groups in (counting.by_layer(name, method), counting.by_matrix(name, method)):
         assert sum(g["total"] for g in groups.values()) == record.total_parameters
@@ -75,6 +81,22 @@ def test_layers_and_matrices_add_up(name, method):
 @pytest.mark.parametrize("name", counting.MODELS)
 def test_a_comparison_fits_80_columns(name):
     assert max(map(len, counting.compare(name).splitlines())) <= 80
+
+
+def test_a_vision_transformer_is_counted_as_it_is_adapted():
+    config = ml.ViTConfig(image_size=8, patch_size=4, channels=3, n_layer=2, n_head=2, n_embd=8, labels=3, mlp_width=20)
+    there = {name: p.shape for name, p in ml.ViT(config).named_parameters()}
+    assert counting.parameters(config.blocks) == there
+    for targets in (("q_proj", "v_proj"), ("*",), ("patch_proj", "classifier")):
+        model = ml.add_lora(ml.ViT(config), ml.LoRAConfig(2, target_modules=targets))
+        added = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+        assert counting.plan(config.blocks, "lora", rank=2, target_modules=targets).trainable == added
+    with pytest.raises(ValueError, match=r"wpe"):  # which its model reads whole and never looks up
+        counting.plan(config.blocks, "lora", target_modules=("wpe",))
+    with pytest.raises(ValueError, match=r"^count: length = 9, but vit makes 5 tokens of each picture"):
+        counting.count(config.blocks, length=9)
+    assert counting.by_layer(config.blocks)["embeddings"]["total"] == 8 + 8 * 48 + 8 + 5 * 8
+    assert {"prompt", "prefix"}.isdisjoint(record.method for record in counting.compare_records(config.blocks))
 
 
 def test_the_formulas_of_section_5_1():

@@ -43,6 +43,12 @@ def gpt(c, layers, context):
     return (50257 + context) * c + layers * (12 * c * c + 13 * c) + 2 * c
 
 
+def vit(c, layers, side):
+    """A matrix for patches of 3 colours, a class token, positions; 12 C^2 + 13 C a block; a norm; the head."""
+    around = (3 * side**2 + 1) * c + c + (1 + (224 // side) ** 2) * c + 2 * c
+    return around + layers * (12 * c * c + 13 * c) + 1000 * c + 1000
+
+
 BY_HAND = {
     "base": 96 * 128 + 128 * 128 + 4 * (12 * 128**2 + 13 * 128) + 2 * 128,
     "gpt2": gpt(768, 12, 1024),
@@ -71,6 +77,7 @@ BY_HAND = {
     # a norm on the heads of q and one on those of k a block; in Gemma 3, two norms after attention and MLP as well
     "qwen3-0.6b": llama(151936, 1024, 28, 3072, 16, 8, 128, untied=False) + 28 * 2 * 128,
     "gemma-3-1b": llama(262144, 1152, 26, 6912, 4, 1, 256, untied=False) + 26 * (2 * 256 + 2 * 1152),
+    "vit-b/16": vit(768, 12, 16), "vit-l/16": vit(1024, 24, 16), "vit-h/14": vit(1280, 32, 14),
 }  # fmt: skip
 PUBLISHED = {  # as the model cards and transformers' num_parameters say
     "base": 822_016, "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
@@ -79,7 +86,7 @@ PUBLISHED = {  # as the model cards and transformers' num_parameters say
     "gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896, "mistral-7b": 7_241_732_096, "bert-base": 109_482_240,
     "distilbert-base": 66_362_880, "llama-3-8b": 8_030_261_248, "llama-3.2-1b": 1_235_814_400,
     "smollm2-135m": 134_515_008, "phi-3-mini": 3_821_079_552, "qwen2-0.5b": 494_032_768, "qwen3-0.6b": 596_049_920,
-    "gemma-3-1b": 999_885_952,
+    "gemma-3-1b": 999_885_952, "vit-b/16": 86_567_656, "vit-l/16": 304_326_632, "vit-h/14": 632_045_800,
 }  # fmt: skip
 
 
@@ -97,7 +104,7 @@ def test_every_named_models_context_and_precision():
         "base": 128, "gpt3-175b": 2048, "roberta-base": 512, "roberta-large": 512, "deberta-v2-xxlarge": 512,
         "gemma-2b": 8192, "gemma-7b": 8192, "mistral-7b": 32768, "bert-base": 512, "distilbert-base": 512,
         "llama-3-8b": 8192, "llama-3.2-1b": 131072, "smollm2-135m": 8192, "phi-3-mini": 4096, "qwen2-0.5b": 131072,
-        "qwen3-0.6b": 40960, "gemma-3-1b": 32768,
+        "qwen3-0.6b": 40960, "gemma-3-1b": 32768, "vit-b/16": 197, "vit-l/16": 197, "vit-h/14": 257,
     }  # fmt: skip
     assert {name for name, model in MODELS.items() if model.bits == 32} == {"base"}
     assert all(model.bits in (16, 32) for model in MODELS.values())

@@ -7,6 +7,7 @@ import pytest
 
 from minilora.analysis import counting
 from minilora.interop.config_out import with_head
+from minilora.nn.vision import ViTConfig
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 transformers = pytest.importorskip("transformers", reason="this test needs transformers: pip install 'minilora[peers]'")
@@ -365,6 +366,46 @@ SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, interme
 WITH_HEADS = {
     "Bert": SIZES, "Roberta": SIZES, "DistilBert": dict(dim=24, n_layers=2, n_heads=3, hidden_dim=40),
 }  # fmt: skip
+
+
+VITS = {
+    "vit-b/16": {},
+    "vit-l/16": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    "vit-h/14": dict(
+        hidden_size=1280, num_hidden_layers=32, num_attention_heads=16, intermediate_size=5120, patch_size=14
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_vision_transformer_is_counted_as_transformers_builds_it(name):
+    peft = pytest.importorskip("peft", reason="this test needs PEFT: pip install 'minilora[peers]'")
+    with torch.device("meta"):
+        model = transformers.ViTForImageClassification(transformers.ViTConfig(**VITS[name], num_labels=1000))
+        assert counting.count(name, "full").total_parameters == size(model)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trained = counting.count(name, "lora", rank=4).trainable_parameters
+    assert trained == adapted.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("method", ["full", "last-blocks", "bitfit"])
+def test_operations_of_a_vision_transformer_equal_pytorchs_own_counter(method):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = dict(image_size=12, patch_size=4, num_labels=3, **SIZES)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, attn_implementation="eager"))
+    for parameter, p in model.named_parameters():
+        trained = {"full": True, "last-blocks": "layer.1." in parameter, "bitfit": parameter.endswith("bias")}
+        trained["last-blocks"] |= "layers.1." in parameter
+        p.requires_grad = trained[method]
+    config = ViTConfig(12, 4, 3, n_layer=2, n_head=3, n_embd=24, labels=3, mlp_width=40)
+    ours = counting.operations(config.blocks, method, batch=2, blocks=1)
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.zeros(2, 3, 12, 12))
+        forward = counter.get_total_flops()
+        output.logits.sum().backward()
+    assert forward == ours["forward"]
+    assert counter.get_total_flops() == ours["training"]
 
 
 @pytest.mark.parametrize("family", WITH_HEADS)
