@@ -18,7 +18,7 @@ from .rows import ONE_PROCESS, ONE_WORKER, SIDE_BY_SIDE, TO_START, Row, row
 
 RUNS = 24
 RATES = tuple(np.geomspace(1e-3, 1e-2, RUNS).tolist())
-SCALE = replace(QUICK, name="bench", steps=5, learning_rates=RATES, ranks=())
+SCALE = replace(QUICK, name="bench", steps=5, windows=2, learning_rates=RATES, ranks=())
 
 
 def cluster_rows(turns: int) -> list[Row]:

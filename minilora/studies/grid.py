@@ -1,4 +1,4 @@
-"""The runs of many studies at once, on the processes of this machine or of a cluster, through joblib.
+"""The runs of many studies at once, on the processes of this machine through joblib, or on a cluster's through Dask.
 
 A study asks for its runs one after the other, and what it asks for next may rest on what came before. So it is asked
 again and again, each time until it reads a run that is not made yet; all the runs that the studies have named by then
@@ -10,9 +10,8 @@ run that it was in.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -21,7 +20,8 @@ from ..training.parallel import at_most
 from .runs import Runs, Scale, Spec
 from .studies import ALONE, STUDIES
 
-PATIENCE = 10  # seconds for a scheduler to answer
+PATIENCE = 10  # seconds for a scheduler, and a worker of it, to answer
+Workers = tuple[Callable[[Iterable[tuple[Runs, Spec]]], Iterator[str]], type[Exception]]  # make all; a worker's death
 _read: dict[str, Corpus] = {}  # a worker's texts, for its next run
 
 
@@ -38,17 +38,18 @@ def make_runs(
 
     backend: "loky", processes of this machine, or "dask": so many workers here or, with a scheduler's address, all of
     its own; they must see the folder `cache` by the same path. Raises ImportError without joblib (or Dask), ValueError
-    where no scheduler answers, and RuntimeError when worker after worker dies.
+    where no scheduler or none of its workers answers, and RuntimeError when worker after worker dies.
     """
+    if backend not in (kinds := {"loky": _processes, "dask": _cluster}):
+        raise ValueError(f"study: backend = {backend!r}; there are {', '.join(kinds)}")
     runs, made, deaths = Runs(Path(cache).absolute(), scale, progress), 0, 0
     runs.folder.mkdir(parents=True, exist_ok=True)
-    delayed, died = _joblib()
     open_names = [name for name in names if name not in ALONE]
-    with runs.bar, _workers(jobs, backend, scheduler) as parallel:
+    with runs.bar, kinds[backend](jobs, scheduler) as (make_all, died):
         while wanted := _plan(open_names, runs):
             runs.bar.total = made + len(wanted)
             try:
-                for key in parallel(delayed(make_one)(*one) for one in wanted.values()):
+                for key in make_all(wanted.values()):
                     made, deaths = made + 1, 0
                     runs.bar.set_postfix_str(f"{len(wanted)} runs known, {key[:6]} made")
                     runs.bar.update()
@@ -83,42 +84,44 @@ def make_one(runs: Runs, spec: Spec) -> str:
     return spec.key
 
 
-def _joblib() -> tuple[Any, tuple[type[Exception], ...]]:
-    """joblib's `delayed`, and the errors that say that a worker died."""
+@contextlib.contextmanager
+def _processes(jobs: int, scheduler: str | None) -> Iterator[Workers]:
+    """Processes of this machine, through joblib; one is this one."""
     try:
-        from joblib import delayed
+        from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import BrokenProcessPool
     except ImportError:
         raise ImportError('study: runs side by side need joblib: pip install "minilora[cluster]"') from None
-    died: tuple[type[Exception], ...] = (BrokenProcessPool,)
-    with contextlib.suppress(ImportError):
-        from distributed.scheduler import KilledWorker
-
-        died = (*died, KilledWorker)
-    return delayed, died
+    with Parallel(jobs, backend="loky", return_as="generator_unordered") as parallel:
+        yield lambda runs: parallel(delayed(make_one)(*one) for one in runs), BrokenProcessPool
 
 
 @contextlib.contextmanager
-def _workers(jobs: int, backend: str, scheduler: str | None) -> Iterator[Any]:
-    """What takes joblib's calls and gives their results as they come: processes here, or a Dask cluster's workers."""
-    from joblib import Parallel, parallel_config
+def _cluster(jobs: int, scheduler: str | None) -> Iterator[Workers]:
+    """The workers of a Dask scheduler that runs, those that join it later, too; or so many processes of this machine.
 
-    with contextlib.ExitStack() as stack:
-        if backend == "dask":
-            stack.enter_context(_client(jobs, scheduler))
-        stack.enter_context(parallel_config(backend, n_jobs=-1 if backend == "dask" else jobs))
-        yield stack.enter_context(Parallel(return_as="generator_unordered"))
-
-
-def _client(jobs: int, scheduler: str | None) -> Any:
-    """A Dask client: of a scheduler that runs, or of a cluster of this machine's processes."""
+    Not through joblib, which makes the runs in this process where a cluster has one worker, and for those that it has
+    at the start.
+    """
     try:
-        from distributed import Client
+        from distributed import Client, as_completed
+        from distributed.scheduler import KilledWorker
     except ImportError:
         raise ImportError('study: --backend dask needs Dask: pip install "minilora[cluster]"') from None
-    if scheduler is None:
-        return Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
     try:
-        return Client(scheduler, timeout=PATIENCE)
+        local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+        client = Client(scheduler, timeout=PATIENCE) if scheduler else Client(**local)
     except (OSError, TimeoutError, ValueError) as error:
         raise ValueError(f"study: no Dask scheduler at {scheduler!r} ({error}); such as tcp://HOST:8786") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError:
+            fix = f"dask worker {scheduler} starts one"
+            raise ValueError(f"study: the Dask scheduler at {scheduler!r} has no worker; {fix}") from None
+
+        def make_all(runs: Iterable[tuple[Runs, Spec]]) -> Iterator[str]:
+            sent = [client.submit(make_one, *one, pure=False) for one in runs]
+            return (future.result() for future in as_completed(sent))
+
+        yield make_all, KilledWorker

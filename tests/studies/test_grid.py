@@ -98,6 +98,32 @@ def test_a_killed_worker_loses_no_finished_run(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+def test_a_cluster_of_one_worker_makes_the_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    specs = [Spec(steps=1, batch_size=2, seed=seed) for seed in range(2)]
+    monkeypatch.setitem(STUDIES, "many", lambda runs: runs.records(specs))
+    monkeypatch.setattr(Runs, "_train", lambda *_: pytest.fail("it was made in this process"))
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        made = grid.make_runs(["many"], TINY, tmp_path, 1, "dask", cluster.scheduler_address, progress=False)
+    assert made == len(kept(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_cluster_of_no_worker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(grid, "PATIENCE", 1)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        place = cluster.scheduler_address
+        with pytest.raises(ValueError, match=f"Dask scheduler at .{place}. has no worker; dask worker {place} starts"):
+            grid.make_runs(["ranks"], TINY, tmp_path, 1, "dask", place, progress=False)
+
+
+def test_a_backend_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="study: backend = 'dusk'; there are loky, dask"):
+        grid.make_runs(["ranks"], TINY, tmp_path, 2, "dusk")
+
+
+@pytest.mark.slow
 def test_processes_that_die_are_replaced_and_said_when_all_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [Spec(steps=2, batch_size=2, seed=seed) for seed in range(3)]
     monkeypatch.setitem(STUDIES, "many", lambda runs: runs.records(specs))
