@@ -29,6 +29,7 @@ from .runs import SCALE, Runs, Spec, summarise
 # A seed each. Of every family that is not of sans fonts, the one farthest from its upright: bold and italic, but of
 # Computer Modern, which has no such font, the bold.
 TAUGHT = ("STIX Bold Italic", "DejaVu Serif Bold Italic", "Computer Modern Bold")
+CHOOSING = "STIX Italic"  # another font, on which rates are chosen: nothing is chosen on those that are told of
 MIXED = (  # a bold font, an italic one, and the one that is both; a seed each
     ("DejaVu Serif Bold", "DejaVu Serif Italic", "DejaVu Serif Bold Italic"),
     ("STIX Bold", "STIX Italic", "STIX Bold Italic"),
@@ -105,9 +106,14 @@ def rest_of(spec: Any) -> list[str]:
 
 
 def drawn(model: DiT, spec: Any) -> np.ndarray:
-    """Pictures of the characters that were not shown, of every model from the same noise.   (N, S, S)"""
+    """Pictures of the characters that were not shown, of every model from the same noise.   (N, S, S)
+
+    They are guided away from what the base draws of no character in particular: from its fonts as well as from the
+    other characters (Park et al. 2025). A model that is not taught is guided as ever.
+    """
+    base = load_diffusion("letters")
     with blas_of_one_thread():  # threads of so small products wait for one another where other work runs
-        return draw_letters(model, rest_of(spec), guidance=GUIDANCE, rng=[spec.seed, 3])
+        return draw_letters(model, rest_of(spec), guidance=GUIDANCE, rng=[spec.seed, 3], away_from=base)
 
 
 def judged(pictures: np.ndarray, spec: Any, font: str = "") -> dict[str, Any]:
@@ -160,7 +166,7 @@ def pixel_error(pictures: np.ndarray, true: np.ndarray) -> float:
 
 def study_style(runs: Runs) -> list[dict[str, Any]]:
     """How many glyphs of a new font does LoRA need, at which rank, to draw the letters that it never saw in it; and
-    full fine-tuning? Each way at the rate with the least error of a pixel on 26 glyphs (`row_of`);
+    full fine-tuning? Each way at the rate with the least error of a pixel on 26 glyphs of another font (`row_of`);
     the true font's own glyphs are judged beside what is drawn. And, of rank 16 and full, in ten times as many pictures.
     """
     learners, seeds = StyleRuns(runs), runs.scale.seeds
@@ -193,19 +199,14 @@ def pictures_row(learners: StyleRuns, seed: int, **best: Any) -> dict[str, Any]:
 
 
 def row_of(learners: StyleRuns, name: str, rates: Sequence[float] = (), **changes: Any) -> dict[str, Any]:
-    """The mean over the seeds of one way to teach a font, at the rate with the least error of a pixel.
-
-    The error is that at the first seed, and in a long training, whose rates lie closer, the mean over the seeds.
-    """
-    rates, seeds = rates or RATES[changes.get("method", "lora")], learners.scale.seeds[: None if name == "long" else 1]
-    if learners.quick:
-        rates = rates[:2][-1:]
-    errors, sweep = {}, []
-    for rate in rates:
-        sweep += [learners.record(learners.spec_of(seed, **changes | {"lr": rate})) for seed in seeds]
-        errors[rate] = float(np.mean([record.get("error", 0.0) for record in sweep[-len(seeds) :]]))  # none in a plan
-    best = min(errors, key=errors.__getitem__)
-    specs = [learners.spec_of(seed, **changes | {"lr": best}) for seed in learners.scale.seeds]
+    """The mean over the seeds of one way to teach a font, at the rate with the least error of a pixel on CHOOSING."""
+    seeds, rates = learners.scale.seeds, rates or RATES[changes.get("method", "lora")]
+    rates = rates[:2][-1:] if learners.quick else rates
+    tried = [{**changes, "lr": rate, "font": CHOOSING} for rate in rates] if len(rates) > 1 else []
+    sweep = learners.records(learners.spec_of(seeds[0], **one) for one in tried)
+    errors = {one["lr"]: record.get("error", 0.0) for one, record in zip(tried, sweep, strict=True)}  # none in a plan
+    best = min(errors, key=errors.__getitem__, default=rates[0])
+    specs = [learners.spec_of(seed, **changes | {"lr": best}) for seed in seeds]
     records = learners.records(specs)
     if not all((*sweep, *records)):
         return {}  # of a plan

@@ -132,30 +132,40 @@ def draw_letters(
     guidance: float = 1.0,
     rng: Any = 0,
     on_the_way: bool = False,
+    away_from: DiT | None = None,
 ) -> Array:
     """A picture of each character, from noise: by DDIM in so many steps.
 
-    guidance: w in (1 + w) v(x, class) - w v(x), 0 for none (Ho & Salimans 2022, eq. 6, for eps). rng: a seed or a
-    numpy Generator of the noise at first, all that is left to chance. Returns (N, S, S) in [0, 1], 1 is ink;
-    on_the_way: (steps + 1, N, S, S), from noise to picture. Raises ValueError for a character that the model does not
-    know, and for guidance below 0.
+    guidance: w in (1 + w) v(x, class) - w v(x), 0 for none (Ho & Salimans 2022, eq. 6, for eps). away_from: the model
+    that gives v(x), by default the same one. Where that is the model as it was before it was taught a font, what is
+    drawn is led away from the old fonts as well as from the other characters (Park et al. 2025, "Steering Guidance").
+    rng: a seed or a numpy Generator of the noise at first, all that is left to chance. Returns (N, S, S) in [0, 1], 1
+    is ink; on_the_way: (steps + 1, N, S, S), from noise to picture. Raises ValueError for a character that the model
+    does not know, for guidance below 0, and for an away_from of other sizes.
     """
     guidance = number("draw_letters: guidance", guidance, NOT_NEGATIVE)
     steps, side = integer("draw_letters: steps", steps, 1), model.config.image_size
     classes = classes_of("draw_letters", model, characters)
+    other = model if away_from is None else away_from
+    if other.config.image_size != side:
+        came = f"{other.config.image_size} x {other.config.image_size}"
+        raise ValueError(f"draw_letters: away_from draws {came} pixels, expected {side} x {side}, as the model does")
     x = generator(rng, "draw_letters").standard_normal((len(classes), side, side), dtype="float32")
     way, times = [x], np.linspace(TIMES, 0, min(steps, TIMES) + 1).round().astype(int)
     for time, earlier in itertools.pairwise(times):
-        way.append(ddim_step(way[-1], guided(model, way[-1], time, classes, guidance), time, earlier))
+        way.append(ddim_step(way[-1], guided(model, other, way[-1], time, classes, guidance), time, earlier))
     pictures = (np.stack(way) if on_the_way else way[-1]) / 2 + 0.5
     return pictures.clip(0, 1)
 
 
-def guided(model: DiT, x: Array, time: int, classes: Array, guidance: float) -> Array:
-    """(1 + w) v(x, class) - w v(x): what the class changes counts 1 + w times.   (B, S, S) -> (B, S, S)"""
+def guided(model: DiT, other: DiT, x: Array, time: int, classes: Array, guidance: float) -> Array:
+    """(1 + w) v(x, class) - w v(x), the latter of the other model: what the class changes counts 1 + w times.
+
+    (B, S, S) -> (B, S, S)
+    """
     with no_grad():
         v = model(x, time, classes).data
-        return v if not guidance else (1 + guidance) * v - guidance * model(x, time).data
+        return v if not guidance else (1 + guidance) * v - guidance * other(x, time).data
 
 
 def ddim_step(x: Array, v: Array, time: int, earlier: int) -> Array:

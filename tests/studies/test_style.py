@@ -96,10 +96,11 @@ def test_a_study_in_quick_form_draws_its_figures(small, name, tmp_path, monkeypa
             assert function(records).get_suptitle()
 
 
-def test_the_best_rate_is_that_of_the_least_error_at_the_first_seed(small, monkeypatch):
+def test_the_best_rate_is_that_of_the_least_error_on_another_font(small, monkeypatch):
     def record(self, spec):
-        taken.append((spec.lr, spec.seed))
+        taken.append((spec.lr, spec.seed, spec.font))
         error = {3e-3: 0.3, 1e-2: 0.2, 3e-2: 0.25, 1e-1: 0.4}[spec.lr]
+        error = error if spec.font == style.CHOOSING else 1 - error
         return {"spec": vars(spec), "trainable": 7, "error": error, "pictures": style.packed(np.zeros((1, 2, 2)))}
 
     taken: list = []
@@ -110,5 +111,7 @@ def test_the_best_rate_is_that_of_the_least_error_at_the_first_seed(small, monke
     row = style.row_of(small, "lora", rank=16)
     assert row["lr"] == 1e-2 and row["both"] == pytest.approx(0.5) and row["both_spread"] == pytest.approx(0.1)
     assert row["rates"] == {"0.003": 0.3, "0.01": 0.2, "0.03": 0.25, "0.1": 0.4} and row["fonts"] == list(style.TAUGHT)
-    assert taken == [(3e-3, 0), (1e-2, 0), (3e-2, 0), (1e-1, 0), (1e-2, 0), (1e-2, 1), (1e-2, 2)]
+    assert taken[:4] == [(rate, 0, style.CHOOSING) for rate in (3e-3, 1e-2, 3e-2, 1e-1)]
+    assert taken[4:] == [(1e-2, seed, font) for seed, font in enumerate(style.TAUGHT)]
+    assert style.CHOOSING not in style.TAUGHT
     assert row["rank"] == 16 and small.spec_of(0, rank=16).alpha == 32

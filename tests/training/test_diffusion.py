@@ -56,9 +56,21 @@ def test_guidance_is_a_line_through_what_the_model_says_with_and_without_a_class
     model, x = trained_a_bit(5), np.random.default_rng(0).standard_normal((2, 8, 8), dtype="float32")
     named, unnamed = model(x, 700, [1, 2]).data, model(x, 700).data
     assert np.abs(named - unnamed).max() > 1e-4
-    np.testing.assert_array_equal(guided(model, x, 700, np.array([1, 2]), 0.0), named)
-    both = guided(model, x, 700, np.array([1, 2]), 2.0)
+    np.testing.assert_array_equal(guided(model, model, x, 700, np.array([1, 2]), 0.0), named)
+    both = guided(model, model, x, 700, np.array([1, 2]), 2.0)
     np.testing.assert_allclose(both, 3 * named - 2 * unnamed, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_led_away_from_may_be_another_model_s_picture_without_a_class():
+    model, base, classes = trained_a_bit(5), DiT(TINY, rng=3), np.array([1, 2])
+    base.head.weight.data += 0.1
+    x = np.random.default_rng(3).standard_normal((2, 8, 8), dtype="float32")
+    v = 2 * model(x, 1000, classes).data - base(x, 1000).data
+    drawn = draw_letters(model, "12", steps=1, guidance=1.0, rng=3, away_from=base)
+    np.testing.assert_allclose(drawn, (ddim_step(x, v, 1000, 0) / 2 + 0.5).clip(0, 1), atol=1e-5)
+    plain = draw_letters(model, "12", steps=3, rng=3)
+    assert np.abs(draw_letters(model, "12", steps=3, rng=3, away_from=base) - plain).max() > 1e-3
+    np.testing.assert_array_equal(draw_letters(model, "12", steps=3, rng=3, away_from=model), plain)
 
 
 def test_letters_are_drawn_again_from_the_same_seed_each_from_noise_of_its_own():
@@ -124,6 +136,8 @@ def test_the_package_s_model_is_made_by_one_call(tmp_path):
         (lambda m: draw_letters(m, ["ab"]), "draw_letters: the model cannot draw 'ab'"),
         (lambda m: draw_letters(m, "a", guidance=-1), "draw_letters: guidance = -1, expected 0 or more"),
         (lambda m: draw_letters(m, "a", guidance=float("nan")), "draw_letters: guidance = nan, expected 0 or more"),
+        (lambda m: draw_letters(m, "a", away_from=DiT(DiTConfig())), "away_from draws 16 x 16 pixels, expected 8 x 8"),
+        (lambda m: draw_letters(m, "a", away_from="letters"), "draw_letters: away_from = 'letters', expected a DiT"),
         (lambda m: draw_letters(m, "a", steps=0), "draw_letters: steps = 0, expected 1 or more"),
         (lambda m: draw_letters(m, 3), "draw_letters: characters = 3, expected a text"),
         (lambda m: draw_letters("letters", "a"), "draw_letters: model = 'letters', expected a DiT"),
