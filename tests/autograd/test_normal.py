@@ -9,6 +9,7 @@ from hypothesis import given
 import minilora as ml
 from minilora import ops
 from minilora.autograd import normal, versions
+from minilora.autograd.parts import SHARE, shared_by
 
 
 def answers(x, g=None):
@@ -69,10 +70,44 @@ def test_one_number_and_integers():
     np.testing.assert_allclose(ops.gelu_exact(np.array([1, -1])).data, expected([1, -1])[0], rtol=1e-15)
 
 
-def test_only_x_is_kept():
+def test_only_the_slope_is_kept():
+    """As large as x, whose values may be written over once y is known."""
     x = np.ones((3, 4))
     _, (vjp,) = normal.gelu_exact.__wrapped__(x)
-    assert [array is x for _, array in versions.kept_arrays(vjp)] == [True]
+    assert [array.nbytes for _, array in versions.kept_arrays(vjp)] == [x.nbytes]
+    assert not any(np.shares_memory(array, x) for _, array in versions.kept_arrays(vjp))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "float64"])
+def test_an_infinity_beside_them_changes_no_bit(dtype):
+    x = np.random.default_rng(0).normal(0, 5, 200).astype(dtype)
+    alone, beside = answers(x), answers(np.append(x, np.array(np.inf, dtype)))
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(one, other[:-1])
+
+
+def test_cores_that_are_free_share_many_entries():
+    """Each part is computed once, by whom `shared_by` names, and the bits are those of one core."""
+    x, sizes = np.random.default_rng(0).standard_normal((3, SHARE), dtype=np.float32), []
+
+    def share(function, pieces):
+        sizes.append(len(pieces))
+        return [function(*piece) for piece in reversed(pieces)]
+
+    with shared_by(share):
+        shared = answers(x)
+    assert sizes == [3]
+    for one, other in zip(shared, answers(x), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_complex_numbers_of_both_precisions():
+    """The derivative along i h is the slope: Phi's formulas are analytic on either side of 0."""
+    x = np.linspace(-6, 6, 97)  # exact in float32
+    for dtype, h, digits in (("complex128", 1e-20, 1e-13), ("complex64", 1e-10, 2e-6)):
+        y = ops.gelu_exact((x + 1j * h).astype(dtype)).data
+        np.testing.assert_allclose(y.real, expected(x)[0], rtol=digits, atol=h)
+        np.testing.assert_allclose(y.imag / h, expected(x)[1], rtol=digits, atol=digits)
 
 
 def test_gelu_with_tanh_is_near():

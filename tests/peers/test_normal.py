@@ -32,12 +32,38 @@ def chebyshev_series(n):
     return total
 
 
-@pytest.mark.parametrize("table", [normal.SINGLE, normal.DOUBLE], ids=["float32", "float64"])
-def test_the_coefficients_are_those_of_the_series(table):
+def continued_fraction(n, s=3, far=14.5):
+    """b and c of the fraction that is Mills' ratio at 2n + 1 nodes: the zeros of T_(2n+1) in t = (s - z) / (s + z)."""
+    m, low = 2 * n + 1, (s - mp.mpf(far)) / (s + mp.mpf(far))
+    ts = [low + (1 - low) * (1 + mp.cos(mp.pi * (2 * k + 1) / (2 * m))) / 2 for k in range(m)]
+    zs = [s * (1 - t) / (1 + t) for t in ts]
+    ratios = [mp.ncdf(-z) / mp.npdf(z) for z in zs]
+    # N(z) = M(z) D(z) at the nodes; N and D begin with z^n and z^(n + 1)
+    rows = [[z**k for k in range(n)] + [-r * z**k for k in range(n + 1)] for z, r in zip(zs, ratios, strict=True)]
+    found = mp.lu_solve(mp.matrix(rows), mp.matrix([r * z ** (n + 1) - z**n for z, r in zip(zs, ratios, strict=True)]))
+    N, D = [*found[:n], mp.mpf(1)], [*found[n:], mp.mpf(1)]
+    b, c = [], []
+    while len(N) > 1:  # D = (z + b) N + c rest, and N / rest goes on
+        b.append(D[-2] - N[-2])
+        rest = [d - b[-1] * k - j for d, k, j in zip(D[:-2], N[:-1], [mp.mpf(0), *N[:-2]], strict=True)]
+        c.append(rest[-1])
+        D, N = N, [k / rest[-1] for k in rest]
+    return [*b, D[0]], c
+
+
+def test_the_coefficients_are_those_of_the_series():
     with mp.workdps(50):
-        digits = 1e-8 if table is normal.SINGLE else 1e-15
-        again = [float(c) for c in chebyshev_series(len(table) - 1)]
-    np.testing.assert_allclose(table, again, rtol=digits)
+        again = [float(c) for c in chebyshev_series(len(normal.DOUBLE) - 1)]
+    np.testing.assert_allclose(normal.DOUBLE, again, rtol=1e-15)
+
+
+def test_the_coefficients_are_those_of_the_continued_fraction():
+    with mp.workdps(50):
+        b, c = continued_fraction(len(normal.SINGLE))
+    found, last = zip(*normal.SINGLE, strict=True), normal.LAST
+    for kept, again in zip(found, (b[:-1], c), strict=True):
+        np.testing.assert_allclose(kept, np.array(again, float), rtol=1e-8)
+    np.testing.assert_allclose(last, float(b[-1]), rtol=1e-8)
 
 
 @pytest.mark.parametrize("dtype, far", [("float64", 37.5), ("float32", 13.0)])
