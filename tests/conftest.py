@@ -25,6 +25,16 @@ ASKED = {  # what runs only where it is asked for by name: minutes that no edit 
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite runs in two processes where there are two cores; with `-n 0`, `-s` or a file's name in one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    options = vars(config.option)
+    watched = options["usepdb"] or options["capture"] == "no"
+    if whole and not watched and options.get("numprocesses", 0) is None and (os.cpu_count() or 1) > 1:
+        config.option.numprocesses, config.option.dist = 2, "worksteal"  # each begins with half the files, in order
+
+
 def pytest_collection_modifyitems(config, items):
     """Tests with a marker of ASKED are left out unless it is named."""
     for name, reason in ASKED.items():

@@ -59,7 +59,7 @@ def odd_settings():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, value", list(odd_settings()), ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("name, value", list(odd_settings()), ids=lambda value: repr(value)[:17])
 def test_settings_that_make_no_sense_are_named_when_given_and_when_changed(name, value):
     expected = rf"^Settings: {name} = .+, expected "
     with pytest.raises((TypeError, ValueError), match=expected) as error:
