@@ -36,6 +36,6 @@ def test_lora_halves_its_loss_on_new_text():
     before = ml.evaluate(model, corpus, 32)
     ml.add_lora(model, ml.LoRAConfig(rank=8, target_modules=("*",)))
     assert ml.evaluate(model, corpus, 32) == before
-    settings = ml.Settings(steps=200, lr=1e-2, evaluate_every=200, evaluation_windows=8)
+    settings = ml.Settings(steps=100, lr=1e-2, evaluate_every=100, evaluation_windows=8)
     ml.train(ml.Run(model, corpus, settings), progress=False)
     assert ml.evaluate(model, corpus, 32) < before / 2

@@ -102,9 +102,10 @@ def test_the_figure_says_what_a_long_text_takes_and_has_every_point():
 
 @pytest.mark.slow
 def test_the_command_draws_what_it_measured(monkeypatch, tmp_path, capsys):
-    fake = lambda of, unit: (
-        lambda load, at, turns: next(r for r in grown(of, unit) if (r.size, r.what) == (load.size, of[load.method]))
-    )
+    def fake(of, unit):
+        measured = {(r.size, r.what): r for r in reversed(grown(of, unit))}  # of equal sizes the first
+        return lambda load, at, turns: measured[load.size, of[load.method]]
+
     monkeypatch.setattr(scaling, "time_of", fake(rows.GROWTH, "s"))
     monkeypatch.setattr(scaling, "memory_of", fake(rows.GROWTH_OF_MEMORY, "bytes"))
     files = ["--output", str(tmp_path / "grows.json"), "--figure", str(tmp_path / "grows")]

@@ -4,17 +4,20 @@ import json
 import platform
 import signal
 from dataclasses import make_dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 import minilora as ml
 from minilora.analysis.methods import RANKED, plan
-from minilora.studies import alternatives, costs_of_steps, runs
+from minilora.studies import alternatives, costs_of_steps, runs, style, turns
 from minilora.studies.real import RealSpec
 from minilora.studies.runs import FULL, QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import NEEDS, STUDIES, load_records, run_study
+from minilora.studies.turns import take_turns
 from minilora.training import loop
+from minilora.training.diffusion import draw_letters
 
 TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
 
@@ -146,7 +149,9 @@ def _part(model, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STUDIES if name not in NEEDS])
-def test_every_study_runs_and_its_records_load(name, cache, tmp_path):
+def test_every_study_runs_and_its_records_load(name, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "take_turns", lambda calls, many, strangers: take_turns(calls, 2, strangers))
+    monkeypatch.setattr(style, "draw_letters", partial(draw_letters, steps=2))  # all one here
     path = run_study(name, TINY, tmp_path, cache, progress=False)
     records = load_records(name, tmp_path)
     assert records["study"] == name and records["scale"]["steps"] == 2 and records["question"]
