@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import os
 import sys
 import time
@@ -265,14 +266,17 @@ class Interrupt:
     def during(self, operation):
         """Whether it came before the operation was done."""
         before = sys.gettrace()
+        gc.disable()  # it would end generators of earlier tries, where an interrupt is raised to nobody
         sys.settrace(self.trace)
         try:
             operation()
-            return False
         except KeyboardInterrupt:
             return True
         finally:
             sys.settrace(before)
+            gc.enable()
+        assert self.left > 0, "a Ctrl-C was lost"
+        return False
 
 
 OPERATIONS = {

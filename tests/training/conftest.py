@@ -1,6 +1,7 @@
 """A small text and a small model for the tests of training."""
 
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -44,17 +45,23 @@ def make_model():
 
 
 class _Interrupt:
-    """Raises KeyboardInterrupt in the calling thread where its n-th line of minilora begins."""
+    """Raises KeyboardInterrupt in the calling thread where its n-th line of minilora begins.
+
+    The collector rests meanwhile: it would end generators of earlier tries, where an interrupt is raised to nobody.
+    """
 
     def __init__(self, n: int):
         self.left = n
 
     def __enter__(self):
         self.before = sys.gettrace()
+        gc.disable()
         sys.settrace(self)
+        return self
 
     def __exit__(self, *error):
         sys.settrace(self.before)
+        gc.enable()
 
     def __call__(self, frame, event, argument):
         if not frame.f_code.co_filename.startswith(PACKAGE):
@@ -73,11 +80,12 @@ def interrupted_at_every_line():
     def tries(function, step: int = 1):
         for n in itertools.count(1, step):
             try:
-                with _Interrupt(n):
+                with _Interrupt(n) as interrupt:
                     function()
             except KeyboardInterrupt:
                 yield n
             else:
+                assert interrupt.left > 0, "a Ctrl-C was lost"
                 return
 
     return tries
