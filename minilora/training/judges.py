@@ -18,6 +18,7 @@ from .optim import AdamW, cosine_schedule
 
 SEEN = tuple(font for font in FONTS if font not in HELD_OUT)
 BATCH, RATE, WARMUP = 64, 2e-3, 200
+WIDTH = {"characters": 64, "fonts": 96}  # twenty fonts are harder to tell apart than 62 characters
 COPIES, PASSES = 16, 3  # of each character in each font; how often they are shown, worn otherwise, before others are
 
 
@@ -52,7 +53,7 @@ def train_judge(what: str, steps: int = 5000, seed: int = 0, fonts: tuple[str, .
 
     of_fonts = what == "fonts"
     fonts = fonts or (FONTS if of_fonts else SEEN)
-    model = ViT(ViTConfig(labels=len(fonts) if of_fonts else len(CHARACTERS)), rng=seed)
+    model = ViT(ViTConfig(n_embd=WIDTH[what], labels=len(fonts) if of_fonts else len(CHARACTERS)), rng=seed)
     model.labels = fonts if of_fonts else tuple(CHARACTERS)
     optimizer, rng = AdamW(model.parameters(), lr=RATE, weight_decay=0.05), np.random.default_rng([seed, 1])
     by = 0.4 if of_fonts else 1.0  # a font is told by fine strokes
