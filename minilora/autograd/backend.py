@@ -133,6 +133,19 @@ def wide(x: Array) -> Array:
     return x.astype("float32") if x.dtype.char == "e" else x
 
 
+MANY = 1 << 21  # numbers that no longer fit a core's cache: there NumPy is no slower than BLAS
+
+
+def sum_of_rows(x: Array) -> Array:
+    """The sum over the last axis but one, as a product with ones: BLAS adds rows two to five times faster than NumPy.
+
+    (..., n, C) -> (..., C)
+    """
+    if x.size > MANY or x.shape[-1] == 1 or x.dtype.kind not in "fc":  # one column NumPy adds in pairs: more digits
+        return x.sum(axis=-2)
+    return array_module(x).ones(x.shape[-2], dtype=x.dtype) @ x
+
+
 def floating(x: Array) -> Array:
     """x to put into a formula of real numbers: integers as float64, float16 as float32."""
     x = array_module(x).asarray(x)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .backend import array_module, at_least_float32, by_value, narrow, wide
+from .backend import array_module, at_least_float32, by_value, narrow, sum_of_rows, wide
 from .parts import by_entry
 from .tensor import register
 
@@ -46,7 +46,7 @@ def linear(x, weight, bias=None):
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
         lambda g: (g.reshape(n, d_out) @ wide(weight)).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ wide(rows),
-        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
+        lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
     )
 
 
@@ -68,7 +68,7 @@ def linear_on_demand(x, weight_of, bias=None):
     return narrow(y.reshape(*shape[:-1], d_out), x, bias), (
         lambda g: (g.reshape(n, d_out) @ weight_of(dtype)).reshape(shape),
         None,
-        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
+        lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
     )
 
 
@@ -98,7 +98,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
         lambda g: plus(g.reshape(n, d_out) @ wide(weight), scale * (g.reshape(n, d_out) @ B) @ A).reshape(shape),
         lambda g: g.reshape(n, d_out).T @ wide(rows),
-        lambda g: wide(g).reshape(n, d_out).sum(axis=0),
+        lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
         lambda g: scale * ((g.reshape(n, d_out) @ B).T @ wide(rows)),
         lambda g: g.reshape(n, d_out).T @ h,
     )

@@ -11,13 +11,14 @@ frozen layer stores no activation. That is LoRA's memory story.
 """
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_module, is_array, wide
+from .backend import Array, array_module, is_array, sum_of_rows, wide
 from .versions import clock, latest, note_change, same_memory, stale
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}  # name -> primitive: the complete list
@@ -225,6 +226,11 @@ def _leaves(node: Node) -> list:
 
 def sum_to_shape(g: Array, shape: tuple) -> Array:
     """Undo broadcasting: an entry that was used many times receives the sum of its copies' cotangents."""
-    g = wide(g).sum(axis=tuple(range(g.ndim - len(shape))))  # axes that broadcasting put in front
+    g, front = wide(g), g.ndim - len(shape)
+    if front:  # axes that broadcasting put there
+        kept = g.shape[front:]
+        g = sum_of_rows(g.reshape(math.prod(g.shape[:front]), math.prod(kept))).reshape(kept)
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(axis=stretched, keepdims=True).reshape(shape)
+    if stretched == (g.ndim - 2,):
+        return sum_of_rows(g).reshape(shape)
+    return g.sum(axis=stretched, keepdims=True).reshape(shape) if stretched else g

@@ -9,7 +9,7 @@ from strict import StrictArray, strict
 
 import minilora as ml
 from minilora.autograd import backend
-from minilora.autograd.backend import array_module, new_array
+from minilora.autograd.backend import array_module, new_array, sum_of_rows
 from minilora.commands.main import main
 
 
@@ -235,3 +235,13 @@ def test_other_errors_keep_their_words(both):
     model, _ = both("cupy")
     with pytest.raises(TypeError, match="embedding: tokens have dtype float64, expected integers"):
         model.wte(np.array([0.5]))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (7, 1), (600, 5), (4, 9, 3), (2, 0, 3), (1 << 12, 1 << 10)])
+def test_sums_of_rows(shape):
+    """By BLAS or by NumPy, the same sum: of no rows it is 0, and infinities stay where they are."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    np.testing.assert_allclose(sum_of_rows(x), x.sum(axis=-2), rtol=1e-12, atol=1e-12)
+    if x.size:
+        x[..., 0, 0] = np.inf
+        np.testing.assert_allclose(sum_of_rows(x), x.sum(axis=-2), rtol=1e-12, atol=1e-12)

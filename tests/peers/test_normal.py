@@ -68,7 +68,7 @@ def test_the_coefficients_are_those_of_the_continued_fraction():
 
 @pytest.mark.parametrize("dtype, far", [("float64", 37.5), ("float32", 13.0)])
 def test_digits_beside_mpmath(dtype, far):
-    """The value to four units in the last place, as far out as it is a normal number."""
+    """The value to four units in the last place, as far out as it is a normal number; x^2 is rounded in float32."""
     x = np.random.default_rng(0).uniform(-far, far, 400).astype(dtype)
     x = np.concatenate([x, x / 1000])
     with mp.workdps(40):
@@ -78,7 +78,9 @@ def test_digits_beside_mpmath(dtype, far):
     tensor = ml.Tensor(x, requires_grad=True)
     gradient = ml.grad(ops.gelu_exact(tensor).sum(), [tensor])[0]
     eps = np.finfo(dtype).eps
-    assert max(errors) <= 4 * eps
-    np.testing.assert_allclose(gradient, np.array(slopes, float), rtol=8 * eps, atol=eps)
+    bar = eps * (1 + x.astype(float) ** 2 / 16 * (dtype == "float32"))
+    assert (np.array(errors, float) <= 4 * bar).all()
+    np.testing.assert_array_less(np.abs(gradient - np.array(slopes, float)), 8 * bar * np.abs(gradient) + eps)
     tail = x < -3  # where 1 + erf has lost digits
-    np.testing.assert_allclose(gradient[tail], np.array(slopes, float)[tail], rtol=8 * eps)
+    wrong = np.abs(gradient[tail] / np.array(slopes, float)[tail] - 1)
+    np.testing.assert_array_less(wrong, 8 * bar[tail])
