@@ -47,8 +47,8 @@ class Engine:
 
 PYTORCH = Engine()  # the reckoning of Korthikanti et al.
 FLASH = Engine(scores=False, outputs=True)
-# gelu keeps x; its derivative writes three arrays
-MINILORA = Engine(outputs=True, workspace=3, shared=True, queries=QUERIES, logits=LOGITS)
+# gelu keeps its slope; what arrives at its output, and what it makes of that, are two arrays
+MINILORA = Engine(outputs=True, workspace=2, shared=True, queries=QUERIES, logits=LOGITS)
 ENGINES = {"pytorch": PYTORCH, "flash": FLASH, "minilora": MINILORA}
 
 

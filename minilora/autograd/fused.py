@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32, by_value, narrow, sum_of_rows, wide
-from .parts import by_entry
+from .parts import SHARE, by_entry, in_parts
+from .recording import blocks, paused
 from .tensor import register
 
 __all__ = [
@@ -241,7 +242,7 @@ def gelu(x):
 
     (1 + tanh u) / 2 is the logistic function s = 1 / (1 + e^-2u), which keeps its digits where tanh u is nearly -1. So
     y = x s and dy/dx = s (1 + (1 - s) 2x du/dx), where u = a x + b x^3 and so 2x du/dx = 2a x + 6b x^3 = 6u - 4a x.
-    Only x is kept; u is computed again. Arrays are written over once used: two thirds of the formula's time.
+    u and s, which take long, make both: the slope is kept in the place of x. Arrays are written over once used.
     """
     xp = array_module(x)
 
@@ -255,30 +256,41 @@ def gelu(x):
     def one_plus_e(v):
         if v.dtype.kind == "c":
             v.real = v.real.clip(None, 700)  # of a complex number beyond, exp has no angle; x / q is 0 all the same
-        xp.exp(v, out=v)
+        with np.errstate(over="ignore"):  # x / inf is 0, as it should be
+            xp.exp(v, out=v)
         v += 1
         return v
 
-    def slope_times(g, x):
-        near = xp.asarray(x.clip(-40, 40))  # beyond, s is 0 or 1 in every digit, and u might be infinite
-        v = minus_2u(near)
-        d = -3 * v
-        near *= 4 * GELU_SCALE
-        d -= near  # 2x du/dx
-        with np.errstate(over="ignore"):
-            q = one_plus_e(v)  # 1 / s
-        d -= xp.divide(d, q, out=near)
-        d += 1
-        d /= q
-        d *= g
-        return d
-
     def value(x):
-        with np.errstate(over="ignore"):  # x / inf is 0, as it should be
+        with np.errstate(over="ignore"):
             q = one_plus_e(minus_2u(x))
         return xp.divide(x, q, out=q)
 
-    return by_entry(value, x), (lambda g: by_entry(slope_times, g, x),)
+    def value_and_slope(x, y, d):
+        near = x
+        if xp is not np or not -40 < x.real.min() <= x.real.max() < 40:
+            near = x.clip(-40, 40)  # beyond, s is 0 or 1 in every digit, and u might be infinite
+        v = minus_2u(near)
+        xp.multiply(v, -3, out=d)
+        d -= xp.multiply(near, 4 * GELU_SCALE, out=y)  # 2x du/dx
+        q = one_plus_e(v)  # 1 / s
+        d -= xp.divide(d, q, out=y)
+        d += 1
+        d /= q
+        xp.divide(x, q, out=y)
+
+    def both():
+        flat = x.reshape(-1)
+        y, d = xp.empty_like(flat), xp.empty_like(flat)
+        step = SHARE if xp is np else max(x.size, 1)
+        parts = [(slice(start, start + step),) for start in range(0, x.size, step)]
+        in_parts(lambda part: value_and_slope(flat[part], y[part], d[part]), parts)
+        return y.reshape(x.shape), d.reshape(x.shape)
+
+    if blocks.get() and paused():  # hardly anybody asks for the slope
+        return by_entry(value, x), (lambda g: g * both()[1],)
+    y, slope = both()
+    return y, (lambda g: by_entry(xp.multiply, g, slope),)
 
 
 @register

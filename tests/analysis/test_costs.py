@@ -73,12 +73,12 @@ def test_what_nothing_trained_stands_before_keeps_nothing():
 
 
 def test_our_own_engine_has_a_workspace():
-    """Three arrays as wide as the MLP at the peak, where anything is trained; the loss keeps 32-bit probabilities."""
+    """Two arrays as wide as the MLP at the peak, where anything is trained; the loss keeps 32-bit probabilities."""
     plan = counting.plan(DECODER, "full")
     kept = sum(walk(DECODER, "full", MINILORA).kept.values())
     assert kept == sum(walk(DECODER, "full").kept.values()) + N * H * D  # and attention's output
-    assert costs.activation_bytes(plan, B, T, 32, "minilora") == 4 * (kept + 3 * N * F) + 4 * N * V
-    assert costs.activation_bytes(plan, B, T, 16, "minilora") == 2 * (kept + 3 * N * F) + 4 * N * V
+    assert costs.activation_bytes(plan, B, T, 32, "minilora") == 4 * (kept + 2 * N * F) + 4 * N * V
+    assert costs.activation_bytes(plan, B, T, 16, "minilora") == 2 * (kept + 2 * N * F) + 4 * N * V
     whole = costs.activation_bytes(plan, B, T, 16, "pytorch")
     assert whole == 2 * sum(walk(DECODER, "full").kept.values()) + 4 * N * V
     encoder = counting.plan(ENCODER, "full")  # no head, no loss over a vocabulary
@@ -259,7 +259,7 @@ def test_our_own_loss_of_many_logits_keeps_the_gradient_of_its_input():
     for a in (replace(DECODER, vocab_size=10**6), replace(PLAIN, head="masked", pooler=False, vocab_size=10**6)):
         plan = counting.plan(a, "full")
         kept = sum(Walk(plan, B, T, MINILORA).kept.values())
-        assert costs.activation_bytes(plan, B, T, 32, "minilora") == 4 * (kept + 3 * N * F) + 4 * N * C
+        assert costs.activation_bytes(plan, B, T, 32, "minilora") == 4 * (kept + 2 * N * F) + 4 * N * C
         assert costs.activation_bytes(plan, B, T, 32, "pytorch") > 4 * N * 10**6
 
 

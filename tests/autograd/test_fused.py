@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import minilora as ml
 from minilora import ops
+from minilora.autograd import fused, versions
 
 # ---- pointwise
 
@@ -75,6 +76,23 @@ def test_far_from_zero_every_digit_is_right(name, dtype):
     for ours, exact in [(y.data, value), (g, slope)]:
         assert ours.dtype == dtype
         np.testing.assert_allclose(ours.astype(np.float64), exact, rtol=64 * info.eps, atol=float(info.tiny))
+
+
+@pytest.mark.parametrize("far", [1, 1e30])
+def test_gelu_keeps_its_slope_alone_in_the_place_of_x(far, monkeypatch):
+    """In stretches, and where nothing is recorded, the bits are those of all at once; a vjp asked for there has them"""
+    x = np.random.default_rng(0).standard_normal((3, 35), dtype=np.float32) * np.float32(far)
+    gelu = ops.gelu.__wrapped__
+    y, (vjp,) = gelu(x)
+    (_, slope), *others = versions.kept_arrays(vjp)
+    assert slope.shape == x.shape and slope.dtype == x.dtype and not np.shares_memory(slope, x) and not others
+    with ml.no_grad():
+        unrecorded, (later,) = gelu(x)
+    monkeypatch.setattr(fused, "SHARE", 10)
+    stretched, (pull,) = gelu(x)
+    for one, d in [(unrecorded, later(x)), (stretched, pull(x))]:
+        np.testing.assert_array_equal(one, y)
+        np.testing.assert_array_equal(d, x * slope)
 
 
 # ---- softmax and its logarithm

@@ -46,6 +46,16 @@ def test_only_gate_and_up_are_kept():
     assert kept and all(any(np.shares_memory(array, given) for given in (gate, up)) for array in kept)
 
 
+@pytest.mark.parametrize("f", ACTIVATIONS, ids=lambda f: f.__name__)
+def test_a_backward_pass_where_nothing_is_recorded(f):
+    """The activation is made again there, with its slope."""
+    a, b = (ml.Tensor(x, requires_grad=True) for x in np.random.default_rng(0).standard_normal((2, 3, 4)))
+    y, again = ops.gated(a, b, f).sum(), ops.gated(a, b, f).sum()
+    with ml.no_grad():
+        found = ml.grad(y, [a, b])
+    np.testing.assert_array_equal(found, ml.grad(again, [a, b]))
+
+
 def test_half_precision_one_number_and_none():
     gate, up = np.random.default_rng(0).standard_normal((2, 6)).astype("float16")
     y = ops.gated(gate, up, ops.silu)
