@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32
-from .parts import SHARE, in_parts
+from .parts import SHARE, by_entry, in_parts
 from .tensor import register
 
 __all__ = ["gelu_exact"]
@@ -35,7 +35,6 @@ SINGLE = (  # b_k and c_(k + 1), for float32
     (6.4997596e-05, 0.996230339), (-0.0979567913, 3.54103806), (4.75637681, -14.1644151), (0.0979122413, 28.8128172),
 )  # fmt: skip
 LAST = 4.39094248  # b_4
-STRETCH = 1 << 16  # entries that stay in the processor's cache while they are worked on
 FAR = 40  # beyond it, Phi(-x) is 0 and Phi(x) is 1 in every digit
 
 
@@ -50,17 +49,11 @@ def gelu_exact(x):
     """
     xp, flat = array_module(x), x.reshape(-1)
     y, slope = xp.empty_like(flat), xp.empty_like(flat)
-    step = STRETCH if xp is np else max(flat.size, 1)
-
-    def part(start, stop):
-        for i in range(start, stop, step):
-            places = slice(i, min(i + step, stop))
-            _value_and_slope(xp, flat[places], y[places], slope[places])
-
-    count = max(flat.size // SHARE, 1)
-    in_parts(part, [(flat.size * i // count, flat.size * (i + 1) // count) for i in range(count)])
+    step = SHARE if xp is np else max(x.size, 1)
+    parts = [(slice(start, start + step),) for start in range(0, x.size, step)]
+    in_parts(lambda part: _value_and_slope(xp, flat[part], y[part], slope[part]), parts)
     slope = slope.reshape(x.shape)
-    return y.reshape(x.shape), (lambda g: g * slope,)
+    return y.reshape(x.shape), (lambda g: by_entry(xp.multiply, g, slope),)
 
 
 def _value_and_slope(xp, x, y, slope):
