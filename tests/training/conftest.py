@@ -100,6 +100,7 @@ def interrupted_at_random():
             raise KeyboardInterrupt
 
         rng, before = np.random.default_rng(0), signal.signal(signal.SIGALRM, interrupt)
+        gc.disable()  # what others do when it collects, as hypothesis does, is not to be interrupted
         try:
             for _ in range(times):
                 with contextlib.suppress(KeyboardInterrupt):
@@ -110,6 +111,7 @@ def interrupted_at_random():
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            gc.enable()
 
     return tries
 
