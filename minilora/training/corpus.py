@@ -174,6 +174,7 @@ def _python_code() -> str:
     return "\n".join(module.read_text(encoding="utf-8", errors="replace") for module in modules)
 
 
+@functools.cache  # a megabyte, for which a million code points are asked
 def _unicode_names() -> str:
     # Left out: names that a rule makes from a number, such as CJK UNIFIED IDEOGRAPH-4E00 and the Hangul syllables.
     names = (unicodedata.name(chr(code), "") for code in range(0x110000))
