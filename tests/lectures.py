@@ -79,5 +79,6 @@ def set_parameter(notebook: Notebook, name: str, value: object) -> None:
 
 
 def _written(folder: Path) -> dict[Path, int]:
-    """When each file beside the notebooks was written."""
-    return {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file() and f.suffix not in (".ipynb", ".pyc")}
+    """When each file beside the notebooks was written; Python's own may come and go, of other tests, too."""
+    files = (f for f in folder.rglob("*") if "__pycache__" not in f.parts and f.suffix != ".ipynb")
+    return {f: f.stat().st_mtime_ns for f in files if f.is_file()}
