@@ -38,9 +38,9 @@ def cluster_rows(turns: int) -> list[Row]:
             dask[n, turn], loky[n, turn] = on_dask(n + 1), on_processes(n + 1)
     start, runs = dask.transpose(2, 0, 1)
     return [
-        row(SIDE_BY_SIDE, "two workers", ONE_WORKER, "s", ratio(runs[1], runs[0])),
-        row(SIDE_BY_SIDE, "two processes", ONE_PROCESS, "s", ratio(loky[1], loky[0])),
-        row(TO_START, "two workers", ONE_WORKER, "s", ratio(start[1], start[0])),
+        row(SIDE_BY_SIDE, "2 workers", ONE_WORKER, "s", ratio(runs[1], runs[0])),
+        row(SIDE_BY_SIDE, "2 processes", ONE_PROCESS, "s", ratio(loky[1], loky[0])),
+        row(TO_START, "2 workers", ONE_WORKER, "s", ratio(start[1], start[0])),
     ]
 
 

@@ -49,7 +49,7 @@ BARS: dict[tuple[str, str, str], float] = {
     **{(TWO_ADAPTERS, size, MERGED): 1 / 0.7 for size in SERVED},
     **{(NF4, size, MERGED): 1 / 0.5 for size in SERVED},
     **{(TOGETHER, size, THREADS): 1.1 for size in ("tiny", "small")},
-    (SIDE_BY_SIDE, "two workers", ONE_WORKER): 0.6,
+    (SIDE_BY_SIDE, "2 workers", ONE_WORKER): 0.6,
     **{(of["lora"], "length 2,048", EAGER): 1.0 for of in (GROWTH, GROWTH_OF_MEMORY)},
     **{(GROWTH_OF_MEMORY[method] + EXPONENT, "length ≥ 512", EAGER): 1.15 for method in TRAINING},
     (REAL_STEP, "smollm2-135m", PEFT_EAGER): 1.0,

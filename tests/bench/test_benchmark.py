@@ -54,7 +54,7 @@ def test_a_bar_is_for_the_ratio_or_for_seconds_where_nothing_is_beside():
 
 def test_every_bar_is_of_something_that_is_measured():
     grown = ["length 2,048", "length ≥ 512"]  # of test_scaling
-    sizes = {*peers.SIZES, *images.MODELS, *grown, real.NAME, "", rows.ALL_CHAINS, "two workers"}
+    sizes = {*peers.SIZES, *images.MODELS, *grown, real.NAME, "", rows.ALL_CHAINS, "2 workers"}
     titles = {title for title, _ in peers.PEERS.values()}
     sides = {*titles, rows.PEFT_EAGER, rows.PRODUCTS, rows.OWN_FULL, rows.ITSELF, rows.MERGED, rows.THREADS,
              rows.ONE_WORKER}  # fmt: skip

@@ -24,9 +24,9 @@ def test_two_stand_beside_one_whoever_goes_first(monkeypatch: pytest.MonkeyPatch
     record = benchmark.bench(["tiny"], ["cluster"], [], turns=9)
     told = [(r["what"], r["size"], r["ours"], r["theirs"], r["ratio"], r["bar"], r["turns"]) for r in record["rows"]]
     assert told == [
-        (rows.SIDE_BY_SIDE, "two workers", 18.0, 30.0, 0.6, 0.6, 3),
-        (rows.SIDE_BY_SIDE, "two processes", 15.0, 20.0, 0.75, None, 3),
-        (rows.TO_START, "two workers", 3.0, 2.0, 1.5, None, 3),
+        (rows.SIDE_BY_SIDE, "2 workers", 18.0, 30.0, 0.6, 0.6, 3),
+        (rows.SIDE_BY_SIDE, "2 processes", 15.0, 20.0, 0.75, None, 3),
+        (rows.TO_START, "2 workers", 3.0, 2.0, 1.5, None, 3),
     ]
     assert max(map(len, report.table(record).splitlines())) <= 80
 
