@@ -36,7 +36,8 @@ SHOWN = 4  # answers that a record keeps, to be read
 LOOKS = 4  # along a run
 WINDOWS = 12  # of 256 tokens of English; and three times as many answers
 RATES = (1e-3, 2e-3, 4e-3)
-SHORT = {"rank": 2, "questions": 8}  # with --quick
+SHORT = {"rank": 2, "questions": 2, "batch_size": 2}  # with --quick, and so few steps and windows, and one rate
+SHORT_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ def study_real(runs: Runs) -> list[dict[str, Any]]:
 
     Rows: the model as it came (steps 0), each seed at the middle rate, and the first seed at every other rate.
     """
-    short: dict[str, Any] = {**SHORT, "steps": runs.scale.steps} if len(runs.scale.seeds) < 2 else {}
+    quick = len(runs.scale.seeds) < 2
+    short: dict[str, Any] = {**SHORT, "steps": min(SHORT_STEPS, runs.scale.steps)} if quick else {}
     spec = replace(RealSpec(), **short)
     real = RealRuns(runs)
     rows = [real.row(replace(spec, steps=0, keep=False))]
     rows += [real.row(replace(spec, seed=seed, looks=1 if seed else LOOKS)) for seed in runs.scale.seeds]
-    rows += [real.row(replace(spec, lr=lr, looks=LOOKS)) for lr in RATES if lr != spec.lr]
+    rows += [real.row(replace(spec, lr=lr, looks=LOOKS)) for lr in RATES if lr != spec.lr and not quick]
     return rows
 
 
@@ -94,7 +96,7 @@ class RealRuns(Runs):
         model.recompute_blocks = False  # which saves memory, and takes time
         pairs = load_task(spec.corpus, model.tokenizer, PAIRS, spec.seed)
         pairs = replace(pairs, validation=load_task(spec.corpus, model.tokenizer, pairs=1).validation)  # for every seed
-        old = english(model.tokenizer)
+        old, windows = english(model.tokenizer), WINDOWS if len(self.scale.seeds) > 1 else 1
         add_adapter(model, configuration(spec), spec.seed)
         curve: dict[str, list] = {"step": [], "loss": [], "old_loss": []}
         looks, times = {round(spec.steps * i / spec.looks) for i in range(1, spec.looks + 1)}, np.zeros(2)
@@ -104,8 +106,8 @@ class RealRuns(Runs):
             self.bar.set_postfix_str(f"lr={spec.lr:g} seed={spec.seed} step {step} of {spec.steps}")
             if step in looks:
                 curve["step"].append(step)
-                curve["loss"].append(round(evaluate(model, pairs, 3 * WINDOWS), 5))
-                curve["old_loss"].append(round(evaluate(model, old, WINDOWS), 5))
+                curve["loss"].append(round(evaluate(model, pairs, 3 * windows), 5))
+                curve["old_loss"].append(round(evaluate(model, old, windows), 5))
             started = clocks()
         seconds, processor_seconds = times.round(1).tolist()
         record: dict[str, Any] = {"spec": dataclasses.asdict(spec), "python": PYTHON, "curve": curve}

@@ -30,9 +30,9 @@ def tiny(monkeypatch):
 def test_the_study_runs_and_a_row_holds_what_can_be_computed_otherwise(tiny, tmp_path):
     run_study("real", TINY, tmp_path, tmp_path / "runs", progress=False)
     rows = load_records("real", tmp_path)["rows"]
-    assert [(row["lr"], row["steps"]) for row in rows] == [(2e-3, 0), (2e-3, 2), (1e-3, 2), (4e-3, 2)]
+    assert [(row["lr"], row["steps"]) for row in rows] == [(2e-3, 0), (2e-3, 2)]
     came, first = rows[:2]
-    assert came["asked"] == 8 and came["right"] == 0 and len(came["shown"]) == real.SHOWN
+    assert came["asked"] == 2 and came["right"] == 0 and len(came["shown"]) == 2
     assert (
         came["seconds"] == 0 and first["processor_seconds"] >= 0 and first["processor"] and first["versions"]["numpy"]
     )
