@@ -378,6 +378,9 @@ def refused(function, parameter: str) -> list[str]:
     )
 
 
+LONG = ("max_new_tokens", "steps", "samples", "copies", ("train_diffusion", "batch_size"))  # of a million: minutes
+
+
 @pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_odd_arguments(name, part):
@@ -388,7 +391,7 @@ def test_odd_arguments(name, part):
         given = arguments(function)
         if takes(function, parameter, "Callable") and callable(make(None)):
             continue  # what it does is for its author to say
-        if odd == "a large number" and parameter in ("max_new_tokens", "steps", "samples", "copies"):
+        if odd == "a large number" and (parameter in LONG or (name, parameter) in LONG):
             continue  # which takes as long as it says
         given[parameter] = make(given[parameter])
         before, here = state(given), f"{name}({parameter} = {odd})"
