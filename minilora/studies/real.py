@@ -66,11 +66,11 @@ def study_real(runs: Runs) -> list[dict[str, Any]]:
     """
     quick = len(runs.scale.seeds) < 2
     short: dict[str, Any] = {**SHORT, "steps": min(SHORT_STEPS, runs.scale.steps)} if quick else {}
-    spec = replace(RealSpec(), **short)
+    spec, looks = replace(RealSpec(), **short), 2 if quick else LOOKS
     real = RealRuns(runs)
     rows = [real.row(replace(spec, steps=0, keep=False))]
-    rows += [real.row(replace(spec, seed=seed, looks=1 if seed else LOOKS)) for seed in runs.scale.seeds]
-    rows += [real.row(replace(spec, lr=lr, looks=LOOKS)) for lr in RATES if lr != spec.lr and not quick]
+    rows += [real.row(replace(spec, seed=seed, looks=1 if seed else looks)) for seed in runs.scale.seeds]
+    rows += [real.row(replace(spec, lr=lr, looks=looks)) for lr in RATES if lr != spec.lr and not quick]
     return rows
 
 
