@@ -14,7 +14,7 @@ of its scores are masked. Activations follow Korthikanti et al. 2022, "Reducing 
 
 from dataclasses import dataclass, field
 
-from ..autograd.attention import QUERIES
+from ..autograd.attend import QUERIES
 from ..autograd.head import LOGITS
 from ..nn.architectures import parameters, size
 from .methods import Plan

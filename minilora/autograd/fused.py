@@ -11,6 +11,7 @@ import numpy as np
 from .backend import array_module, at_least_float32, by_value, narrow, sum_of_rows, wide
 from .parts import SHARE, by_entry, in_parts
 from .recording import blocks, paused
+from .rows import largest, plus, product, row_by_row, row_dot
 from .tensor import register
 
 __all__ = [
@@ -41,12 +42,10 @@ def linear(x, weight, bias=None):
     shape, (d_out, d_in) = _fitting("linear", x, weight, bias)
     n = math.prod(shape[:-1])
     rows = x.reshape(n, d_in)  # (N, d_in): one large product instead of many small ones
-    y = wide(rows) @ wide(weight).T  # (N, d_out)
-    if bias is not None:
-        y = plus(y, bias)
+    y = product(wide(rows), wide(weight).T, None, bias)  # (N, d_out)
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
-        lambda g: (g.reshape(n, d_out) @ wide(weight)).reshape(shape),
-        lambda g: g.reshape(n, d_out).T @ wide(rows),
+        lambda g: product(g.reshape(n, d_out), wide(weight)).reshape(shape),
+        lambda g: product(g.reshape(n, d_out).T, wide(rows)),
         lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
     )
 
@@ -63,11 +62,9 @@ def linear_on_demand(x, weight_of, bias=None):
     weight = weight_of(dtype)
     shape, (d_out, d_in) = _fitting("linear_on_demand", x, weight, bias)
     n = math.prod(shape[:-1])
-    y = wide(x).reshape(n, d_in) @ weight.T  # (N, d_out)
-    if bias is not None:
-        y = y + bias
+    y = product(wide(x).reshape(n, d_in), weight.T, None, bias)  # (N, d_out)
     return narrow(y.reshape(*shape[:-1], d_out), x, bias), (
-        lambda g: (g.reshape(n, d_out) @ weight_of(dtype)).reshape(shape),
+        lambda g: product(g.reshape(n, d_out), weight_of(dtype)).reshape(shape),
         None,
         lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
     )
@@ -93,29 +90,14 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale):
     rows = x.reshape(n, d_in)  # (N, d_in)
     A, B = wide(lora_A), wide(lora_B)
     h = scale * (wide(rows) @ A.T)  # (N, r)
-    y = plus(wide(rows) @ wide(weight).T, h @ B.T)  # (N, d_out)
-    if bias is not None:
-        y = plus(y, bias)
+    y = product(wide(rows), wide(weight).T, (h, B.T), bias)  # (N, d_out)
     return narrow(y.reshape(*shape[:-1], d_out), x, weight, bias), (
-        lambda g: plus(g.reshape(n, d_out) @ wide(weight), scale * (g.reshape(n, d_out) @ B) @ A).reshape(shape),
-        lambda g: g.reshape(n, d_out).T @ wide(rows),
+        lambda g: product(g.reshape(n, d_out), wide(weight), (scale * (g.reshape(n, d_out) @ B), A)).reshape(shape),
+        lambda g: product(g.reshape(n, d_out).T, wide(rows)),
         lambda g: sum_of_rows(wide(g).reshape(n, d_out)),
         lambda g: scale * ((g.reshape(n, d_out) @ B).T @ wide(rows)),
         lambda g: g.reshape(n, d_out).T @ h,
     )
-
-
-def plus(fresh, other):
-    """fresh + other, written over `fresh`, which nobody else holds; a new array only where the precisions differ."""
-    if fresh.dtype != other.dtype:
-        return fresh + other
-    fresh += other
-    return fresh
-
-
-def row_dot(a, b):
-    """The sum of a b over the last axis, kept: (..., C), (..., C) -> (..., 1), without writing a b down"""
-    return array_module(a).einsum("...c,...c->...", a, b)[..., None]
 
 
 def _mean(x):
@@ -145,11 +127,6 @@ def softmax(x, axis=-1):
     xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
-
-
-def largest(x, axis):
-    """The largest real part along an axis, kept, to be subtracted before exponentials are taken."""
-    return x.real.max(axis=axis, keepdims=True) if x.size else 0  # no entries have no maximum, and need none
 
 
 @register
@@ -295,6 +272,7 @@ def gelu(x):
 
 @register
 @at_least_float32
+@row_by_row
 def layer_norm(x, weight, bias=None, eps=1e-5):
     """y = w n + b,  n = (x - mean x) / sqrt(var x + eps), over the last axis.   Ba et al. 2016, eq. 4
 
@@ -350,6 +328,7 @@ def _of_rows(shape, rows):
 
 @register
 @at_least_float32
+@row_by_row
 def rms_norm(x, weight, eps=1e-6):
     """y = w n,  n = x / sqrt(mean x^2 + eps), over the last axis.   Zhang & Sennrich 2019, eq. 4
 

@@ -15,8 +15,9 @@ import math
 import numpy as np
 
 from .backend import array_module, floating, narrow, wide
-from .fused import cross_entropy, linear, plus, rows_that_count
+from .fused import cross_entropy, linear, rows_that_count
 from .recording import blocks, paused
+from .rows import product
 from .tensor import register
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_on_demand"]
@@ -76,7 +77,7 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, bias, *precisions):
     step = max(1, LOGITS // n)
     stretches = lambda: (slice(start, min(start + step, vocab_size)) for start in range(0, vocab_size, step))
     here = lambda part: ((target >= part.start) & (target < part.stop)).nonzero()[0]  # the rows with a target in it
-    logits = lambda W, part: rows @ W.T if bias is None else plus(rows @ W.T, wide(bias[part]))  # (n, v)
+    logits = lambda W, part: product(rows, W.T, None, None if bias is None else wide(bias[part]))  # (n, v)
     recorded = not (blocks.get() and paused())  # else nobody asks for dx
     top, total, picked = -np.inf, 0, xp.empty((n, 1), kind)
     mean, own = 0, xp.empty((n, shape[-1]) if recorded else 0, kind)
@@ -93,7 +94,7 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, bias, *precisions):
         e, down = xp.exp(z, out=z), xp.exp(before - top)
         total = down * total + e @ xp.ones((e.shape[1], 1), e.dtype)
         if recorded:
-            mean = down * mean + e @ W  # (n, C)
+            mean = down * mean + product(e, W)  # (n, C)
             own[mine] = W[target[mine] - part.start]
     slope = (mean / total - own) / n if recorded else None
 
@@ -113,7 +114,7 @@ def _in_stretches(name, x, rows_of, targets, vocab_size, bias, *precisions):
     def dw(g):
         whole = xp.empty((vocab_size, shape[-1]), kind)
         for part in stretches():
-            whole[part] = dlogits(part, g).T @ rows
+            whole[part] = product(dlogits(part, g).T, rows)
         return whole
 
     db = lambda g: xp.concatenate([dlogits(part, g).sum(axis=0) for part in stretches()])

@@ -1,6 +1,6 @@
 """Independent parts of one primitive: computed one after the other, or on several cores by who has charge of them.
 
-What a part computes does not depend on the others, so the bits are the same either way.
+What the parts are is decided by sizes alone and what one computes by no other, so who computes it changes no bit.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 
 from .backend import Array
 
-__all__ = ["by_entry", "in_parts", "shared_by"]
+__all__ = ["by_entry", "in_parts", "shared", "shared_by", "stretches"]
 
 Share = Callable[[Callable[..., Any], Sequence[tuple]], list]
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
@@ -25,13 +25,27 @@ def in_parts(function: Callable[..., Any], parts: Sequence[tuple]) -> list:
     return [function(*part) for part in parts] if share is None else share(function, parts)
 
 
+def shared() -> bool:
+    """Whether that was asked for."""
+    return _share.get() is not None
+
+
 SHARE = 1 << 17  # entries of a part: fewer are not worth waking another core
+MOST = 8  # parts of one thing
+
+
+def stretches(n: int, parts: int) -> list[tuple[slice]]:
+    """n rows in so many parts, or fewer, as equal as whole lots of 16 rows can be: BLAS takes so many at a time."""
+    lots = -(-n // 16)
+    parts = max(1, min(parts, MOST, lots))
+    ends = [min(n, lots * i // parts * 16) for i in range(parts + 1)]
+    return [(slice(*both),) for both in itertools.pairwise(ends)]
 
 
 def by_entry(function: Callable[..., Array], *arrays: Array) -> Array:
     """function(*arrays), which works entry by entry on arrays of one shape: cores that are free share many entries."""
     count = arrays[0].size // SHARE
-    if _share.get() is None or count < 2 or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
+    if count < 2 or not shared() or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
         return function(*arrays)
     flat, whole = [a.reshape(-1) for a in arrays], np.empty(arrays[0].size, np.result_type(*arrays))
 

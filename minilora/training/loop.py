@@ -134,7 +134,8 @@ def add_up(
     is split into at most so many pieces (None: one for each core), which the cores share; they are added in order.
     """
     wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
-    most = _pieces_of(parameters) if most is None else most
+    there, fixed = _pieces_of(parameters), most is not None
+    most = there if most is None else most
 
     def piece(start: int, stop: int) -> tuple[float, list]:
         gradients: list[Array | None] = [None] * len(parameters)
@@ -150,7 +151,8 @@ def add_up(
     loss, gradients = 0.0, [None] * len(parameters)
     for part in parts:
         pieces = _split(*part, most)
-        with shared_by(in_parallel if len(pieces) < _pieces_of(parameters) else None):  # some cores are free
+        # Cores that are free share the parts of one thing. A number of pieces promises the same bits: the same parts.
+        with shared_by(in_parallel if len(pieces) < there or fixed else None):
             computed = in_parallel(piece, pieces)
         for one, found in computed:
             loss += one

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import minilora as ml
-from minilora.autograd import attention
+from minilora.autograd import attention, long_attention
 from minilora.nn.architectures import find
 from minilora.nn.layers import Embedding
 from minilora.nn.module import Module
@@ -172,7 +172,7 @@ def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(mak
 def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(rows, make_model, monkeypatch):
     """A batch of one row is one piece: two cores share its heads, to the same bits. With two rows none is free."""
     monkeypatch.setattr(attention, "LONG", 8)
-    monkeypatch.setattr(attention, "HEADS", 1)
+    monkeypatch.setattr(long_attention, "HEADS", 1)
     monkeypatch.setattr(loop, "cores", lambda: 2)
     model, lots = make_model(lora=LORA), []
 
