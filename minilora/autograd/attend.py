@@ -11,9 +11,9 @@ from .rows import largest, row_dot
 QUERIES = 64  # that causal attention takes at a time, leaving out the keys that none of them sees
 
 
-def all_at_once(q, k, v, keep, causal, window, **rest):
-    """Attention of all heads, and its vjp: at once, or in blocks of queries. rest: `attend`'s other arguments."""
-    t = q.shape[-2]
+def all_at_once(q, k, v, keep, causal, window, mask, group, scale):
+    """Attention of all heads, and its vjp: at once, or in blocks of queries."""
+    t, rest = q.shape[-2], {"mask": mask, "group": group, "scale": scale}
     if window is None and (not causal or t == 1 or array_module(q) is not np):  # a GPU is quicker with one large block
         o, vjp = attend(q, k, v, keep, causal, **rest)
     else:

@@ -94,8 +94,9 @@ def attention(q, k, v, keep=None, causal=True, mask=None, window=None, scale=Non
         mask = _truth(array_module(q).asarray(mask), q, s)
     if group > 1:  # heads that look at the same keys side by side: (..., K, H / K, T, D)
         q, keep, mask = (x if x is None else _by_group(x, k.shape[-3], group) for x in (q, keep, mask))
-    rest = {"mask": mask, "group": group, "scale": 1 / math.sqrt(shape[-1] or 1) if scale is None else float(scale)}
-    o, vjp = (attend_long if s >= LONG and shape[-2] > 1 else all_at_once)(q, k, v, keep, causal, window, **rest)
+    scale = 1 / math.sqrt(shape[-1] or 1) if scale is None else float(scale)
+    given = (q, k, v, keep, causal, window, mask, group, scale)
+    o, vjp = (attend_long if s >= LONG and shape[-2] > 1 else all_at_once)(*given)
     if group == 1:
         return o, vjp
     grouped = o.shape  # (..., K, H / K, T, D)

@@ -23,20 +23,21 @@ from .parts import in_parts
 from .rows import row_dot
 
 QUERIES = 64  # at a time
-HEADS, FEW = 2, 2048  # heads at a time where there are fewer keys, else one: a block's scores stay in a core's cache
+HEADS = 2  # at a time, so that a block's scores stay in a core's cache; and the cores share them
 FAR = 100  # a bound from which on digits of S - top might be lost
 SMALL = 1e-18  # a sum of E from which down weights that matter might vanish
 
 
 def attend_long(q, k, v, keep, causal, window, mask, group, scale):
-    """Attention of a few heads and a block of queries at a time, and its vjp. q: (..., H, T, D), or in groups
-    (..., K, H / K, T, D); k and v: (..., K, S, D)"""
+    """Attention of a few heads at a time, which cores that are free share, and its vjp.
+
+    q: (..., H, T, D), or in groups (..., K, H / K, T, D); k and v: (..., K, S, D)
+    """
     xp, own = array_module(q), 3 if group > 1 else 2  # axes of a head of k, in q
     lead = np.broadcast_shapes(q.shape[:-own], k.shape[:-2], v.shape[:-2])
     q, k, v = (xp.broadcast_to(x, (*lead, *x.shape[-n:])) for x, n in ((q, own), (k, 2), (v, 2)))
-    few = HEADS if k.shape[-2] < FEW else 1
-    heads = range(0, lead[-1], few) if lead else ()
-    places = [(*at, slice(h, h + few)) for at in np.ndindex(lead[:-1]) for h in heads] if xp is np else []
+    heads = range(0, lead[-1], HEADS) if lead else ()
+    places = [(*at, slice(h, h + HEADS)) for at in np.ndindex(lead[:-1]) for h in heads] if xp is np else []
     places = places or [()]  # a GPU takes all heads at once
     o = _new(q, (*q.shape[:-1], v.shape[-1]), np.result_type(q.dtype, k.dtype, v.dtype))
 

@@ -13,21 +13,17 @@ import numpy as np
 
 from .backend import Array
 
-__all__ = ["by_entry", "in_parts", "shared", "shared_by", "stretches"]
+__all__ = ["by_entry", "cut", "in_parts", "rows_cut", "shared_by", "stretches"]
 
 Share = Callable[[Callable[..., Any], Sequence[tuple]], list]
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
+_cut: ContextVar[bool] = ContextVar("cut", default=False)
 
 
 def in_parts(function: Callable[..., Any], parts: Sequence[tuple]) -> list:
     """[function(*part) for part in parts], shared out where that was asked for."""
     share = _share.get()
     return [function(*part) for part in parts] if share is None else share(function, parts)
-
-
-def shared() -> bool:
-    """Whether that was asked for."""
-    return _share.get() is not None
 
 
 SHARE = 1 << 17  # entries of a part: fewer are not worth waking another core
@@ -45,7 +41,7 @@ def stretches(n: int, parts: int) -> list[tuple[slice]]:
 def by_entry(function: Callable[..., Array], *arrays: Array) -> Array:
     """function(*arrays), which works entry by entry on arrays of one shape: cores that are free share many entries."""
     count = arrays[0].size // SHARE
-    if count < 2 or not shared() or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
+    if count < 2 or _share.get() is None or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
         return function(*arrays)
     flat, whole = [a.reshape(-1) for a in arrays], np.empty(arrays[0].size, np.result_type(*arrays))
 
@@ -65,3 +61,18 @@ def shared_by(share: Share | None) -> Iterator[None]:
         yield
     finally:
         _share.reset(token)
+
+
+def cut() -> bool:
+    """Whether products and norms are cut into parts of their rows."""
+    return _cut.get()
+
+
+@contextlib.contextmanager
+def rows_cut(cut: bool) -> Iterator[None]:
+    """Let products and norms be cut, as those of a long text can be, whoever shares them: sums are then of parts."""
+    token = _cut.set(cut)
+    try:
+        yield
+    finally:
+        _cut.reset(token)

@@ -7,30 +7,26 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_module
-from .parts import SHARE, in_parts, shared, stretches
+from .parts import SHARE, cut, in_parts, stretches
 
 __all__ = ["largest", "plus", "product", "row_by_row", "row_dot"]
 
-WORK = 1 << 23  # multiplications of a part of a product: fewer are not worth waking another core
+LINES = 512  # rows of a part of a product, where there are more than two: its own copy of the other factor takes time
+WORK = 1 << 24  # multiplications of a part of a product: fewer are not worth waking another core
 
 
 def product(a: Array, b: Array, more: tuple[Array, Array] | None = None, bias: Array | None = None) -> Array:
-    """a b + c d + bias, where more = (c, d): cores that are free share the longer side, rows or columns.
+    """a b + c d + bias, where more = (c, d): cores that are free share many rows.   (n, m), (m, k) -> (n, k)
 
-    (n, m), (m, k) -> (n, k). A thin product and a bias are added to a part while a core's cache holds it.
+    A thin product and a bias are added to a part while a core's cache holds it.
     """
-    count = len(a) * b.size // WORK if shared() else 1
+    n, count = len(a), min(max(2, len(a) // LINES), len(a) * b.size // WORK) if cut() else 1
     arrays = (a, b, *(more or ()), *(() if bias is None else (bias,))) if count > 1 else ()
     if len({(type(x), x.dtype) for x in arrays}) != 1 or type(a) is not np.ndarray:
         return _product(a, b, more, bias)
-    n, k, everything = len(a), b.shape[1], slice(None)
-    whole = np.empty((n, k), a.dtype)
-
-    def part(rows: slice, columns: slice) -> None:
-        few = more and (more[0][rows], more[1][:, columns])
-        _product(a[rows], b[:, columns], few, None if bias is None else bias[columns], whole[rows, columns])
-
-    in_parts(part, [(*at, everything) if n >= k else (everything, *at) for at in stretches(max(n, k), count)])
+    whole = np.empty((n, b.shape[1]), a.dtype)
+    part = lambda at: _product(a[at], b, more and (more[0][at], more[1]), bias, whole[at])
+    in_parts(part, stretches(n, count))
     return whole
 
 
@@ -57,7 +53,7 @@ def row_by_row(function: Callable[..., tuple]) -> Callable[..., tuple]:
 
     @functools.wraps(function)
     def call(x: Array, *rest: Any, **options: Any) -> tuple:
-        count = x.size // SHARE if shared() else 0
+        count = x.size // SHARE if cut() else 0
         if count < 2 or type(x) is not np.ndarray or any(getattr(w, "ndim", 1) != 1 for w in rest):
             return function(x, *rest, **options)
         shape, rows = x.shape, x.reshape(-1, x.shape[-1])

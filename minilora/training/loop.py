@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..adapters.state import adapter_parameters, carried
+from ..autograd.attention import LONG
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
-from ..autograd.parts import shared_by
+from ..autograd.parts import rows_cut, shared_by
 from ..autograd.signatures import checked
 from ..autograd.tensor import Tensor, grad, no_grad
 from ..nn.checks import plain
@@ -100,7 +101,9 @@ def loss_and_gradients(
         inputs = [array[start:stop] for array in (*arrays, targets)]
         return model.loss(*inputs, rows, **padding) if share else None, share
 
-    with blas_of_one_thread() if pieces else contextlib.nullcontext():  # for one piece, too: the same on any machine
+    long = isinstance(model, LanguageModel) and arrays[0].shape[1] >= LONG
+    alone = pieces or long  # for one piece, too: the same anywhere; of a long text the pool's threads share the rows
+    with blas_of_one_thread() if alone else contextlib.nullcontext(), rows_cut(long):
         loss, gradients = sum_over_processes(*add_up(loss_of, parameters, parts, most), parameters)
     if all(g is None for g in gradients):
         raise ValueError(
@@ -134,8 +137,7 @@ def add_up(
     is split into at most so many pieces (None: one for each core), which the cores share; they are added in order.
     """
     wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
-    there, fixed = _pieces_of(parameters), most is not None
-    most = there if most is None else most
+    most = _pieces_of(parameters) if most is None else most
 
     def piece(start: int, stop: int) -> tuple[float, list]:
         gradients: list[Array | None] = [None] * len(parameters)
@@ -151,8 +153,7 @@ def add_up(
     loss, gradients = 0.0, [None] * len(parameters)
     for part in parts:
         pieces = _split(*part, most)
-        # Cores that are free share the parts of one thing. A number of pieces promises the same bits: the same parts.
-        with shared_by(in_parallel if len(pieces) < there or fixed else None):
+        with shared_by(in_parallel if len(pieces) < _pieces_of(parameters) else None):  # some cores are free
             computed = in_parallel(piece, pieces)
         for one, found in computed:
             loss += one

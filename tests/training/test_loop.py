@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 import minilora as ml
 from minilora.autograd import attention, long_attention
+from minilora.autograd import rows as rows_of_things
 from minilora.nn.architectures import find
 from minilora.nn.layers import Embedding
 from minilora.nn.module import Module
@@ -168,8 +169,8 @@ def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(mak
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(rows, make_model, monkeypatch):
+@pytest.mark.parametrize("b", [1, 2])
+def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(b, make_model, monkeypatch):
     """A batch of one row is one piece: two cores share its heads, to the same bits. With two rows none is free."""
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(long_attention, "HEADS", 1)
@@ -181,13 +182,30 @@ def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(rows, make_model
         return parallel.in_parallel(function, parts)
 
     monkeypatch.setattr(loop, "in_parallel", watched)
-    shared = loss_and_gradients(model, model.parameters(), *batch(rows))
+    shared = loss_and_gradients(model, model.parameters(), *batch(b))
     layers, heads = model.config.n_layer, model.config.n_head
-    assert lots == ([1] + [heads] * 2 * layers if rows == 1 else [2])  # forward and backward
+    assert lots == ([1] + [heads] * 2 * layers if b == 1 else [2])  # forward and backward
     monkeypatch.setattr(loop, "in_parallel", lambda function, parts: [function(*part) for part in parts])
-    alone = loss_and_gradients(model, model.parameters(), *batch(rows))
+    alone = loss_and_gradients(model, model.parameters(), *batch(b))
     assert shared[0] == alone[0]
     assert all(np.array_equal(a, b) for a, b in zip(shared[1], alone[1], strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_cut_into_parts_is_decided_by_sizes_where_pieces_are(count, make_model, monkeypatch):
+    """Pieces that are given promise the same bits on any number of cores, also where these have parts to share."""
+    sizes = ((rows_of_things, "WORK", 1), (rows_of_things, "LINES", 3), (rows_of_things, "SHARE", 16))
+    for place, name, value in (*sizes, (attention, "LONG", 8), (loop, "LONG", 8)):
+        monkeypatch.setattr(place, name, value)
+    model, found = make_model(lora=LORA), []
+    for there in (1, 2, 3):
+        monkeypatch.setattr(loop, "cores", lambda there=there: there)
+        monkeypatch.setattr(parallel, "cores", lambda there=there: there)
+        found.append(loss_and_gradients(model, model.parameters(), *batch(2), pieces=count))
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0]
+        pairs = zip(gradients, found[0][1], strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs if a is not None)
 
 
 def test_a_step_draws_two_words_whatever_the_batch(make_model):
