@@ -450,3 +450,13 @@ def test_rotate_keeps_precision_memory_order_and_its_angles():
 def test_angles_that_do_not_fit(x, cos, sin):
     with pytest.raises(ValueError, match=r"rotate: x \(.*\), cos \(.*\) and sin \(.*\) do not fit: \(..., T, D\)"):
         ops.rotate(np.ones(x), np.ones(cos), np.ones(sin))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 17, 17), (3, 16, 16), (2, 64, 64), (2, 33, 40), (130, 200), (9, 1), (1, 1), (5, 7)]
+)
+def test_the_largest_score_is_found_however_keys_are_laid(shape):
+    """Among infinities, and what is not a number, too."""
+    e = np.random.default_rng(0).standard_normal(shape)
+    e.flat[0], e.flat[-1] = np.nan, -np.inf
+    np.testing.assert_array_equal(attend.largest_scores(e), e.max(axis=-2, keepdims=True))
