@@ -280,12 +280,12 @@ CAPTIONS: dict[str, str] = {
     ),
     "style": (
         "The model that draws letters is taught a font that it has never seen from 10, 26 or 52 of its glyphs, by LoRA "
-        "of rank 4 in every linear layer and by full fine-tuning, each at the best of several rates on 26, in 150 "
-        "steps of 32 pictures and, hollow, in more of them; then it draws the other characters, which so are others "
-        "for each number. Shares of pictures in which the two judges (vision "
-        "transformers that come with the package) read the right character and see the right font of 21; error bars "
-        "are the spread over seeds, each a font: STIX Bold Italic, DejaVu Serif Bold Italic, Computer Modern Italic. "
-        "Dashed: the base, and what the judges say of the font's own glyphs."
+        "of rank 4 in every linear layer and by full fine-tuning, each at the best of several rates on 26 of another "
+        "font, in 150 steps of 32 pictures and, hollow, in more of them; then it draws the other characters, which so "
+        "are others for each number, led away from what the base draws. Shares of pictures in which the two judges "
+        "(vision transformers that come with the package) read the right character and see the right font of 20; error "
+        "bars are the spread over seeds, each a font: STIX Bold Italic, DejaVu Serif Bold Italic, Computer Modern Bold."
+        " Dashed: the base, and what the judges say of the font's own glyphs."
     ),
     "style-letters": (
         "Characters that were not among the 26 shown: as the base draws them, as it draws them from the same noise "

@@ -75,7 +75,7 @@ def _forgets(most: Mapping[str, Row]) -> str:
     lora, full = (most[method]["matched"][-1]["old"] for method in ("lora", "full"))
     if max(lora) < min(full) or max(full) < min(lora):
         return f"at equal error LoRA forgets {'less' if max(lora) < min(full) else 'more'} than full"
-    return "at equal error LoRA and full forget alike"
+    return "at equal error LoRA clearly forgets neither more nor less than full"
 
 
 def _numbers(most: Mapping[str, Row]) -> str:

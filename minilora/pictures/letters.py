@@ -74,7 +74,8 @@ def style(records: Records) -> Figure:
             axes.set_xlabel("characters shown")
             label_ends(axes, ends)
             heading(axes, {"character": "right letter", "font": "right font"}[share])
-        return state(figure, _amount(rows, long) + seeds_note(rows), _ranks(rows) + _longer(long))
+        plain = [row for row in rows_of(records, "style") if row["name"] == "not led away"]
+        return state(figure, _amount(rows, long) + seeds_note(rows), _ranks(rows) + _longer(long, plain))
 
 
 def _amount(rows: Sequence[Row], long: Sequence[Row]) -> str:
@@ -97,15 +98,17 @@ def _ranks(rows: Sequence[Row]) -> str:
     return f"Letters and font by rank, on 26 characters: {told}; {verdict}."
 
 
-def _longer(long: Sequence[Row]) -> str:
-    """What more steps on more pictures come to."""
+def _longer(long: Sequence[Row], plain: Sequence[Row]) -> str:
+    """What more steps on more pictures come to, and the same adapters where nothing is led away from the base."""
     if not long:
         return ""
     names = [f"LoRA of rank {row['rank']}" if row["method"] == "lora" else "full" for row in long]
     told = "; ".join(
         f"{name}: {percent(row['character'])} and {percent(row['font'])}" for name, row in zip(names, long, strict=True)
     )
-    return f" Hollow, in {long[0]['steps']} steps of {long[0]['batch_size']}: {told}."
+    told = f" Hollow, in {long[0]['steps']} steps of {long[0]['batch_size']}: {told}."
+    shares = [f"{percent(row['character'])} and {percent(row['font'])}" for row in plain]
+    return told + "".join(f" The same LoRA, drawn with guidance alone: {share}." for share in shares)
 
 
 def style_blocks(records: Records) -> Figure:
@@ -138,11 +141,13 @@ def style_blocks(records: Records) -> Figure:
 
 
 def _where_it_lives(rows: Sequence[Row], everything: Row) -> str:
-    """Whether one block alone is clearly above another in the share of the right font, or as good as all of them."""
+    """Whether one block alone is clearly above all others in the share of the right font, or as good as all of them."""
     single = [row for row in rows if len(row["blocks"]) == 1]
-    best, worst = (pick(single, key=lambda row: row["font"]) for pick in (max, min))
-    if not clearly(best, worst, "font"):
-        return "No block alone is clearly where style lives"
+    best = max(single, key=lambda row: row["font"])
+    behind = [row["blocks"][0] for row in single if clearly(best, row, "font") > 0]
+    if len(behind) < len(single) - 1:
+        less = f"; {best['blocks'][0]} teaches clearly more than {listed(list(map(str, behind)))}" if behind else ""
+        return f"No block alone is clearly where style lives{less}"
     as_good = not clearly(everything, best, "font")
     beside = "not clearly less than all blocks" if as_good else f"all blocks {percent(everything['font'])}"
     return f"Of single blocks, block {best['blocks'][0]} teaches most of a font: {percent(best['font'])}, {beside}"

@@ -343,6 +343,7 @@ def style():
     long = {"steps": 600, "batch_size": 64}
     rows.append(row("long", "lora", 16, 26, 0.9, 0.6, 0.55, 0.2) | long)
     rows.append(row("long", "full", 4, 26, 0.8, 0.5, 0.4, 0.2) | long)
+    rows.append(row("not led away", "lora", 16, 26, 0.95, 0.3, 0.3, 0.2) | long)
     picture = ["00ff" * 32] * 2
     for font in ("One", "Two"):
         rows.append({"name": "pictures", "font": font, "before": picture, "after": picture, "true": picture})

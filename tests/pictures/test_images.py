@@ -14,7 +14,7 @@ def test_images_tells_who_errs_least_and_who_forgets(title, figure_of, wide):
         for at in row["matched"]:
             at["old"] = [0.1, 0.2, 0.3]
 
-    assert title("images", alike).endswith("at equal error LoRA and full forget alike")
+    assert title("images", alike).endswith("at equal error LoRA clearly forgets neither more nor less than full")
     assert "Where 30 % of Greek is wrong" in figure_of("images").get_label()
 
 
