@@ -52,13 +52,13 @@ class SegmenterConfig:
     """
 
     size: int = 48
-    patch: int = 6
-    width: int = 64
+    patch: int = 8
+    width: int = 96
     layers: int = 3
     decoder_layers: int = 2
     heads: int = 4
-    features: int = 12
-    window: int = 5
+    features: int = 24
+    window: int = 7
     frequencies: int = 6
 
     def __post_init__(self) -> None:

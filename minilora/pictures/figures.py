@@ -262,12 +262,13 @@ CAPTIONS: dict[str, str] = {
     "segments": (
         "A segmenter that was trained on shapes, on cracks in brickwork: 1 − IoU (intersection over union of the "
         "pixels found and meant, asked by a point) on held-out scenes; each method at its best rate of a grid of "
-        "factor 2; error bars are the spread over seeds. Right: the least error on shapes for each error on cracks, "
-        "over numbers of examples and steps; lines are means over seeds, bands reach from the least to the most."
+        "factor 2, in batches mirrored at random; error bars are the spread over seeds. Right: the least error on "
+        "shapes for each error on cracks, over numbers of examples and steps; lines are means over seeds, bands reach "
+        "from the least to the most."
     ),
     "segmented": (
         "The first held-out scene of each kind with its prompt, and what the segmenter trained on shapes finds before "
-        "and after LoRA of rank 8 on all its linear layers; blue is inside."
+        "and after LoRA of rank 8 on all its linear layers, cracks in batches that are mirrored; blue is inside."
     ),
     "real": (
         "SmolLM2 with 135 million parameters, in 4 bits: the share of held-out questions in SQL that it answers "

@@ -7,13 +7,14 @@ its picture to half a pixel, however thin the thing is.
     shapes      discs, boxes and triangles that may hide one another: the prompt says which one is meant
     plates      a licence plate, a little tilted, on a textured ground
     characters  the same pictures, and what is written on the plate
-    cracks      a random walk of changing width through bricks and mortar
+    cracks      a random walk of changing width, through bricks and mortar or along the joints, where much else is dark
 
 A point is (x, y): x to the right and y down, both from 0 at the centre of the first pixel. A box is (x0, y0, x1, y1),
 the outermost pixels of a mask.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,36 +172,82 @@ def shapes(size: int, rng: np.random.Generator) -> Painted:
 
 
 def cracks(size: int, rng: np.random.Generator) -> Painted:
-    """A crack through brickwork: a random walk from edge to edge, its width a random walk, too."""
-    u, v = turned(size, rng.uniform(0, size, 2), rng.uniform(-0.1, 0.1))
+    """A crack in brickwork, in which other things are dark, too: joints, pores, and where a shadow falls.
+
+    Those are what crack detectors take for cracks: Ge et al. 2023 name dim light, shadows and construction joints. In
+    masonry a crack goes through bricks, or like stairs along the joints.
+    """
+    origin, tilt = rng.uniform(0, size, 2), rng.uniform(-0.1, 0.1)
+    u, v = turned(size, origin, tilt)
     high, long, joint = rng.uniform(7, 10), rng.uniform(14, 20), rng.uniform(0.8, 1.6)
     row = np.floor(v / high).astype(int)
     u = u + np.where(row % 2, long / 2, 0)
     column = np.floor(u / long).astype(int)
-    bricks = rng.uniform(0.4, 0.75) + rng.uniform(-0.1, 0.1, (97, 89))[row % 97, column % 89]
-    mortar = rng.uniform(0.8, 0.95) if rng.random() < 0.7 else rng.uniform(0.2, 0.35)
+    image = rng.uniform(0.4, 0.75) + rng.uniform(-0.1, 0.1, (97, 89))[row % 97, column % 89]
+    image = image + ground(size, rng, 0, rng.uniform(0, 0.08)) + grain(size, rng, rng.uniform(0, 0.06))
+    for _ in range(rng.integers(0, 7)):  # pores
+        at, wide = rng.uniform(0, size, 2), rng.uniform(0.4, 1.2)
+        image = paint(image, cover(wide - np.hypot(*turned(size, at, 0))), rng.uniform(0.1, 0.3))
     d = joint / 2 - np.minimum(np.minimum(v % high, high - v % high), np.minimum(u % long, long - u % long))
-    image = paint(ground(size, rng, 0, 0.04) + bricks, cover(d), mortar)
-    d = walk(size, rng)
-    return finished(paint(image, cover(d), rng.uniform(0.0, 0.15)), rng), d > 0
+    mortar = rng.uniform(0.8, 0.95) if rng.random() < 0.5 else rng.uniform(0.2, 0.35)  # bright or dark
+    image = paint(image, cover(d), mortar + grain(size, rng, 0.04))
+    inside, stepped = np.zeros((size, size)), rng.random() < 0.5
+    while (inside > 0).sum() < size:  # until enough of it is in the picture
+        inside = line(size, along_joints(size, rng, origin, tilt, high, long) if stepped else walk(size, rng), rng)
+    image = paint(image, cover(inside), rng.uniform(0.0, 0.15))  # a void, from which no light comes back
+    return finished(image * light(size, rng), rng), inside > 0
 
 
 def walk(size: int, rng: np.random.Generator) -> np.ndarray:
-    """The signed distance to a line that wanders across the picture, one to four pixels wide."""
-    x, y = grid(size)
+    """The corners of a line that wanders across the picture, through whatever there is: (n, 2)"""
     side, angle = rng.uniform(0, 2 * math.pi), 0.0
-    at = size / 2 - size / 2 * np.array([math.cos(side), math.sin(side)]) * rng.uniform(0.8, 1.1)
-    half, d = rng.uniform(0.6, 1.8), np.full((size, size), -np.inf)
-    for _ in range(2 * size):
+    places = [size / 2 - size / 2 * np.array([math.cos(side), math.sin(side)]) * rng.uniform(0.8, 1.1)]
+    while len(places) < 2 * size and np.abs(places[-1] - size / 2).max() <= size / 2 + 4:
         angle += rng.normal(-0.1 * angle, 0.35)  # it turns back to where it was going
+        places.append(places[-1] + 2 * np.array([math.cos(side + angle), math.sin(side + angle)]))
+    return np.array(places)
+
+
+def along_joints(size: int, rng: np.random.Generator, origin: Any, tilt: float, high: float, long: float) -> np.ndarray:
+    """The corners of a line like stairs, a walk on the joints: down beside a brick, along half of the next, on."""
+    c, s = math.cos(tilt), math.sin(tilt)
+    x, y = rng.uniform(0.2, 0.8) * size - origin[0], -origin[1]
+    row = math.floor(y / high) - 1
+    u = math.floor(x / long) * long - (row % 2) * long / 2
+    side, places = rng.choice((-1, 1)), [(u, row * high)]
+    while row * high < size - origin[1] + high:
+        places.append((u, (row + 1) * high))
+        row, u = row + 1, u + side * long / 2  # of the next row, whose upright joints stand half a brick aside
+        places.append((u, row * high))
+        side = -side if rng.random() < 0.25 else side
+    jitter = rng.normal(0, 0.5, (len(places), 2))
+    u, v = (np.array(places) + jitter).T
+    return np.stack([c * u - s * v, s * u + c * v], axis=-1) + origin
+
+
+def line(size: int, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The signed distance to a line through these places, whose width is a random walk: one to four pixels."""
+    x, y = grid(size)
+    half, d = rng.uniform(0.6, 1.8), np.full((size, size), -np.inf)
+    for at, to in itertools.pairwise(places):
+        step = to - at
         half = np.clip(half + rng.normal(0, 0.12), 0.55, 2.0)
-        step = 2 * np.array([math.cos(side + angle), math.sin(side + angle)])
-        t = np.clip(((x - at[0]) * step[0] + (y - at[1]) * step[1]) / 4, 0, 1)  # of the nearest place on this step
+        t = np.clip(((x - at[0]) * step[0] + (y - at[1]) * step[1]) / (step @ step), 0, 1)  # of the nearest place on it
         d = np.maximum(d, half - np.hypot(x - at[0] - t * step[0], y - at[1] - t * step[1]))
-        at = at + step
-        if np.abs(at - size / 2).max() > size / 2 + 4:
-            break
     return d
+
+
+def grain(size: int, rng: np.random.Generator, depth: float) -> np.ndarray:
+    """What is rough: spots of two pixels' size."""
+    return rng.normal(0, depth, (size // 2 + 1, size // 2 + 1)).repeat(2, axis=0).repeat(2, axis=1)[:size, :size]
+
+
+def light(size: int, rng: np.random.Generator) -> np.ndarray:
+    """How much light falls on each pixel: more on one side, and less where something throws its shadow."""
+    u, _ = turned(size, (size / 2, size / 2), rng.uniform(0, 2 * math.pi))
+    d, _ = turned(size, rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0, 2 * math.pi))
+    shadow = rng.uniform(0.5, 0.9) if rng.random() < 0.4 else 1
+    return paint(1 + rng.uniform(0, 0.4) * u / size, cover(d / rng.uniform(1, 5)), shadow)
 
 
 # --- plates ----------------------------------------------------------------------------------------------------------

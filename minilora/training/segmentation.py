@@ -8,7 +8,7 @@ import numpy as np
 from ..autograd.signatures import checked, shown
 from ..autograd.tensor import no_grad
 from ..nn.segmenter import Segmenter, as_masks, as_prompts
-from .checks import integer
+from .checks import integer, truth
 from .loop import train_step
 from .optim import AdamW, Optimizer, cosine_schedule
 from .parallel import in_parallel
@@ -46,14 +46,19 @@ def segmenter_steps(
     rng: Any = 0,
     weight_decay: float = 0.01,
     pieces: int | None = None,
+    mirrored: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Train what the model trains now: (step, loss before it), one after the other; a look between them changes none.
 
-    Each batch is drawn anew, and so are its prompts. The rate rises for a tenth of the steps, then falls as a cosine.
+    Each batch is drawn anew, and so are its prompts. mirrored: and half of the batches left to right, half upside down,
+    for things that are the same in a mirror. The rate rises for a tenth of the steps, then falls as a cosine.
     """
     rng, optimizer = np.random.default_rng(rng), AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    images, masks = fitting("train_segmenter", scenes.images, scenes.masks, model.config.size)
+    images, masks = whole = fitting("train_segmenter", scenes.images, scenes.masks, model.config.size)
     for step in range(steps):
+        if mirrored:
+            over, across = rng.choice((-1, 1), 2)
+            images, masks = (array[:, ::over, ::across] for array in whole)
         optimizer.lr = cosine_schedule(step, steps, lr, max(steps // 10, 1), 0.02 * lr)
         rows = rng.choice(len(images), min(batch_size, len(images)), replace=False)
         points, boxes = prompts_of(masks[rows], rng)
@@ -63,22 +68,25 @@ def segmenter_steps(
         yield step, segment_step(model, optimizer, *given, 1.0, pieces, rng if model.drops_out() else None)
 
 
-def pretrain_segmenter(steps: int = 2000, scenes: int = 4096, rng: Any = 0) -> Iterator[tuple[int, float, Segmenter]]:
+def pretrain_segmenter(steps: int = 5000, scenes: int = 16384, rng: Any = 0) -> Iterator[tuple[int, float, Segmenter]]:
     """The shipped base, as it was made: a new segmenter, trained on shapes.   (step, loss before it, the model)"""
     rng = np.random.default_rng(rng)
     model, shapes = Segmenter(rng=rng), draw_scenes("shapes", scenes, rng=rng)
-    for step, loss in segmenter_steps(model, shapes, steps, 4e-3, rng=rng, pieces=1):
+    for step, loss in segmenter_steps(model, shapes, steps, 3e-3, rng=rng, pieces=1):
         yield step, loss, model
 
 
 @checked
-def train_segmenter(model: Segmenter, scenes: Scenes, steps: int = 100, lr: float = 1e-2, rng: Any = 0) -> list[float]:
+def train_segmenter(
+    model: Segmenter, scenes: Scenes, steps: int = 100, lr: float = 1e-2, rng: Any = 0, mirrored: bool = False
+) -> list[float]:
     """Train what the model trains now, an adapter or all of it, on scenes. -> the loss before each step
 
-    lr: the highest rate. rng: a seed or a numpy Generator, for what is drawn. Raises as `segment_step` does.
+    lr: the highest rate. rng: a seed or a numpy Generator, for what is drawn. mirrored: whether batches are, too, left
+    to right and upside down: a crack in a mirror is a crack, a letter is none. Raises as `segment_step` does.
     """
-    steps = integer("train_segmenter: steps", steps, 1)
-    return [loss for _, loss in segmenter_steps(model, scenes, steps, lr, rng=rng)]
+    steps, mirrored = integer("train_segmenter: steps", steps, 1), truth("train_segmenter: mirrored", mirrored)
+    return [loss for _, loss in segmenter_steps(model, scenes, steps, lr, rng=rng, mirrored=mirrored)]
 
 
 @checked

@@ -141,14 +141,14 @@ def test_a_file_holds_it(tmp_path):
 
 @pytest.mark.slow
 def test_the_shipped_one_is_small_and_finds_shapes_that_are_pointed_at():
-    """Half a megabyte, and two thirds of what it finds or should find is both; of what it was not taught, little."""
+    """Below 2 MB; four fifths of what it finds or should find is both; of what it was not taught, little."""
     model = load_segmenter()
-    assert model.config == SegmenterConfig() and BASE.stat().st_size <= 1e6
+    assert model.config == SegmenterConfig() and BASE.stat().st_size <= 2e6
     found = {}
     for kind in ("shapes", "plates", "characters"):
-        scenes = draw_scenes(kind, 32, rng=4)
-        found[kind] = np.mean([mask_of(model, scenes, i) for i in range(32)])
-    assert found["shapes"] > 0.6 and found["plates"] < 0.4 and found["characters"] < 0.4
+        scenes = draw_scenes(kind, 64, rng=4)
+        found[kind] = np.mean([mask_of(model, scenes, i) for i in range(64)])
+    assert found["shapes"] > 0.75 and found["plates"] < 0.4 and found["characters"] < 0.4
 
 
 def mask_of(model, scenes, i):
@@ -177,7 +177,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     for header, message in [
         ({"kind": "model"}, "holds 'model', expected 'segmenter'"),
         ({"kind": "segmenter"}, "the header has no 'config'"),
-        ({"kind": "segmenter", "config": {"size": 9}}, "size = 9 is not divisible by patch = 6"),
+        ({"kind": "segmenter", "config": {"size": 9}}, "size = 9 is not divisible by patch = 8"),
         ({"kind": "segmenter", "config": {"depth": 9}}, "depth"),
         ({"kind": "segmenter", "config": dataclasses.asdict(SMALL) | {"width": 10**6}}, "asks for more than it holds"),
         ({"kind": "segmenter", "config": dataclasses.asdict(SMALL) | {"layers": 10**6}}, "asks for more than it holds"),

@@ -7,6 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora.nn.segmenter import Segmenter, SegmenterConfig
+from minilora.training import segmentation
 from minilora.training.scenes import draw_scenes, scenes_of
 from minilora.training.segmentation import (
     iou,
@@ -79,6 +80,25 @@ def test_it_learns_and_the_same_seed_is_the_same_training(scenes):
         iou(model, scenes)
         looked.append(loss)
     assert looked == losses[0]
+
+
+def test_mirrored_batches_are_those_scenes_in_a_mirror(scenes, monkeypatch):
+    seen = []
+    keep = lambda model, optimizer, images, prompts, masks, *rest: seen.append((images, prompts, masks)) or 0.0
+    monkeypatch.setattr(segmentation, "segment_step", keep)
+    train_segmenter(Segmenter(SMALL), scenes, 12, mirrored=True)
+    turns = lambda array: [array, array[:, ::-1], array[::-1], array[::-1, ::-1]]
+    which = []
+    for images, prompts, masks in seen:
+        for image, (x, y, _, _), mask in zip(images, prompts, masks, strict=True):
+            row = next(i for i in range(6) if np.array_equal(np.sort(image, None), np.sort(scenes.images[i], None)))
+            turn = next(t for t, one in enumerate(turns(scenes.images[row])) if np.array_equal(one, image))
+            np.testing.assert_array_equal(mask, turns(scenes.masks[row])[turn])
+            assert mask[int(y)].any() and mask[:, int(x)].any()
+            which.append(turn)
+    assert set(which) == {0, 1, 2, 3}
+    with pytest.raises(TypeError, match=r"^train_segmenter: mirrored = 1, expected True or False"):
+        train_segmenter(Segmenter(SMALL), scenes, 1, mirrored=1)
 
 
 @pytest.mark.slow
