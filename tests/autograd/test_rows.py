@@ -50,6 +50,7 @@ def test_a_product_is_the_same(n, m, k, order):
     np.testing.assert_allclose(rows.product(a, b, (c, d), bias), a @ b + c @ d + bias, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_large_product_is_the_same_bits():
     """A row is added up alike, whatever rows stand beside it: pieces are too large for kernels of small products."""
     for n, m, k in ((2048, 256, 256), (1030, 640, 72)):
