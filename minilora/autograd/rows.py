@@ -20,7 +20,9 @@ def product(a: Array, b: Array, more: tuple[Array, Array] | None = None, bias: A
 
     A thin product and a bias are added to a part while a core's cache holds it.
     """
-    n, count = len(a), min(max(2, len(a) // LINES), len(a) * b.size // WORK) if cut() else 1
+    if not cut():
+        return _product(a, b, more, bias)
+    n, count = len(a), min(max(2, len(a) // LINES), len(a) * b.size // WORK)
     arrays = (a, b, *(more or ()), *(() if bias is None else (bias,))) if count > 1 else ()
     if len({(type(x), x.dtype) for x in arrays}) != 1 or type(a) is not np.ndarray:
         return _product(a, b, more, bias)
@@ -31,7 +33,7 @@ def product(a: Array, b: Array, more: tuple[Array, Array] | None = None, bias: A
 
 
 def _product(a: Array, b: Array, more: tuple | None, bias: Array | None, out: Array | None = None) -> Array:
-    y = array_module(a).matmul(a, b, out=out)
+    y = a @ b if out is None else np.matmul(a, b, out=out)
     if more is not None:
         y = plus(y, more[0] @ more[1])
     return y if bias is None else plus(y, bias)
@@ -53,7 +55,9 @@ def row_by_row(function: Callable[..., tuple]) -> Callable[..., tuple]:
 
     @functools.wraps(function)
     def call(x: Array, *rest: Any, **options: Any) -> tuple:
-        count = x.size // SHARE if cut() else 0
+        if not cut():
+            return function(x, *rest, **options)
+        count = x.size // SHARE
         if count < 2 or type(x) is not np.ndarray or any(getattr(w, "ndim", 1) != 1 for w in rest):
             return function(x, *rest, **options)
         shape, rows = x.shape, x.reshape(-1, x.shape[-1])
