@@ -211,6 +211,11 @@ def test_a_committed_figure_has_its_caption_and_another_picture_the_words_that_l
     assert told[4] == "Picture in “2. Rates”: What x costs, by hand" and list(told) == [3, 4]
 
 
+def test_every_committed_figure_has_words():
+    names = [path.stem for path in sorted((ROOT / "figures").glob("*.png"))]
+    assert [name for name in names if len(lecture_pages.caption(name)) < 20] == []
+
+
 def test_a_quiz_is_printed_as_questions_and_then_answers():
     cells = [cell("markdown", "q", QUIZ, "slide"), cell("markdown", "e", "## Exercises\n\n1. One.", "skip")]
     questions, answers = lecture_pages.quiz({"cells": cells})

@@ -58,6 +58,8 @@ def caption(name: str) -> str:
 OTHERS = {  # figures that stand in no README and have no caption of their own
     "adapter": "Spectra by layer, and norms by layer and kind, of one adapter.",
     "bench": "How fast each part is beside its peers.",
+    "bench-scaling": "How a step's time and memory grow with text, batch, width and depth, beside PyTorch.",
+    "exchange-messages": "What the sum over two and four processes takes, by the bytes that each gives.",
     "loss": "The demo's losses while the shipped model is adapted to new text.",
     "singular_values": "The singular values of the demo's update ΔW.",
 }
