@@ -141,7 +141,7 @@ def sum_of_rows(x: Array) -> Array:
 
     (..., n, C) -> (..., C)
     """
-    if x.size > MANY or x.shape[-1] == 1 or x.dtype.kind not in "fc":  # one column NumPy adds in pairs: more digits
+    if x.size > MANY or x.shape[-1] < 4 or x.dtype.kind not in "fc":  # few columns NumPy adds with more digits
         return x.sum(axis=-2)
     return array_module(x).ones(x.shape[-2], dtype=x.dtype) @ x
 
