@@ -269,9 +269,8 @@ class Walk:
         elif a.head == "labels" and not a.patch:
             self.live, x = self._linear("classifier.dense", (a.width, a.width), "classifier.in"), "classifier.inside"
         if a.head == "labels":
-            self._keep(
-                x, self.rows * a.width, self.live and not a.patch
-            )  # tanh's derivative needs its output, relu's where it is 0
+            needed = self.live and not a.patch  # tanh's derivative needs its output, relu's where it is 0
+            self._keep(x, self.rows * a.width, needed)
             self._outputs("classifier" if a.pooler or a.patch else "classifier.out_proj", a.labels, x)
         self.rows = tokens
 

@@ -31,14 +31,7 @@ def _in_blocks(q, k, v, keep, size, window, rest):
     if t <= size and window is None:
         return attend(q, k, v, keep, **rest)
     blocks, parts, vjps = [], [], []
-    for start in range(0, t, size):
-        rows = slice(start, min(start + size, t))
-        first = 0 if window is None else max(0, s - t + start - window + 1)
-        seen = slice(first, s - t + rows.stop)
-        mask = block_of(rest["mask"], rows, seen)
-        if window is not None and seen.stop - first > window:
-            near = near_keys(array_module(q), rows.stop - start, seen.stop - first, window)
-            mask = near if mask is None else mask & near
+    for rows, seen, mask in blocks_of(array_module(q), t, s, size, True, window, rest["mask"]):
         part, vjp_of_part = attend(
             q[..., rows, :], k[..., seen, :], v[..., seen, :], block_of(keep, rows, seen), **(rest | {"mask": mask})
         )
@@ -59,6 +52,19 @@ def _in_blocks(q, k, v, keep, size, window, rest):
         return _stacked([*dqs, last], g), dk, dv
 
     return _stacked(parts, q), vjp
+
+
+def blocks_of(xp, t, s, size, causal, window, mask):
+    """(queries, the keys that some of them see, what hides more of these, or None), so many queries at a time."""
+    for start in range(0, t, size):
+        rows = slice(start, min(start + size, t))
+        first = 0 if window is None else max(0, s - t + start - window + 1)
+        seen = slice(first, s - t + rows.stop) if causal else slice(0, s)
+        hidden = block_of(mask, rows, seen)
+        if window is not None and seen.stop - first > window:
+            near = near_keys(xp, rows.stop - start, seen.stop - first, window)
+            hidden = near if hidden is None else hidden & near
+        yield rows, seen, hidden
 
 
 def block_of(mask, rows, seen):
@@ -93,11 +99,7 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
         q = q.reshape(*shape[:-3], group * t, shape[-1])
     apart = lambda x: x if group == 1 else x.reshape(*x.shape[:-2], group, t, x.shape[-1])
     e = k @ q.swapaxes(-1, -2)  # (..., S, T)
-    if causal and t > 1:
-        own = e[..., k.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
-        own += unseen(xp, t, group, e.real.dtype)
-    if mask is not None:
-        e += xp.where(across(xp, mask, group, t), 0, -np.inf).astype(e.real.dtype)
+    hide(e, causal, mask, group, t)
     top = largest_scores(e)
     e -= top if mask is None else xp.where(top == -np.inf, 0, top)  # a query that sees no key: E is 0 all the same
     xp.exp(e, out=e)
@@ -122,6 +124,16 @@ def attend(q, k, v, keep=None, causal=True, mask=None, group=1, scale=None):
         return apart(dq), ds @ q, kept @ g
 
     return apart(o), vjp
+
+
+def hide(e, causal, mask, group, t):
+    """-inf for scores (..., S, T) of keys that are later than their query, and that the mask hides."""
+    xp = array_module(e)
+    if causal and t > 1:
+        own = e[..., e.shape[-2] - t :, :]  # the keys at the queries' own positions: (..., T, T)
+        own += unseen(xp, t, group, e.real.dtype)
+    if mask is not None:
+        e += xp.where(across(xp, mask, group, t), 0, -np.inf).astype(e.real.dtype)
 
 
 def largest_scores(e):

@@ -17,7 +17,7 @@ Where it is so large, or so far above the largest score, that digits would be lo
 
 import numpy as np
 
-from .attend import across, block_of, largest_scores, near_keys, unseen
+from .attend import across, block_of, blocks_of, hide, largest_scores
 from .backend import array_module
 from .parts import in_parts
 from .rows import row_dot
@@ -91,7 +91,7 @@ def _in_blocks(q, k, v, hides, causal, window, group, scale, o, size):
     q1, k1, v1 = _beside(q, -_bound(q, k, causal)), _beside(k), _beside(v)
     del q, k, v  # of no further use as they were
     f = xp.empty((*o.shape[:-1], 1), o.dtype)  # (..., T, 1)
-    blocks = list(_blocks(xp, t, k1.shape[-2], size, causal, window, mask))
+    blocks = list(blocks_of(xp, t, k1.shape[-2], size, causal, window, mask))
     flat = lambda x: x if group == 1 else x.reshape(*x.shape[:-3], -1, x.shape[-1])  # (..., H / K T, D)
     apart = lambda x: x if group == 1 else x.reshape(*x.shape[:-2], group, -1, x.shape[-1])
 
@@ -147,27 +147,9 @@ def _in_blocks(q, k, v, hides, causal, window, group, scale, o, size):
 
 def _scores(q1, k1, hidden, causal, group):
     """S - top, or S where top has been set to 0, and -inf where a key is hidden: (..., S, T)"""
-    xp, n = array_module(q1), q1.shape[-2] // group
     e = k1 @ q1.swapaxes(-1, -2)
-    if causal and n > 1:
-        last = e[..., -n:, :]  # the keys at the queries' own positions: (..., T, T)
-        last += unseen(xp, n, group, e.real.dtype)
-    if hidden is not None:
-        e += xp.where(across(xp, hidden, group, n), 0, -np.inf).astype(e.real.dtype)
+    hide(e, causal, hidden, group, q1.shape[-2] // group)
     return e
-
-
-def _blocks(xp, t, s, size, causal, window, mask):
-    """(queries, the keys that some of them see, what hides more of these, or None)"""
-    for start in range(0, t, size):
-        rows = slice(start, min(start + size, t))
-        first = 0 if window is None else max(0, s - t + start - window + 1)
-        seen = slice(first, s - t + rows.stop) if causal else slice(0, s)
-        hidden = block_of(mask, rows, seen)
-        if window is not None and seen.stop - first > window:
-            near = near_keys(xp, rows.stop - start, seen.stop - first, window)
-            hidden = near if hidden is None else hidden & near
-        yield rows, seen, hidden
 
 
 def _bound(q, k, causal):
