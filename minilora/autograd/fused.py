@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32, by_value, narrow, sum_of_rows, wide
-from .parts import SHARE, by_entry, in_parts
+from .parts import by_entry, two_by_entry
 from .recording import blocks, paused
 from .rows import largest, plus, product, row_by_row, row_dot
 from .tensor import register
@@ -256,17 +256,9 @@ def gelu(x):
         d /= q
         xp.divide(x, q, out=y)
 
-    def both():
-        flat = x.reshape(-1)
-        y, d = xp.empty_like(flat), xp.empty_like(flat)
-        step = SHARE if xp is np else max(x.size, 1)
-        parts = [(slice(start, start + step),) for start in range(0, x.size, step)]
-        in_parts(lambda part: value_and_slope(flat[part], y[part], d[part]), parts)
-        return y.reshape(x.shape), d.reshape(x.shape)
-
     if blocks.get() and paused():  # hardly anybody asks for the slope
-        return by_entry(value, x), (lambda g: g * both()[1],)
-    y, slope = both()
+        return by_entry(value, x), (lambda g: g * two_by_entry(value_and_slope, x)[1],)
+    y, slope = two_by_entry(value_and_slope, x)
     return y, (lambda g: by_entry(xp.multiply, g, slope),)
 
 

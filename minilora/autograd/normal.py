@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from .backend import array_module, at_least_float32
-from .parts import SHARE, by_entry, in_parts
+from .parts import by_entry, two_by_entry
 from .tensor import register
 
 __all__ = ["gelu_exact"]
@@ -47,13 +47,9 @@ def gelu_exact(x):
     kept in the place of x. Phi(x) keeps its digits where it is small: 1 + erf would have lost them. `gelu` is the
     approximation with tanh.
     """
-    xp, flat = array_module(x), x.reshape(-1)
-    y, slope = xp.empty_like(flat), xp.empty_like(flat)
-    step = SHARE if xp is np else max(x.size, 1)
-    parts = [(slice(start, start + step),) for start in range(0, x.size, step)]
-    in_parts(lambda part: _value_and_slope(xp, flat[part], y[part], slope[part]), parts)
-    slope = slope.reshape(x.shape)
-    return y.reshape(x.shape), (lambda g: by_entry(xp.multiply, g, slope),)
+    xp = array_module(x)
+    y, slope = two_by_entry(lambda *part: _value_and_slope(xp, *part), x)
+    return y, (lambda g: by_entry(xp.multiply, g, slope),)
 
 
 def _value_and_slope(xp, x, y, slope):

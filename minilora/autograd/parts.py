@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, array_module
 
-__all__ = ["by_entry", "cut", "in_parts", "rows_cut", "shared_by", "stretches"]
+__all__ = ["by_entry", "cut", "in_parts", "rows_cut", "shared_by", "stretches", "two_by_entry"]
 
 Share = Callable[[Callable[..., Any], Sequence[tuple]], list]
 _share: ContextVar[Share | None] = ContextVar("share", default=None)
@@ -51,6 +51,16 @@ def by_entry(function: Callable[..., Array], *arrays: Array) -> Array:
     ends = [len(whole) * i // count for i in range(count + 1)]
     in_parts(part, list(itertools.pairwise(ends)))
     return whole.reshape(arrays[0].shape)
+
+
+def two_by_entry(write: Callable[[Array, Array, Array], None], x: Array) -> tuple[Array, Array]:
+    """What write(x, a, b) writes into a and b entry by entry: cores that are free share many entries."""
+    xp, flat = array_module(x), x.reshape(-1)
+    a, b = xp.empty_like(flat), xp.empty_like(flat)
+    step = SHARE if xp is np else max(x.size, 1)  # a GPU takes all at once
+    parts = [(slice(start, start + step),) for start in range(0, x.size, step)]
+    in_parts(lambda part: write(flat[part], a[part], b[part]), parts)
+    return a.reshape(x.shape), b.reshape(x.shape)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import minilora as ml
 from minilora import ops
-from minilora.autograd import fused, versions
+from minilora.autograd import parts, versions
 
 # ---- pointwise
 
@@ -88,7 +88,7 @@ def test_gelu_keeps_its_slope_alone_in_the_place_of_x(far, monkeypatch):
     assert slope.shape == x.shape and slope.dtype == x.dtype and not np.shares_memory(slope, x) and not others
     with ml.no_grad():
         unrecorded, (later,) = gelu(x)
-    monkeypatch.setattr(fused, "SHARE", 10)
+    monkeypatch.setattr(parts, "SHARE", 10)
     stretched, (pull,) = gelu(x)
     for one, d in [(unrecorded, later(x)), (stretched, pull(x))]:
         np.testing.assert_array_equal(one, y)
