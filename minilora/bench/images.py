@@ -15,7 +15,7 @@ from ..nn.vision import ViT, ViTConfig
 from ..studies.turns import Contender, ratio, take_turns
 from ..training.loop import train_step
 from ..training.optim import AdamW
-from .peers import LORA, METHODS, compare_losses
+from .peers import LORA, METHODS, compare_losses, in_team
 from .pytorch import LEARNING_RATE, TorchGPT
 from .rows import EAGER, TRAINING, Row, row
 from .segmenter import segmenter_steps
@@ -59,7 +59,7 @@ def vit_steps(method: str) -> tuple[Contender, Contender]:
     theirs: Any = TorchViT(model)  # type: ignore[arg-type]
     optimizer, x, y = AdamW(model.named_parameters(), LEARNING_RATE), theirs.tensor(images), theirs.tensor(labels)
     other = theirs.torch.optim.AdamW(theirs.trained(), LEARNING_RATE)
-    ours = Contender("minilora", lambda: train_step(model, optimizer, images, labels))
+    ours = Contender("minilora", in_team(model, optimizer, lambda: train_step(model, optimizer, images, labels)))
     return ours, Contender(EAGER, lambda: theirs.train_step(other, x, y))
 
 
@@ -113,7 +113,8 @@ def dit_steps(method: str) -> tuple[Contender, Contender]:
         other.step()
         return loss.item()
 
-    ours = Contender("minilora", lambda: train_step(model, optimizer, (images, times, classes), targets))
+    step = lambda: train_step(model, optimizer, (images, times, classes), targets)
+    ours = Contender("minilora", in_team(model, optimizer, step))
     return ours, Contender(EAGER, their_step)
 
 

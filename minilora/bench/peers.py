@@ -14,6 +14,7 @@ from ..nn.gpt import GPT, GPTConfig
 from ..studies.turns import Contender, LeftOut, nothing
 from ..training.loop import train_step
 from ..training.optim import AdamW
+from ..training.processes import Team
 from . import arrays, pytorch
 from .pytorch import LEARNING_RATE
 from .rows import PRODUCTS
@@ -86,7 +87,19 @@ def our_step(workload: Workload, name: str = "minilora") -> Contender:
     """Forward, backward and AdamW with minilora, on the backend in use."""
     model, (tokens, targets) = workload.model(), workload.data
     optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
-    return Contender(name, lambda: train_step(model, optimizer, tokens, targets), finish_of(model.wte.weight.data))
+    step = in_team(model, optimizer, lambda: train_step(model, optimizer, tokens, targets))
+    return Contender(name, step, finish_of(model.wte.weight.data))
+
+
+def in_team(model: Any, optimizer: AdamW, step: Callable[[], float]) -> Callable[[], float]:
+    """The step, as a training loop takes it: a small model's pieces go to processes."""
+    team = Team(model, optimizer.parameters)
+
+    def step_of_a_loop() -> float:
+        with team:
+            return step()
+
+    return step_of_a_loop
 
 
 def finish_of(array: Array) -> Callable[[], Any]:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..studies.turns import Contender, ratio, take_turns
-from ..training import loop, parallel
-from ..training.loop import loss_and_gradients
+from ..training import backward, parallel
+from ..training.backward import loss_and_gradients
+from ..training.loop import train_step
 from ..training.optim import AdamW
 from .peers import Workload
 from .pytorch import LEARNING_RATE
@@ -30,12 +31,12 @@ THREADS = (1, 2, 4, 8, 16)
 @contextlib.contextmanager
 def on_threads(number: int) -> Iterator[None]:
     """So many threads take pieces, whether or not there are cores for them."""
-    before = loop.cores, parallel.cores
-    loop.cores = parallel.cores = lambda: number
+    before = backward.cores, parallel.cores
+    backward.cores = parallel.cores = lambda: number
     try:
         yield
     finally:
-        loop.cores, parallel.cores = before
+        backward.cores, parallel.cores = before
 
 
 def cores_rows(size: str, turns: int) -> list[Row]:
@@ -73,7 +74,7 @@ def contender(load: Workload, pieces: int, threads: int) -> Contender:
 
     def step() -> float:
         with on_threads(threads):
-            return loop.train_step(model, optimizer, tokens, targets, pieces=pieces)
+            return train_step(model, optimizer, tokens, targets, pieces=pieces)
 
     return Contender(f"{pieces} on {threads}", step)
 

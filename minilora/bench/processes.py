@@ -2,12 +2,13 @@
 
 import ctypes
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import numpy as np
 from ..studies.turns import LeftOut, ratio
 from ..training.loop import train_step
 from ..training.optim import AdamW
+from ..training.processes import SETTLED, Team
 from .peers import Workload
 from .pytorch import LEARNING_RATE, TorchGPT, import_torch
 from .rows import DEMO, EAGER, IMPORT, ITSELF, MEMORY, Row, row
 
-STATUS = Path("/proc/self/status")  # of Linux
-CLEAR = Path("/proc/self/clear_refs")
+PROC = Path("/proc")  # of Linux: a folder for each process
+CLEAR = PROC / "self" / "clear_refs"
 
 
 def fresh(code: str, before: Sequence[str] = (), **environment: str) -> Any:
@@ -88,32 +90,42 @@ def peaks(workload: Workload, turns: int) -> np.ndarray:
 def peak_of_step(workload: Workload, side: str) -> int:
     """Bytes of physical memory that steps need at their peak, beyond what the process holds before them.
 
-    Before them stand the model, the optimiser and its state, and all code that steps load: a step on two tokens a text
-    has been made, and freed memory given back. The peak (VmHWM) is that of the three steps alone.
+    Before them stand the model, the optimiser and its state, and all code that steps load: steps on two tokens a text
+    have been made, and freed memory given back. The peak (VmHWM) is that of the three steps alone; those of processes
+    that compute pieces are added, whether or not they come at one time.
     """
     tokens, targets = workload.data
     if side == "ours":
         model = workload.model()
         optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
-        step: Callable[..., Any] = lambda x, y: train_step(model, optimizer, x, y)
+        team = Team(model, optimizer.parameters)
+
+        def step(x: Any, y: Any) -> Any:
+            with team:
+                return train_step(model, optimizer, x, y)
+
     else:
         peer = TorchGPT(workload.model())
         adamw = peer.torch.optim.AdamW(peer.trained(), LEARNING_RATE)
         step = lambda x, y: peer.train_step(adamw, peer.tensor(x), peer.tensor(y))
-    step(tokens[:, :2], targets[:, :2])
+    for _ in range(SETTLED + 1):
+        step(tokens[:, :2], targets[:, :2])
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc's: give back what it kept, or it would be used again without being counted
         trim(0)
-    before = status("VmRSS")
-    CLEAR.write_text("5")  # forget the peak so far: proc(5)
+    processes = [PROC / str(pid) for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children()))]
+    before = sum(status("VmRSS", process) for process in processes)
+    for process in processes:
+        (process / "clear_refs").write_text("5")  # forget the peak so far: proc(5)
     for _ in range(3):
         step(tokens, targets)
-    return status("VmHWM") - before
+    return sum(status("VmHWM", process) for process in processes) - before
 
 
-def status(name: str) -> int:
-    """A number of bytes out of /proc/self/status."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+def status(name: str, process: Path = PROC / "self") -> int:
+    """A number of bytes out of a process's /proc/PID/status."""
+    lines = (process / "status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])
 
 

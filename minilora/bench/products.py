@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..studies.turns import Contender
-from ..training.loop import loss_and_gradients
+from ..training.backward import loss_and_gradients
 from .peers import Workload
 from .profile import watched
 from .pytorch import import_torch

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..autograd import ops
 from ..autograd.tensor import PRIMITIVES, primitive
-from ..training import loop
+from ..training import backward
+from ..training.loop import train_step
 from ..training.optim import AdamW
 from ..training.parallel import cores
 from .peers import Workload, finish_of
@@ -61,14 +62,14 @@ class Clock:
 @contextlib.contextmanager
 def watched(clock: Any) -> Iterator[None]:
     """Inside the block the clock, or what does as one, runs for every primitive and for the walk of the tape."""
-    walk = loop.grad
+    walk = backward.grad
     for name, plain in PRIMITIVES.items():
         setattr(ops, name, primitive(clock.primitive(name, plain.__wrapped__)))  # type: ignore[attr-defined]
-    loop.grad = clock.timed(walk, GRAD)
+    backward.grad = clock.timed(walk, GRAD)
     try:
         yield
     finally:
-        loop.grad = walk
+        backward.grad = walk
         for name, plain in PRIMITIVES.items():
             setattr(ops, name, plain)
 
@@ -84,7 +85,7 @@ def profile(workload: Workload, steps: int = 10) -> dict[str, Any]:
     clock = Clock(finish_of(model.wte.weight.data))
     model.loss = clock.timed(model.loss, LOSS)  # type: ignore[method-assign]
     optimizer.step = clock.timed(optimizer.step, UPDATE)  # type: ignore[method-assign]
-    step = clock.timed(lambda: loop.train_step(model, optimizer, tokens, targets), STEP)
+    step = clock.timed(lambda: train_step(model, optimizer, tokens, targets), STEP)
     with watched(clock):
         for _ in range(2):
             step()

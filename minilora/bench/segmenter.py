@@ -13,7 +13,7 @@ from ..studies.turns import Contender
 from ..training.optim import AdamW
 from ..training.scenes import draw_scenes
 from ..training.segmentation import segment_step
-from .peers import LORA
+from .peers import LORA, in_team
 from .pytorch import LEARNING_RATE, TorchGPT
 from .rows import EAGER
 
@@ -90,5 +90,5 @@ def segmenter_steps(method: str) -> tuple[Contender, Contender]:
     optimizer, given = AdamW(model.named_parameters(), LEARNING_RATE), (scenes.images, scenes.boxes, scenes.masks)
     x, y = tuple(map(theirs.tensor, given[:2])), theirs.tensor(scenes.masks.astype(np.float32))
     other = theirs.torch.optim.AdamW(theirs.trained(), LEARNING_RATE)
-    ours = Contender("minilora", lambda: segment_step(model, optimizer, *given))
+    ours = Contender("minilora", in_team(model, optimizer, lambda: segment_step(model, optimizer, *given)))
     return ours, Contender(EAGER, lambda: theirs.train_step(other, x, y))

@@ -19,6 +19,7 @@ from ..training.judges import SEEN
 from ..training.loop import train_step
 from ..training.optim import AdamW, cosine_schedule
 from ..training.parallel import blas_of_one_thread
+from ..training.processes import Team
 from .frontier import SHARES, envelope, olds, points, reach
 from .records import kept_rows
 from .runs import Runs, summarise
@@ -74,6 +75,7 @@ def learning(base: ViT, method: str, examples: int, lr: float, seed: int, steps:
     text = drawn[np.concatenate(rows)]
     model = prepared(base, method, seed)
     optimizer = AdamW(model.parameters(trainable=True), lr=lr, weight_decay=0.0)
+    team = Team(model, optimizer.parameters)
     curve: dict[str, list] = {"step": [], "loss": [], "old_loss": []}
     with blas_of_one_thread():
         for step in range(steps + 1):
@@ -84,7 +86,8 @@ def learning(base: ViT, method: str, examples: int, lr: float, seed: int, steps:
             if step < steps:
                 optimizer.lr = cosine_schedule(step, steps, lr, max(steps // 10, 1))
                 batch = rng.choice(len(text), min(BATCH, len(text)), replace=False)
-                train_step(model, optimizer, text.images[batch], text.character[batch], pieces=2)
+                with team:
+                    train_step(model, optimizer, text.images[batch], text.character[batch], pieces=2)
     return {
         "lr": lr, "seed": seed, "curve": curve, "error": curve["loss"][-1], "old_error": curve["old_loss"][-1],
         "chosen_by": float((model.predict(choosing.images) != choosing.character).mean()),

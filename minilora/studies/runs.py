@@ -27,6 +27,7 @@ from ..training.corpus import PYTHON, Corpus, load_corpus
 from ..training.loop import evaluate, length_of, train_step
 from ..training.optim import AdamW, cosine_schedule
 from ..training.parallel import blas_of_one_thread
+from ..training.processes import Team
 from ..training.run import Run, Settings
 from ..training.stopping import stop_at_signals
 from .choosing import Between
@@ -246,12 +247,14 @@ def trained(run: Run, stop: int, pull: float = 0.0) -> Iterator[int]:
     """
     s, length = run.settings, length_of("train", run.model, run.corpus, run.settings.window)
     began = [p.data.copy() for p in run.optimizer.parameters] if pull else []
+    team = Team(run.model, run.optimizer.parameters)
     with stop_at_signals() as interrupt:
         yield 0
         for step in range(stop):
             run.optimizer.lr = cosine_schedule(step, s.steps, s.lr, s.warmup, s.floor * s.lr)
             tokens, targets, *_ = run.corpus.batch(s.batch_size, length, run.rng)
-            train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
+            with team:
+                train_step(run.model, run.optimizer, tokens, targets, run.rng, s.max_norm, s.pieces)
             if pull:
                 pull_back(run.optimizer, began, pull)
             if interrupt.is_set():

@@ -32,6 +32,7 @@ from .checks import NOT_NEGATIVE, integer, number
 from .glyphs import CHARACTERS, SANS, Glyphs, draw_glyphs
 from .loop import train_step
 from .optim import AdamW, Optimizer, cosine_schedule
+from .processes import Team
 
 TIMES = 1000  # T: at time 0 a picture has no noise, at T it has nothing else
 UNNAMED = 0.1  # of the pictures in training: without their class, for guidance
@@ -106,7 +107,8 @@ def train_diffusion(
     rng, losses, images = generator(rng, "train_diffusion"), [], 2 * glyphs.images - 1
     classes = classes_of("train_diffusion", model, glyphs.characters)[glyphs.character]
     optimizer = AdamW(model.parameters(trainable=True), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-    with tqdm(total=steps, disable=not progress, unit="step", leave=False) as bar:
+    bar = tqdm(total=steps, disable=not progress, unit="step", leave=False)
+    with bar, Team(model, optimizer.parameters):
         for step in range(steps):
             optimizer.lr = cosine_schedule(step, steps, lr, warmup)
             rows = rng.integers(len(images), size=batch_size)

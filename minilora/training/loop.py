@@ -1,35 +1,28 @@
 """The training loop: batches in, gradients out, one step at a time, until the end or Ctrl-C."""
 
-import contextlib
-import inspect
-import itertools
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..adapters.state import adapter_parameters, carried
-from ..autograd.attention import LONG
 from ..autograd.backend import Array, array_module
 from ..autograd.fused import IGNORED
-from ..autograd.parts import rows_cut, shared_by
 from ..autograd.signatures import checked
-from ..autograd.tensor import Tensor, grad, no_grad
-from ..nn.checks import plain
-from ..nn.language_model import LanguageModel, as_mask, as_tokens
+from ..autograd.tensor import no_grad
+from .backward import counting, loss_and_gradients
 from .checkpoint import check_run, save_checkpoint
 from .checks import NORM, described, integer, number
 from .corpus import as_corpus
 from .examples import Examples
 from .memory import keep_freed_memory
 from .optim import Optimizer, clip_gradients, cosine_schedule
-from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
+from .parallel import in_parallel
+from .processes import Team
 from .run import Run
 from .stopping import stop_at_signals
-from .together import any_of, own_rows, sum_over_processes
+from .together import any_of
 
 EVALUATION_BATCH = 16  # windows at a time
 
@@ -51,7 +44,8 @@ def train_step(
     (B,). Of a model of pictures both are what its loss takes, arrays with a row for each picture; where it takes
     several before the targets, they are a tuple. mask: (B, T), 1 where a token counts and 0 where it is padding, for a
     model that takes one. The batch is split over the cores and the gradients are added in a fixed order, so the same
-    call gives the same bits; pieces: how many it is split into, if not one for each core.
+    call gives the same bits; pieces: how many it is split into, if not one for each core. The cores are threads of this
+    process; in a loop, `processes.Team` lets small models use processes, which is quicker and changes no bit.
     accumulate: in how many parts the batch is computed, one after the other, in the memory of one. rng: a Generator for
     dropout, needed where the model has any. max_norm: clip. A parameter that the loss does not depend on is left alone.
     Raises ValueError where it depends on none, and FloatingPointError when the loss is not finite; the parameters are
@@ -68,169 +62,6 @@ def train_step(
         raise FloatingPointError(diagnosis(model, optimizer, gradients, loss))
     optimizer.step(gradients)
     return loss
-
-
-def loss_and_gradients(
-    model: Any,
-    parameters: list,
-    tokens: Any,
-    targets: Any,
-    rng: Any = None,
-    pieces: int | None = None,
-    mask: Any = None,
-    accumulate: int = 1,
-) -> tuple[float, list[Array | None]]:
-    """The mean loss over a batch and its gradients, computed on every core; None for a parameter it does not reach.
-
-    The mean over the targets that count is the mean of those over the batch's pieces, each weighted by how many of
-    these targets it has, and so is its gradient. Of `accumulate` parts of the batch, one after the other, each is split
-    into pieces that the cores share.
-    """
-    arrays, targets, mask = _checked_batch(model, tokens, targets, rng, mask)
-    most = None if pieces is None else integer("train_step: pieces", pieces, 1)
-    parts = _split(*own_rows(len(targets)), integer("train_step: accumulate", accumulate, 1))
-    total = counting(targets)
-    # One seed a step, of two words: as many as when each piece drew one and the committed records were made, on two
-    # cores. So the batches that are drawn after it are those of the records.
-    seed = None if rng is None else rng.integers(2**63, size=2)
-
-    def loss_of(start: int, stop: int) -> tuple[Tensor | None, float]:
-        rows = None if seed is None else RowsOf(seed, start, stop - start)
-        share = counting(targets[start:stop]) / total
-        padding = {} if mask is None else {"mask": mask[start:stop]}
-        inputs = [array[start:stop] for array in (*arrays, targets)]
-        return model.loss(*inputs, rows, **padding) if share else None, share
-
-    long = isinstance(model, LanguageModel) and arrays[0].shape[1] >= LONG
-    alone = pieces or long  # for one piece, too: the same anywhere; of a long text the pool's threads share the rows
-    with blas_of_one_thread() if alone else contextlib.nullcontext(), rows_cut(long):
-        loss, gradients = sum_over_processes(*add_up(loss_of, parameters, parts, most), parameters)
-    if all(g is None for g in gradients):
-        raise ValueError(
-            "train_step: the loss depends on no trainable parameter (adapter merged or disabled?) of this optimizer; "
-            "AdamW(model.parameters()) takes those that the model trains now"
-        )
-    if any(g is None for g in gradients):
-        _refuse_merged(model, parameters, gradients)
-    return loss, gradients
-
-
-def _refuse_merged(model: Any, parameters: list, gradients: list[Array | None]) -> None:
-    """Raise ValueError where the adapter is merged, so that only what is beside it would be trained."""
-    state = carried(model)
-    own = adapter_parameters(model) if state is not None and state.merged else {}
-    names = {id(p): name for name, p in own.items() if p.requires_grad}
-    if idle := [names[id(p)] for p, g in zip(parameters, gradients, strict=True) if g is None and id(p) in names]:
-        fix = "unmerge_lora(model) first, or give the optimiser only what is beside it"
-        raise ValueError(f"train_step: the adapter is merged, and {idle[0]} would not be trained; {fix}")
-
-
-def add_up(
-    loss_of: Callable[[int, int], tuple[Tensor | None, float]],
-    parameters: list,
-    parts: list[tuple[int, int]],
-    most: int | None = None,
-) -> tuple[float, list[Array | None]]:
-    """The sum of a batch's losses, each times its share, and of their gradients; None for a parameter not reached.
-
-    loss_of(start, stop): the loss of these rows, or None, and its share. Each part (start, stop), one after the other,
-    is split into at most so many pieces (None: one for each core), which the cores share; they are added in order.
-    """
-    wanted = [i for i, p in enumerate(parameters) if p.requires_grad]  # one may have been frozen since
-    most = _pieces_of(parameters) if most is None else most
-
-    def piece(start: int, stop: int) -> tuple[float, list]:
-        gradients: list[Array | None] = [None] * len(parameters)
-        loss, share = loss_of(start, stop)
-        if loss is None:
-            return 0.0, gradients
-        if loss.node is not None and wanted:
-            found = grad(loss, [parameters[i] for i in wanted], cotangent=share, unused="none")
-            for i, g in zip(wanted, found, strict=True):
-                gradients[i] = g
-        return loss.item() * share, gradients
-
-    loss, gradients = 0.0, [None] * len(parameters)
-    for part in parts:
-        pieces = _split(*part, most)
-        with shared_by(in_parallel if len(pieces) < _pieces_of(parameters) else None):  # some cores are free
-            computed = in_parallel(piece, pieces)
-        for one, found in computed:
-            loss += one
-            gradients = [_sum(g, other) for g, other in zip(gradients, found, strict=True)]
-    return loss, gradients
-
-
-def _split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
-    """The rows from start to stop in at most so many pieces, as equal as can be: [(start, stop), ...]"""
-    rows, n = stop - start, min(stop - start, most)
-    return list(itertools.pairwise(start + rows * i // max(n, 1) for i in range(n + 1)))
-
-
-def counting(targets: Array) -> int:
-    """How many targets count: those that are not -100."""
-    return int((targets != IGNORED).sum())
-
-
-def _pieces_of(parameters: list) -> int:
-    return cores() if array_module(parameters[0].data) is np else 1  # a GPU is one large core
-
-
-def _sum(g: Array | None, other: Array | None) -> Array | None:
-    """Their sum, in the place of the first; a piece that does not reach a parameter adds nothing to its gradient."""
-    if g is None or other is None:
-        return other if g is None else g
-    g += other
-    return g
-
-
-def _checked_batch(
-    model: Any, tokens: Any, targets: Any, rng: Any, mask: Any
-) -> tuple[list[Array], Array, Array | None]:
-    """What the loss takes before its targets, these, and the mask, or an error that says what came instead."""
-    if not hasattr(model, "loss") or isinstance(model, type):
-        raise TypeError(f"train_step: model is {described(model)}, expected one such as ml.load_model('base')")
-    if rng is not None and not isinstance(rng, np.random.Generator):
-        why = "; a seed would drop out the same in every step" if isinstance(rng, int | np.integer) else ""
-        raise TypeError(f"train_step: rng = {described(rng)}, expected a numpy.random.Generator{why}")
-    if rng is None and model.drops_out():
-        raise ValueError("train_step: the model has dropout, which needs a generator: rng=numpy.random.default_rng(0)")
-    if isinstance(model, LanguageModel) or mask is not None:
-        tokens, targets, mask = _checked_texts(model, tokens, targets, mask)
-        arrays = [tokens]
-    else:
-        arrays, targets = _rows(tokens, targets)
-    if not counting(targets):
-        raise ValueError(f"train_step: all {targets.size:,} targets are {IGNORED} or padding: no loss counts")
-    return arrays, targets, mask
-
-
-def _rows(inputs: Any, targets: Any) -> tuple[list[Array], Array]:
-    """A batch of pictures, say: arrays of numbers, each with as many rows as the others."""
-    given = (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
-    arrays = [plain(one.data if isinstance(one, Tensor) else one, "train_step: a part of the batch") for one in given]
-    if any(not array.ndim for array in arrays) or len({len(array) for array in arrays}) > 1 or not arrays[-1].size:
-        shapes = " and ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"train_step: a batch of {shapes}, expected arrays of one length B, a row for each example")
-    return arrays[:-1], arrays[-1]
-
-
-def _checked_texts(model: Any, tokens: Any, targets: Any, mask: Any) -> tuple[Array, Array, Array | None]:
-    """Tokens, targets and the mask as arrays (B, T), or an error that says what came. Padding is no target."""
-    tokens, targets = as_tokens(tokens, "train_step"), as_tokens(targets, "train_step")
-    of_texts = getattr(getattr(model, "architecture", None), "head", "") == "labels"  # an encoder's: one for each text
-    words = "(B, T) for both" + ", or targets (B,)" * of_texts
-    alone = of_texts and targets.shape == tokens.shape[:1]
-    if not (alone or targets.shape == tokens.shape) or tokens.ndim != 2 or not tokens.size:
-        raise ValueError(f"train_step: tokens {tokens.shape} and targets {targets.shape}, expected {words}")
-    if mask is not None:
-        if "mask" not in inspect.signature(model.loss).parameters:
-            fix = f"a causal model needs none where the padding is on the right and its targets are {IGNORED}"
-            raise TypeError(f"train_step: {type(model).__name__}.loss takes no mask; {fix}")
-        mask, xp = as_mask("train_step", mask, tokens.shape), array_module(targets)
-    if mask is not None and not alone:
-        targets = xp.where(xp.asarray(mask), targets.astype("int64") if targets.dtype.kind == "u" else targets, IGNORED)
-    return tokens, targets, mask
 
 
 def diagnosis(model: Any, optimizer: Optimizer, gradients: list[Array | None], loss: float) -> str:
@@ -341,7 +172,7 @@ def train(run: Any, checkpoint: str | Path | None = None, progress: bool = True)
     if checkpoint is not None:
         check_run(run, "train")  # now, and not when hours are trained and cannot be saved
         Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-    with bar, stop_at_signals() as interrupt:
+    with bar, Team(run.model, run.optimizer.parameters), stop_at_signals() as interrupt:
         if not run.validation["step"]:
             _evaluate(run)
         stopped = False

@@ -33,8 +33,9 @@ from ..autograd.signatures import checked, is_real, shown
 from ..autograd.tensor import Tensor
 from ..nn.checks import generator
 from ..nn.language_model import as_tokens
+from .backward import add_up
 from .checks import NORM, described, integer, number
-from .loop import add_up, diagnosis
+from .loop import diagnosis
 from .memory import keep_freed_memory
 from .optim import Optimizer, clip_gradients
 from .stopping import stop_at_signals

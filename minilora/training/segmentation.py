@@ -12,6 +12,7 @@ from .checks import integer, truth
 from .loop import train_step
 from .optim import AdamW, Optimizer, cosine_schedule
 from .parallel import in_parallel
+from .processes import Team
 from .scenes import Scenes, draw_scenes, fitting, prompts_of
 
 AT_A_TIME = 16  # scenes, where they are only looked at
@@ -54,6 +55,7 @@ def segmenter_steps(
     for things that are the same in a mirror. The rate rises for a tenth of the steps, then falls as a cosine.
     """
     rng, optimizer = np.random.default_rng(rng), AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    team = Team(model, optimizer.parameters)
     images, masks = whole = fitting("train_segmenter", scenes.images, scenes.masks, model.config.size)
     for step in range(steps):
         if mirrored:
@@ -65,7 +67,9 @@ def segmenter_steps(
         by_point = rng.random(len(rows))[:, None] < 0.5
         prompts = np.where(by_point, np.tile(points, 2), boxes)
         given = (images[rows], prompts, masks[rows])
-        yield step, segment_step(model, optimizer, *given, 1.0, pieces, rng if model.drops_out() else None)
+        with team:
+            loss = segment_step(model, optimizer, *given, 1.0, pieces, rng if model.drops_out() else None)
+        yield step, loss
 
 
 def pretrain_segmenter(steps: int = 5000, scenes: int = 16384, rng: Any = 0) -> Iterator[tuple[int, float, Segmenter]]:

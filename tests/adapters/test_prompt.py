@@ -18,9 +18,9 @@ from minilora.nn.decode import Decoder
 from minilora.nn.language_model import Cache
 from minilora.nn.layers import Linear
 from minilora.nn.storage import load_arrays, save_arrays
+from minilora.training.backward import loss_and_gradients
 from minilora.training.checkpoint import load_checkpoint, save_checkpoint
 from minilora.training.corpus import Corpus
-from minilora.training.loop import loss_and_gradients
 from minilora.training.optim import cosine_schedule
 from minilora.training.run import Run, Settings
 

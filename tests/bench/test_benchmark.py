@@ -15,7 +15,7 @@ from minilora.bench import demo as bench_demo
 from minilora.commands.main import COMMANDS, main
 from minilora.pictures import style
 from minilora.studies import turns
-from minilora.training import loop
+from minilora.training import backward
 
 PACKAGES = ("torch", "jax", "autograd")
 
@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_what_has_been_measured(alone, monkeypatch, capsys):
 
 def test_the_machine_is_named():
     facts = benchmark.machine()
-    assert facts["processor"] and facts["threads"] == facts["cores"] == loop.cores()
+    assert facts["processor"] and facts["threads"] == facts["cores"] == backward.cores()
     assert facts["versions"]["numpy"] == np.__version__ and facts["blas"]
 
 
@@ -176,9 +176,9 @@ def test_the_machine_is_named():
 
 
 def test_the_parts_of_a_profile_are_all_of_the_step(alone):
-    before = dict(vars(ops)), loop.grad
+    before = dict(vars(ops)), backward.grad
     result = profile.profile(peers.Workload("tiny", "lora"), steps=2)
-    assert (dict(vars(ops)), loop.grad) == before
+    assert (dict(vars(ops)), backward.grad) == before
     parts = {part["name"]: part for part in result["parts"]}
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
     assert parts["attention"]["calls"] % 1 == 0 and parts["attention"]["backward"] > 0

@@ -5,7 +5,7 @@ import pytest
 
 from minilora.bench import peers, pieces, rows
 from minilora.bench.peers import Workload
-from minilora.training import loop, parallel
+from minilora.training import backward, parallel
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def test_the_pairs_that_are_timed_and_the_cores_that_are_modelled(small):
 
 
 def test_threads_are_as_many_as_asked_for_and_then_as_before(small):
-    before = loop.cores, parallel.cores
+    before = backward.cores, parallel.cores
     with pieces.on_threads(5):
-        assert loop.cores() == parallel.cores() == 5
-    assert (loop.cores, parallel.cores) == before
+        assert backward.cores() == parallel.cores() == 5
+    assert (backward.cores, parallel.cores) == before
 
 
 def test_threads_that_change_a_bit_are_no_fair_comparison(small, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 import minilora as ml
 from minilora.interop.names import module_names
 from minilora.interop.sources import shares
+from minilora.training.backward import loss_and_gradients
 from minilora.training.classify import _likeliest
 from minilora.training.examples import padded
-from minilora.training.loop import loss_and_gradients
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'minilora[peers]'")

@@ -6,8 +6,8 @@ from tiny_tokenizers import write_folder
 
 import minilora as ml
 from minilora.interop.tokenizer import from_folder
+from minilora.training.backward import loss_and_gradients
 from minilora.training.examples import padded
-from minilora.training.loop import loss_and_gradients
 from minilora.training.pairs import pair_of
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.training.loop import loss_and_gradients
+from minilora.training.backward import loss_and_gradients
 
 torch = pytest.importorskip("torch", reason="the peers' tests need PyTorch: pip install 'minilora[peers]'")
 

@@ -16,7 +16,7 @@ from minilora.studies.real import RealSpec
 from minilora.studies.runs import FULL, QUICK, Runs, Spec, base_model, prepare
 from minilora.studies.studies import NEEDS, STUDIES, load_records, run_study
 from minilora.studies.turns import take_turns
-from minilora.training import loop
+from minilora.training import backward, loop
 from minilora.training.diffusion import draw_letters
 
 TINY = replace(QUICK, name="tiny", steps=2, batch_size=2, windows=2, ranks=(1, 8, 64), learning_rates=(1e-3, 1e-2))
@@ -115,7 +115,7 @@ def test_measuring_a_step_does_not_move_the_model(cache):
 
 @pytest.mark.slow
 def test_costs_of_a_step(cache, monkeypatch):
-    monkeypatch.setattr(loop, "cores", lambda: 1)  # threads do not always meet at their peaks
+    monkeypatch.setattr(backward, "cores", lambda: 1)  # threads do not always meet at their peaks
     specs = {"full": Spec(method="full"), "lora": Spec()}
     costs = costs_of_steps.measure_steps(Runs(cache, TINY, progress=False), specs, repeats=1)
     assert all(cost["step_seconds"] > 0 for cost in costs.values())

@@ -20,10 +20,10 @@ from minilora.autograd import rows as rows_of_things
 from minilora.nn.architectures import find
 from minilora.nn.layers import Embedding
 from minilora.nn.module import Module
-from minilora.training import loop, parallel
+from minilora.training import backward, loop, parallel
+from minilora.training.backward import loss_and_gradients
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.corpus import Corpus
-from minilora.training.loop import loss_and_gradients
 
 LORA = ml.LoRAConfig(rank=2, target_modules="*")
 FAST = {"steps": 6, "batch_size": 4, "evaluate_every": 3, "evaluation_windows": 4, "checkpoint_every": 2, "warmup": 2}
@@ -144,7 +144,7 @@ def test_after_many_steps_any_number_of_cores_agrees(make_model, corpus, monkeyp
     """The relative distance of LoRA's weights, from rounding alone; another seed is a third of their length away."""
 
     def trained(count, seed=0):
-        monkeypatch.setattr(loop, "cores", lambda: count)
+        monkeypatch.setattr(backward, "cores", lambda: count)
         model = make_model(dropout=0.1, lora=ml.LoRAConfig(rank=4, dropout=0.1))
         run = run_of(model, corpus, steps=25, batch_size=16, lr=1e-2, seed=seed)
         ml.train(run, progress=False)
@@ -161,7 +161,7 @@ def test_after_many_steps_any_number_of_cores_agrees(make_model, corpus, monkeyp
 def test_a_fixed_number_of_pieces_gives_the_same_bits_on_any_number_of_cores(make_model, corpus, pieces, monkeypatch):
     results = []
     for count in (1, 2, 3):
-        monkeypatch.setattr(loop, "cores", lambda count=count: count)
+        monkeypatch.setattr(backward, "cores", lambda count=count: count)
         monkeypatch.setattr(parallel, "cores", lambda count=count: count)
         run = run_of(make_model(dropout=0.1, lora=LORA), corpus, batch_size=16, pieces=pieces)
         with threadpool_limits(count, "blas"):  # as BLAS has them there
@@ -174,19 +174,19 @@ def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(b, make_model, m
     """A batch of one row is one piece: two cores share its heads, to the same bits. With two rows none is free."""
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(long_attention, "HEADS", 1)
-    monkeypatch.setattr(loop, "cores", lambda: 2)
+    monkeypatch.setattr(backward, "cores", lambda: 2)
     model, lots = make_model(lora=LORA), []
 
     def watched(function, parts):
         lots.append(len(parts))
         return parallel.in_parallel(function, parts)
 
-    monkeypatch.setattr(loop, "in_parallel", watched)
+    monkeypatch.setattr(backward, "in_parallel", watched)
     shared = loss_and_gradients(model, model.parameters(), *batch(b))
     layers, heads = model.config.n_layer, model.config.n_head
     cut = [n for n in lots[1:] if n > 1]
     assert (lots[0], cut) == ((1, [heads] * 2 * layers) if b == 1 else (2, []))  # forward and backward
-    monkeypatch.setattr(loop, "in_parallel", lambda function, parts: [function(*part) for part in parts])
+    monkeypatch.setattr(backward, "in_parallel", lambda function, parts: [function(*part) for part in parts])
     alone = loss_and_gradients(model, model.parameters(), *batch(b))
     assert shared[0] == alone[0]
     assert all(np.array_equal(a, b) for a, b in zip(shared[1], alone[1], strict=True) if a is not None)
@@ -196,11 +196,11 @@ def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(b, make_model, m
 def test_what_is_cut_into_parts_is_decided_by_sizes_where_pieces_are(count, make_model, monkeypatch):
     """Pieces that are given promise the same bits on any number of cores, also where these have parts to share."""
     sizes = ((rows_of_things, "WORK", 1), (rows_of_things, "LINES", 3), (rows_of_things, "SHARE", 16))
-    for place, name, value in (*sizes, (attention, "LONG", 8), (loop, "LONG", 8)):
+    for place, name, value in (*sizes, (attention, "LONG", 8), (backward, "LONG", 8)):
         monkeypatch.setattr(place, name, value)
     model, found = make_model(lora=LORA), []
     for there in (1, 2, 3):
-        monkeypatch.setattr(loop, "cores", lambda there=there: there)
+        monkeypatch.setattr(backward, "cores", lambda there=there: there)
         monkeypatch.setattr(parallel, "cores", lambda there=there: there)
         found.append(loss_and_gradients(model, model.parameters(), *batch(2), pieces=count))
     for loss, gradients in found[1:]:

@@ -10,7 +10,7 @@ import pytest
 import minilora as ml
 from minilora.autograd import ops
 from minilora.nn.module import Module
-from minilora.training import loop
+from minilora.training import backward
 from minilora.training.reinforce import BASELINES, Episodes, policy_gradient, rewards_of, weighted_loss
 
 END, LONGEST = 0, 3
@@ -162,7 +162,7 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(model, monkeypatch):
     episodes, weights = as_episodes(every_text()), np.linspace(-1, 2, 15)
     parameters, found = model.parameters(trainable=True), []
     for cores in (1, 4):
-        monkeypatch.setattr(loop, "cores", lambda n=cores: n)
+        monkeypatch.setattr(backward, "cores", lambda n=cores: n)
         found.append(policy_gradient(model, parameters, episodes, weights))
     assert math.isclose(found[0][0], found[1][0], rel_tol=1e-13)
     for a, b in zip(*(gradients for _, gradients in found), strict=True):

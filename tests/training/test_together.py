@@ -13,8 +13,8 @@ from mpi import MPIEXEC, needs_mpi
 
 import minilora as ml
 from minilora.training import together
+from minilora.training.backward import loss_and_gradients
 from minilora.training.checkpoint import load_checkpoint
-from minilora.training.loop import loss_and_gradients
 
 
 class World:
