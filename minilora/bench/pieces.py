@@ -1,16 +1,18 @@
-"""Many cores: a LoRA step in 1 to 16 pieces on 1 to 16 threads, here, and a model of the cores that are not here.
+"""Many cores: a LoRA step in 1 to 16 pieces on 1 to 16 threads or processes, and a model of cores that are not here.
 
-A batch is split into pieces, which threads take one after the other (`training/parallel.py`). The seconds of a step of
+A batch is split into pieces, which threads take one after the other (`training/parallel.py`), or of which processes
+take one each (`training/processes.py`), as in a loop that trains a small model. The seconds of a step of
 k pieces on p threads are modelled as
 
     t(k, p) = s + w / p + c k        s: what one thread does alone, w: what is shared, c: what a piece costs
 
 by least squares over all k and the p that have a core each, no term below zero (Amdahl 1967, with the cost of a
-piece). Threads without a core of their own are timed as well, to see what they cost.
+piece). Threads without a core of their own are timed as well, to see what they cost; processes are in no model.
 """
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +22,8 @@ from ..training import backward, parallel
 from ..training.backward import loss_and_gradients
 from ..training.loop import train_step
 from ..training.optim import AdamW
-from .peers import Workload
+from ..training.processes import SETTLED
+from .peers import Workload, in_team
 from .pytorch import LEARNING_RATE
 from .rows import CORES, MORE_CORES, Row, row
 
@@ -50,12 +53,19 @@ def cores_rows(size: str, turns: int) -> list[Row]:
         (able[-1], p) for p in THREADS if p > cores
     ]
     differences = {k: difference(load, k, cores) for k in able}
-    times = take_turns([contender(load, *pair) for pair in pairs], turns, strangers=False)
+    shared = [p for p in able if 1 < p <= cores and sys.platform == "linux"]  # a piece for each process
+    contenders = [contender(load, *pair) for pair in pairs] + [of_processes(load, p) for p in shared]
+    times = take_turns(contenders, turns, strangers=False)
     one = times["1 on 1"]
     rows = [
         row(CORES, size, f"{k} on {p} thread{'s' * (p > 1)}", "s", ratio(times[f"{k} on {p}"], one),
             details={"pieces": k, "threads": p, "difference": differences[k]})
         for k, p in pairs
+    ]  # fmt: skip
+    rows += [
+        row(CORES, size, f"{p} on {p} processes", "s", ratio(times[f"{p} in processes"], one),
+            details={"pieces": p, "processes": p})
+        for p in shared
     ]  # fmt: skip
     told = {(k, p): float(np.median(times[f"{k} on {p}"])) for k, p in pairs if p <= cores}
     terms = fitted(told)
@@ -77,6 +87,16 @@ def contender(load: Workload, pieces: int, threads: int) -> Contender:
             return train_step(model, optimizer, tokens, targets, pieces=pieces)
 
     return Contender(f"{pieces} on {threads}", step)
+
+
+def of_processes(load: Workload, pieces: int) -> Contender:
+    """A step in so many pieces on as many processes, which stand before the first turn."""
+    model, (tokens, targets) = load.model(), load.data
+    optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
+    step = in_team(model, optimizer, lambda: train_step(model, optimizer, tokens, targets, pieces=pieces))
+    for _ in range(SETTLED):
+        step()
+    return Contender(f"{pieces} in processes", step)
 
 
 def difference(load: Workload, pieces: int, threads: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 LORA, FULL = "LoRA step", "full fine-tuning step"
 TRAINING = {"lora": LORA, "full": FULL}
 MEMORY = "peak memory of a LoRA step"
-CORES = "LoRA step in pieces on threads, beside one piece on one thread"
+CORES = "LoRA step in pieces on threads or processes, beside one piece on one thread"
 MORE_CORES = "LoRA step with a core for each piece, by a model fitted to these"
 GROWTH = {"lora": "LoRA step as it grows", "full": "full fine-tuning step as it grows"}
 GROWTH_OF_MEMORY = {method: f"peak memory of a {words}" for method, words in GROWTH.items()}

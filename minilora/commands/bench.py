@@ -18,8 +18,8 @@ from .outputs import output_file, refuse_overwriting
            "training steps; images are those of models of pictures; model is one in the shape of SmolLM2, beside "
            "transformers and PEFT, in minutes and 2 GiB; exchange is what processes send that train together, LoRA "
            "beside full, with MPI; scaling is how a step grows with length, batch, width and depth, in five minutes; "
-           "cores is a step in pieces on threads, and a model of more cores than these; cluster is 24 runs of a study "
-           "on two workers of Dask beside one, and on two processes, in four minutes",
+           "cores is a step in pieces on threads and processes, and a model of more cores than these; cluster is 24 "
+           "runs of a study on two workers of Dask beside one, and on two processes, in four minutes",
            type=names_in, metavar="NAMES"),
     option("--peers", "torch,torch-compiled,jax,autograd", "who stands beside, by commas, where installed",
            type=lambda text: names_in(text) if text else (), metavar="NAMES"),

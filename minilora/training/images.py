@@ -79,7 +79,7 @@ def image_folder(path: str | Path, size: int | None = None, mode: str | None = N
     if not root.is_dir():
         raise FileNotFoundError(f"image_folder: there is no folder {str(path)!r}")
     files = {folder: [*_files("image_folder", folder, folder.name)] for folder in _folders(root)}
-    images = _alike("image_folder", [file for own in files.values() for file in own], size, mode)
+    images = _alike("image_folder", [file for own in files.values() for file in own], size, mode, "'grey' or 'rgb'")
     images = images if images.ndim == 3 else np.moveaxis(images, -1, 1)
     labels = np.repeat(np.arange(len(files)), [len(own) for own in files.values()])
     return Pictures(images, labels, tuple(folder.name for folder in files))
@@ -105,14 +105,17 @@ def scene_folder(path: str | Path, size: int | None = None, mode: str | None = N
         if alone := sorted(own.keys() - other.keys()):
             lacks = f"masks/{alone[0]}.png" if what == "mask" else f"images/{alone[0]}.png"
             raise ValueError(f"scene_folder: {own[alone[0]]} has no {what}: there is no {lacks}")
-    images = _alike("scene_folder", list(pictures.values()), size, mode)
+    images = _alike("scene_folder", list(pictures.values()), size, mode, "'grey'")
     if images.ndim > 3:
         raise ValueError(f"scene_folder: {next(iter(pictures.values()))}: mode RGB; mode='grey' makes all grey")
     return scenes_of(images, np.stack([_mask(masks[name], images.shape[1]) for name in pictures]), rng)
 
 
-def _alike(caller: str, files: Sequence[Path], size: int | None, mode: str | None) -> np.ndarray:
-    """Pictures of one size and mode, or an error that names the first that has another: (N, S, S) or (N, S, S, 3)"""
+def _alike(caller: str, files: Sequence[Path], size: int | None, mode: str | None, modes: str) -> np.ndarray:
+    """Pictures of one size and mode, or an error that names the first that has another: (N, S, S) or (N, S, S, 3)
+
+    modes: those that the caller could make them all.
+    """
     first, images = "", []
     for file in files:
         array, found = _read(caller, file, MODES[mode] if mode else None)
@@ -121,9 +124,7 @@ def _alike(caller: str, files: Sequence[Path], size: int | None, mode: str | Non
             came = f"{array.shape[1]} x {array.shape[0]} pixels"
             raise ValueError(f"{caller}: {file}: {came}, expected {size} x {size}; make all of one size first")
         if found != first:
-            fix = (
-                "mode='grey' or 'rgb' makes them alike" if caller == "image_folder" else "mode='grey' makes them alike"
-            )
+            fix = f"mode={modes} makes them alike"
             raise ValueError(f"{caller}: {file}: mode {found}, the first picture's is {first}; {fix}")
         images.append(array)
     return np.stack(images)

@@ -1,11 +1,13 @@
 """Pieces and threads: every pair that can be is timed, threads change no bit, and the model's terms are found again."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from minilora.bench import peers, pieces, rows
+from minilora.bench import peers, pieces
 from minilora.bench.peers import Workload
-from minilora.training import backward, parallel
+from minilora.training import backward, parallel, processes
 
 
 @pytest.fixture
@@ -13,15 +15,17 @@ def small(monkeypatch):
     monkeypatch.setitem(peers.SIZES, "tiny", (7, 8, 16, 2, 1, 4))
     monkeypatch.setattr(pieces, "PIECES", (1, 2, 4, 8))
     monkeypatch.setattr(pieces, "THREADS", (1, 2, 4))
-    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    for place in (backward, parallel, processes):
+        monkeypatch.setattr(place, "cores", lambda: 2)
 
 
 def test_the_pairs_that_are_timed_and_the_cores_that_are_modelled(small):
     found = pieces.cores_rows("tiny", 2)
-    pairs = [(r.details["pieces"], r.details["threads"]) for r in found if r.what == rows.CORES]
+    pairs = [(r.details["pieces"], r.details["threads"]) for r in found if "threads" in r.details]
     assert pairs == [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]  # four rows are no eight pieces
     assert found[0].ratio == 1.0 and all(r.details["difference"] < 1e-5 for r in found[: len(pairs)])
-    assert [r.against for r in found[len(pairs) :]] == ["1 core", "2 cores", "4 cores"]
+    processes_there = ["2 on 2 processes"] * (sys.platform == "linux")
+    assert [r.against for r in found[len(pairs) :]] == [*processes_there, "1 core", "2 cores", "4 cores"]
     terms = found[-1].details
     assert found[-1].ours == pytest.approx(terms["alone"] + terms["shared"] / 4 + 4 * terms["piece"])
 
