@@ -195,7 +195,8 @@ def check_tokens(name, tokens, vocab_size, what="tokens"):
 def embedding(weight, tokens):
     """y = W[tokens]: row t of the table for token t.   W: (V, C), tokens: (...) integers -> (..., C)
 
-    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands.
+    dW gathers, for each token of the vocabulary, the sum of the cotangents of the places where it stands. Where W has
+    a cotangent already, as a table that is the head, too, the few rows are added to that.
     """
     xp, shape, dtype = array_module(weight), weight.shape, wide(weight[:0]).dtype
     tokens = array_module(tokens).asarray(tokens)
@@ -209,6 +210,13 @@ def embedding(weight, tokens):
         xp.add.at(dw, tokens.reshape(-1), g.reshape(tokens.size, shape[1]))
         return dw
 
+    def add_to(g, dw):
+        there, places = xp.unique(tokens, return_inverse=True)
+        rows = xp.zeros((len(there), shape[1]), dtype)
+        xp.add.at(rows, places.reshape(-1), g.reshape(tokens.size, shape[1]))
+        dw[there] += rows  # as the sum with all of dW would be, bit for bit
+
+    vjp.add_to = add_to  # type: ignore[attr-defined]
     return weight[tokens], (vjp, None)
 
 

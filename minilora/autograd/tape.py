@@ -102,6 +102,7 @@ def pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: bo
             if node.order < last_change:
                 _refuse_stale(node, leads_to_target)
     tape.reverse()
+    ours: set[Node] = set()  # leaves whose cotangent is an array that nobody else holds
     while tape:
         node = tape.pop()  # popped, so that nothing but `cotangents` keeps what was used
         if node not in leads_to_target or node not in cotangents:
@@ -118,13 +119,20 @@ def pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: bo
             if joint is None:
                 if cotangent is None:
                     continue  # nothing to differentiate with respect to: a condition, token numbers
+                if source in ours and g.dtype == source.dtype and hasattr(cotangent, "add_to"):
+                    cotangent.add_to(g, cotangents[source])  # a few rows of a large table
+                    continue
                 try:
                     cotangent = cotangent(g)
                 except ERRORS as error:
                     raise _named(error, node, i) from error
             if type(cotangent) is not type(g) or cotangent.shape != source.shape or cotangent.dtype != source.dtype:
                 cotangent = _received(cotangent, g, node, i, source)
-            cotangents[source] = _added(cotangent, cotangents[source], g) if source in cotangents else cotangent
+            if source in cotangents:
+                cotangent = _added(cotangent, cotangents[source], g)
+            if source.leaf is not None and cotangent is not g and cotangent.base is None:
+                ours.add(source)
+            cotangents[source] = cotangent
         if not retain_graph and node.leaf is None:
             node.vjps, node.inputs = None, ()
     return cotangents

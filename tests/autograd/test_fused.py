@@ -1,6 +1,7 @@
 """Fused primitives: equal to the composition of elementary ones, to SciPy, and right in every gradient."""
 
 import math
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -210,6 +211,49 @@ def test_embedding_with_repeated_tokens(data):
     check_same(lambda w: ops.embedding(w, tokens), lambda w: ops.matmul(onehot, w), [weight])
     check_same(lambda w: ops.embedding(w, tokens), lambda w: w[tokens], [weight])
     check_gradients(lambda w: ops.embedding(w, tokens), [weight])
+
+
+def with_two_uses(embedding):
+    """A table that is the head, too: the head's cotangent is there when the table's few rows come."""
+    return lambda w, tokens: (ops.linear(ops.tanh(embedding(w, tokens)), w) ** 2).sum()
+
+
+@given(data=st.data())
+def test_a_table_with_a_cotangent_gets_its_rows_added(data):
+    weight = data.draw(array(hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=4)))
+    tokens = data.draw(hnp.arrays(np.int64, shapes(most_dims=2), elements=st.integers(0, len(weight) - 1)))
+    onehot = np.eye(len(weight))[tokens]
+    fused = lambda w: with_two_uses(ops.embedding)(w, tokens)
+    check_same(fused, lambda w: with_two_uses(lambda w, _: ops.matmul(onehot, w))(w, tokens), [weight])
+    check_gradients(fused, [weight])
+
+
+def test_a_few_rows_of_a_large_table_make_no_second_one():
+    rng = np.random.default_rng(0)
+    weight, tokens = ml.Tensor(rng.standard_normal((20_000, 16)), True), rng.integers(0, 9, 12)
+    loss = with_two_uses(ops.embedding)(weight, tokens)
+    tracemalloc.start()
+    (found,) = ml.grad(loss, [weight])
+    peak = tracemalloc.get_traced_memory()[1] - 2 * 12 * 20_000 * 8  # of the head's outputs' cotangents
+    tracemalloc.stop()
+    assert peak < 1.6 * weight.data.nbytes
+    taken = ops.tanh(ops.embedding(weight, tokens)).detach()
+    (of_head,) = ml.grad((ops.linear(taken, weight) ** 2).sum(), [weight])
+    (slope,) = ml.grad((ops.linear(ops.tanh(x := ml.Tensor(weight.data[tokens], True)), weight.data) ** 2).sum(), [x])
+    of_rows = np.zeros(weight.shape)
+    np.add.at(of_rows, tokens, slope)
+    np.testing.assert_array_equal(found, of_rows + of_head)  # bit for bit
+
+
+def test_rows_are_added_to_no_array_that_others_hold():
+    """The cotangent of w in w + c is that of the sum, which somebody may have asked for."""
+    w, c = ml.Tensor(np.ones((3, 2)), True), ml.Tensor(np.ones((3, 2)), True)
+    rows = ops.embedding(w, [0, 0]).sum()
+    z = w + c
+    found = ml.grad((z * z).sum() + rows, [z, c, w])
+    expected = [np.full((3, 2), 4.0), np.full((3, 2), 4.0), np.array([[6.0, 6], [4, 4], [4, 4]])]
+    for g, e in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(g, e)
 
 
 def test_embedding_of_no_features():
