@@ -6,6 +6,7 @@ They run in the real nbgrader, all in one grading; the isolated ones in another,
 import csv
 import os
 import socket
+import sys
 from pathlib import Path
 
 import homework_grading as grading
@@ -154,12 +155,24 @@ def test_what_cannot_isolate_says_so_before_anything_runs(tmp_path, monkeypatch)
     assert not (tmp_path / "ran").exists()
 
 
+FORKS = """
+import os, time
+held = b"1" * 2**27
+for _ in range(2):  # they share what their parent holds
+    if not os.fork():
+        time.sleep(3)
+        os._exit(0)
+time.sleep(2)
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "limits", "said"),
     [
         ("import time; time.sleep(60)", Limits(1), "more than 1 seconds"),
         ("x = b'1' * 2**28; import time; time.sleep(60)", Limits(30, memory=2**27), "more than 128 MiB of memory"),
         ("pass", Limits(30), ""),
+        (FORKS, Limits(30, memory=2**28), "" if sys.platform == "linux" else "more than 256 MiB of memory"),
     ],
 )
 def test_a_process_is_watched(code, limits, said, tmp_path):

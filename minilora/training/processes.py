@@ -34,6 +34,7 @@ from .together import started
 
 LARGEST = 1 << 24  # bytes of parameters: a larger model's calls are long, and threads as quick
 SETTLED = 8  # steps with one model before processes are worth their start
+MOST = 16  # pieces: on more cores each would be a row or two, and threads take them
 ALIGNED = 64  # bytes: where arrays begin, as in a cache
 _team: ContextVar["Team | None"] = ContextVar("team", default=None)
 
@@ -71,7 +72,7 @@ class Team:
 
         Gradients may stand in shared memory, where the next call writes over them, unless the first piece has none.
         """
-        if not self.able or not 2 <= len(pieces) <= cores() or not self._ready(len(pieces) - 1):
+        if not self.able or not 2 <= len(pieces) <= min(cores(), MOST) or not self._ready(len(pieces) - 1):
             return None
         for p, shared in zip(self.held, self.values, strict=True):
             np.copyto(shared, p.data)

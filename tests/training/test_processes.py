@@ -298,13 +298,17 @@ with processes.Team(model, optimizer.parameters):
 # Where threads do the work
 
 
-@pytest.mark.parametrize("why", ["too large", "more pieces than cores", "one row", "a function", "several at once"])
+@pytest.mark.parametrize(
+    "why", ["too large", "more pieces than cores", "too many pieces", "one row", "a function", "several at once"]
+)
 def test_where_there_are_no_processes(make_model, why, monkeypatch, computed_here):
     model, rows, pieces = make_model(), 6, None
     if why == "too large":
         monkeypatch.setattr(processes, "LARGEST", 10_000)
     if why == "more pieces than cores":
         pieces = 4
+    if why == "too many pieces":
+        monkeypatch.setattr(processes, "MOST", 2)
     if why == "one row":
         rows = 1
     if why == "a function":
