@@ -79,10 +79,6 @@ def _jobs(threads: int, of: object) -> SimpleQueue:
     return jobs
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_jobs.cache_clear)  # a forked process has none of its parent's threads
-
-
 def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
     """[function(*piece) for piece in pieces], on as many threads as there are cores; results in the same order.
 
@@ -163,6 +159,17 @@ def _taken(ticket: list) -> bool:
 _lock = threading.Lock()
 _inside: set[object] = set()  # the calls of in_parallel at work
 _before: list[tuple[Any, int]] = []  # the BLAS libraries, and how many threads each had before the first came
+
+
+def _after_fork() -> None:
+    """A forked process has none of its parent's threads: none works for it, and none will give the lock back."""
+    global _lock
+    _jobs.cache_clear()
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

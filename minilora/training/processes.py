@@ -20,6 +20,7 @@ import itertools
 import pickle
 import signal
 import sys
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from .together import started
 LARGEST = 1 << 24  # bytes of parameters: a larger model's calls are long, and threads as quick
 SETTLED = 8  # steps with one model before processes are worth their start
 MOST = 16  # pieces: on more cores each would be a row or two, and threads take them
+PATIENCE, SLOWER = 10.0, 20.0  # seconds, and times a piece's own: who takes longer has been stopped, or hangs
 ALIGNED = 64  # bytes: where arrays begin, as in a cache
 _team: ContextVar["Team | None"] = ContextVar("team", default=None)
 
@@ -79,10 +81,12 @@ class Team:
         try:
             for link, piece in zip(self.links, pieces[1:], strict=False):
                 link.send(piece)
+            start = time.monotonic()
             with blas_of_one_thread():
                 found = [pieces[0].gradients(self.model, self.parameters)]
-            answers = [link.recv() for link, _ in zip(self.links, pieces[1:], strict=False)]
-        except BaseException as error:  # a process has died; or Ctrl-C, after which nobody waits for the answers
+            until = time.monotonic() + PATIENCE + SLOWER * (time.monotonic() - start)
+            answers = [_answer_of(link, until) for link, _ in zip(self.links, pieces[1:], strict=False)]
+        except BaseException as error:  # a process died, or hangs; or Ctrl-C, after which nobody waits for the answers
             self._begin()
             self.able = not isinstance(error, EOFError | OSError)
             if not self.able:
@@ -178,12 +182,19 @@ class Team:
         return loss, [g is not None for g in gradients]
 
 
+def _answer_of(link: Any, until: float) -> Any:
+    """What a process says. Raises OSError where it says nothing for too long, and EOFError where it has died."""
+    if not link.poll(max(0.0, until - time.monotonic())):
+        raise TimeoutError("a process does not answer")
+    return link.recv()
+
+
 def _ended(links: list[Any], processes: list[Any]) -> None:
     for link in links:
         link.close()
     for process in processes:
         if process.pid is not None:
-            process.terminate()
+            process.kill()  # also where it has been stopped; it holds nothing of its own
             process.join()
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -197,6 +198,57 @@ def test_a_process_that_is_killed_loses_nothing(make_model):
         for _ in range(4):
             same(loss_and_gradients(model, parameters, *batch(6)), expected)
     assert not team.able and not multiprocessing.active_children()
+
+
+def test_a_process_that_hangs_is_not_waited_for(make_model, monkeypatch):
+    model = make_model()
+    parameters = model.parameters()
+    team, expected = forked(model, parameters), loss_and_gradients(model, parameters, *batch(6))
+    monkeypatch.setattr(processes, "PATIENCE", 0.05)
+    os.kill(multiprocessing.active_children()[-1].pid, signal.SIGSTOP)
+    with team:
+        same(loss_and_gradients(model, parameters, *batch(6)), expected)
+    assert not team.able and not multiprocessing.active_children()
+
+
+def test_a_lock_that_another_thread_holds_at_the_fork(make_model):
+    """That thread is not in the fork to give it back."""
+    model = make_model()
+    parameters, held, done = model.parameters(), threading.Event(), threading.Event()
+
+    def hold():
+        with parallel._lock:
+            held.set()
+            done.wait()
+
+    with Team(model, parameters) as team:
+        loss_and_gradients(model, parameters, *batch(6))
+        thread, lock = threading.Thread(target=hold), parallel._lock
+        thread.start()
+        held.wait()
+        team._ready(2)
+        done.set()
+        thread.join()
+        assert parallel._lock is lock
+        found = loss_and_gradients(model, parameters, *batch(6))
+        assert team.able and len(team.links) == 2
+    same(found, loss_and_gradients(model, parameters, *batch(6)))
+
+
+def test_a_team_at_work_in_a_thread(make_model):
+    found, model = [], make_model()
+    parameters = model.parameters()
+
+    def work():
+        with Team(model, parameters) as team:
+            found.extend(loss_and_gradients(model, parameters, *batch(6)) for _ in range(3))
+            assert len(team.links) == 2
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(found) == 3
+    same(found[2], loss_and_gradients(model, parameters, *batch(6)))
 
 
 def test_ctrl_c_is_the_first_processes_alone(make_model, monkeypatch):
