@@ -31,9 +31,18 @@ def cores(monkeypatch):
     for place in (backward, parallel, processes):
         monkeypatch.setattr(place, "cores", lambda: 3)
     monkeypatch.setattr(processes, "SETTLED", 1)
+    others[:] = multiprocessing.active_children()
     yield
     gc.collect()
-    assert not multiprocessing.active_children()  # none outlives its team
+    assert not ours()  # none outlives its team
+
+
+others: list = []  # what other tests have started
+
+
+def ours():
+    """The processes that this test has started."""
+    return [process for process in multiprocessing.active_children() if process not in others]
 
 
 def batch(b, t=12, rng=0):
@@ -112,7 +121,7 @@ def test_train_lets_processes_work_and_ends_them(make_model, corpus, computed_he
         assert history(True) == expected and len(computed_here) == 3 + 5
     finally:
         processes.LARGEST = before
-    assert not multiprocessing.active_children()
+    assert not ours()
 
 
 # The model changes
@@ -132,15 +141,15 @@ def test_whatever_is_done_to_the_model_processes_compute_with_it(make_model, com
         assert bool(team.links) == forked
 
     check()
-    pids = {p.pid for p in multiprocessing.active_children()}
+    pids = {p.pid for p in ours()}
     frozen.weight.data[:] *= 2  # unsaid
     frozen.weight.data = frozen.weight.data + 1
     parameters[0].data -= 1
     check()
-    assert {p.pid for p in multiprocessing.active_children()} == pids
+    assert {p.pid for p in ours()} == pids
     frozen.lora_A.requires_grad = False
     check()
-    assert not pids & {p.pid for p in multiprocessing.active_children()}
+    assert not pids & {p.pid for p in ours()}
     model.blocks[1].attn.q_proj.scale = 3.0
     check()
     model.note = lambda: "of somebody's own"  # what this does to the loss cannot be told
@@ -185,7 +194,7 @@ def forked(model, parameters):
     with team:
         for _ in range(2):
             loss_and_gradients(model, parameters, *batch(6))
-    assert len(team.links) == 2 == len(multiprocessing.active_children())
+    assert len(team.links) == 2 == len(ours())
     return team
 
 
@@ -193,11 +202,11 @@ def test_a_process_that_is_killed_loses_nothing(make_model):
     model = make_model()
     parameters = model.parameters()
     team, expected = forked(model, parameters), loss_and_gradients(model, parameters, *batch(6))
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    os.kill(ours()[0].pid, signal.SIGKILL)
     with team:
         for _ in range(4):
             same(loss_and_gradients(model, parameters, *batch(6)), expected)
-    assert not team.able and not multiprocessing.active_children()
+    assert not team.able and not ours()
 
 
 def test_a_process_that_hangs_is_not_waited_for(make_model, monkeypatch):
@@ -205,10 +214,10 @@ def test_a_process_that_hangs_is_not_waited_for(make_model, monkeypatch):
     parameters = model.parameters()
     team, expected = forked(model, parameters), loss_and_gradients(model, parameters, *batch(6))
     monkeypatch.setattr(processes, "PATIENCE", 0.05)
-    os.kill(multiprocessing.active_children()[-1].pid, signal.SIGSTOP)
+    os.kill(ours()[-1].pid, signal.SIGSTOP)
     with team:
         same(loss_and_gradients(model, parameters, *batch(6)), expected)
-    assert not team.able and not multiprocessing.active_children()
+    assert not team.able and not ours()
 
 
 def test_a_lock_that_another_thread_holds_at_the_fork(make_model):
@@ -255,12 +264,12 @@ def test_ctrl_c_is_the_first_processes_alone(make_model, monkeypatch):
     model = make_model()
     parameters = model.parameters()
     team, expected = forked(model, parameters), loss_and_gradients(model, parameters, *batch(6))
-    pids = [p.pid for p in multiprocessing.active_children()]
+    pids = [p.pid for p in ours()]
     for pid in pids:
         os.kill(pid, signal.SIGINT)
     with team:
         same(loss_and_gradients(model, parameters, *batch(6)), expected)
-    assert {p.pid for p in multiprocessing.active_children()} == {*pids}
+    assert {p.pid for p in ours()} == {*pids}
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -268,7 +277,7 @@ def test_ctrl_c_is_the_first_processes_alone(make_model, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), team:
         patch.setattr(backward, "gradients_of", interrupted)
         loss_and_gradients(model, parameters, *batch(6))
-    assert not multiprocessing.active_children()
+    assert not ours()
     with team:  # and on
         for i in range(3):
             same(
@@ -289,7 +298,7 @@ def test_ctrl_c_at_any_time_leaves_right_gradients_and_no_process_too_many(make_
                 loss_and_gradients(model, parameters, *batch(6, rng=1))
 
     for _ in interrupted_at_random(three_steps, 30, 0.05):
-        assert len(multiprocessing.active_children()) <= 2
+        assert len(ours()) <= 2
         with team:
             same(loss_and_gradients(model, parameters, *batch(6)), expected)
 
@@ -342,9 +351,18 @@ with processes.Team(model, optimizer.parameters):
     pids = [int(pid) for pid in told.stdout.split()]
     assert len(pids) == 2
     until = time.monotonic() + 20
-    while (left := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < until:
+    while (left := [pid for pid in pids if lives(pid)]) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
+
+
+def lives(pid):
+    """Whether a process is there, and has not ended unnoticed: not everybody's first process notices."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return "State:\tZ" not in file.read()
+    except OSError:
+        return False
 
 
 # Where threads do the work
@@ -371,7 +389,7 @@ def test_where_there_are_no_processes(make_model, why, monkeypatch, computed_her
     with Team(model, parameters) as team:
         for _ in range(4):
             found = loss_and_gradients(model, parameters, *batch(rows), pieces=pieces)
-        assert not team.links and not multiprocessing.active_children()
+        assert not team.links and not ours()
     assert len(computed_here) == 4 * min(rows, pieces or 3)
     same(found, loss_and_gradients(model, parameters, *batch(rows), pieces=pieces))
 
