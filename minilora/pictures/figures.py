@@ -293,10 +293,10 @@ CAPTIONS: dict[str, str] = {
         "with LoRA, and as the font has them."
     ),
     "style-blocks": (
-        "LoRA of rank 4 in one block of six alone, in two neighbours (between them), and in all blocks (dashed, as is "
-        "the base): shares of pictures of other characters that the judges read right, and see in the right font; "
-        "error bars are the spread over seeds, each a font. Frenkel et al. 2024 and Li et al. 2024 find style and "
-        "content in different blocks of larger models."
+        "LoRA of rank 4, at one rate, in every two of six blocks, on the diagonal in one alone, beside them in all and "
+        "in none: shares of pictures of other characters that the judges read right, and see in the right font; means "
+        "over three seeds, each a font. Clear is what is further apart than both spreads, half of least to most. "
+        "Frenkel et al. 2024 and Li et al. 2024 find style and content in different blocks of larger models."
     ),
     "style-strength": (
         "Left: shares of right letters, and of the right font, with the adapter's update times a number. Right: the "

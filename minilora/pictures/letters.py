@@ -2,6 +2,7 @@
 the font lives, and what becomes of adapters that are mixed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -112,58 +113,97 @@ def _longer(long: Sequence[Row], plain: Sequence[Row]) -> str:
 
 
 def style_blocks(records: Records) -> Figure:
-    """What LoRA in one block comes to, and in two neighbours: shares of right letters, and of the right font."""
-    rows = rows_of(records, "style-blocks", "blocks", *SHARES, *(f"{share}_spread" for share in SHARES))
+    """LoRA in every two blocks of the model, on the diagonal in one alone: shares of right letters, and of the font."""
+    rows = rows_of(records, "style-blocks", "blocks", "each", *SHARES, *(f"{share}_spread" for share in SHARES))
     everything = max(rows, key=lambda row: len(row["blocks"]))
-    levels = {"all": everything, "base": where(rows, blocks=[])[0]}
-    kinds = {1: ("one", BLUE, "o"), 2: ("two", VERMILLION, "D")}
     with lecture_style():
         figure, both = panels(2)
         for axes, share in zip(both, SHARES, strict=True):
-            last, ends = max(everything["blocks"]), []
-            for count, (words, colour, marker) in kinds.items():
-                some = [row for row in rows if len(row["blocks"]) == count and row is not everything]
-                x, y = [float(np.mean(row["blocks"])) for row in some], [row[share] for row in some]
-                spread = [row[f"{share}_spread"] for row in some]
-                axes.errorbar(x, y, yerr=spread, capsize=4, markersize=9, color=colour, marker=marker)
-                ends += [(last, y[-1], words, colour)] if some else []
-            for words, level in levels.items():
-                axes.plot([0, last], [level[share]] * 2, color=GREY, linestyle=(0, (2, 2)), linewidth=2)
-                ends.append((last, level[share], words, GREY))
-            axes.set_ylim(-0.03, 1.08)
-            axes.set_xlim(-0.4, last + 2.2)
-            axes.set_xticks(everything["blocks"])
-            axes.yaxis.set_major_formatter(lambda value, _: percent(value))
-            axes.set_xlabel("block with LoRA")
-            label_ends(axes, ends)
-            heading(axes, {"character": "right letter", "font": "right font"}[share])
+            _table(axes, rows, everything, share)
+            heading(axes, {"character": "right letter, %", "font": "right font, %"}[share])
         return state(figure, _where_it_lives(rows, everything) + seeds_note(rows), _beside(rows, everything))
 
 
+def _table(axes: Axes, rows: Sequence[Row], everything: Row, share: str) -> None:
+    """A share where two blocks' row and column cross; what all blocks and the base come to in the corner left free."""
+    last = max(everything["blocks"])
+    cells = {(max(row["blocks"]), min(row["blocks"])): row for row in _of_size(rows, 1) + _of_size(rows, 2)}
+    corner = {"all": everything, "base": where(rows, blocks=[])[0]}
+    cells |= {(place, last): row for place, row in enumerate(corner.values())}
+    grid = np.full((last + 1, last + 1), np.nan)
+    for at, row in cells.items():
+        grid[at] = row[share]
+        how: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if row[share] > 0.65 else "black"}
+        axes.text(at[1], at[0], f"{100 * row[share]:.0f}", fontsize=17, **how)
+    axes.imshow(np.ma.masked_invalid(grid), cmap="Blues", vmin=0, vmax=1)
+    for place, words in enumerate(corner):
+        axes.text(last - 0.65, place, words, ha="right", va="center", color=GREY, fontweight="bold")
+    along: dict[str, Any] = {"rotation": -45, "ha": "center", "va": "center"}
+    axes.text(last - 0.95, last - 2.05, "alone", color=GREY, fontweight="bold", **along)
+    for ticks in (axes.set_xticks, axes.set_yticks):
+        ticks(everything["blocks"])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("block")
+    axes.set_ylabel("and block")
+
+
+def _of_size(rows: Sequence[Row], count: int) -> list[Row]:
+    """LoRA in so many blocks."""
+    return [row for row in rows if len(row["blocks"]) == count]
+
+
 def _where_it_lives(rows: Sequence[Row], everything: Row) -> str:
-    """Whether one block alone is clearly above all others in the share of the right font, or as good as all of them."""
-    single = [row for row in rows if len(row["blocks"]) == 1]
-    best = max(single, key=lambda row: row["font"])
-    behind = [row["blocks"][0] for row in single if clearly(best, row, "font") > 0]
-    if len(behind) < len(single) - 1:
-        less = f"; {best['blocks'][0]} teaches clearly more than {listed(list(map(str, behind)))}" if behind else ""
-        return f"No block alone is clearly where style lives{less}"
-    as_good = not clearly(everything, best, "font")
-    beside = "not clearly less than all blocks" if as_good else f"all blocks {percent(everything['font'])}"
-    return f"Of single blocks, block {best['blocks'][0]} teaches most of a font: {percent(best['font'])}, {beside}"
+    """Whether a block, or a pair, is clearly above all others in the share of the right font; and the mean shares."""
+    kinds = {words: _of_size(rows, count) for count, words in ((1, "block"), (2, "pair")) if _of_size(rows, count)}
+    ahead = []
+    for words, some in kinds.items():
+        best = max(some, key=lambda row: row["font"])
+        if all(clearly(best, row, "font") > 0 for row in some if row is not best):
+            ahead.append(f"{words} {' + '.join(map(str, best['blocks']))}")
+    nowhere = f"No {' and no '.join(kinds)} is clearly where style lives"
+    first = f"Clearly ahead in style: {listed(ahead)}" if ahead else nowhere
+    means = [percent(float(np.mean([row["font"] for row in some]))) for some in kinds.values()]
+    shares = [f"{share} by {number}" for share, number in zip(means, ("one", "two"), strict=False)]
+    shares.append(f"{percent(everything['font'])} by all")
+    return f"{first}: in the font {listed(shares)}"
 
 
 def _beside(rows: Sequence[Row], everything: Row) -> str:
     """All blocks and none; and whether style and content part: a block that teaches the font and harms the letters."""
-    base = where(rows, blocks=[])[0]
+    base, single = where(rows, blocks=[])[0], _of_size(rows, 1)
     told = f"All blocks: {percent(everything['character'])} and {percent(everything['font'])}; the base: "
     told += f"{percent(base['character'])} and {percent(base['font'])}."
-    single = [row for row in rows if len(row["blocks"]) == 1]
+    spreads = [100 * row["font_spread"] for row in rows if row["blocks"]]
+    told += f" The spread of the font is {min(spreads):.0f} to {max(spreads):.0f} points."
     harmed = [row["blocks"][0] for row in single if clearly(row, base, "character") < 0]
     moved = [row["blocks"][0] for row in single if clearly(row, base, "font") > 0]
     names = lambda blocks: ", ".join(map(str, blocks)) or "none"
+    told += f" Alone, these clearly move the font: {names(moved)}; these clearly harm the letters: {names(harmed)}."
+    return told + _together(rows, everything)
+
+
+def _together(rows: Sequence[Row], everything: Row) -> str:
+    """What two blocks gain in the font beside what each gains alone, beside all, and near each other or far apart."""
+    each = {tuple(row["blocks"]): np.array(row["each"]["font"]) for row in rows}  # (seeds,)
+    gain = {at: share - each[()] for at, share in each.items()}
+    pairs = [at for at in gain if len(at) == 2]
+    if not pairs:
+        return ""
+    two, most = np.array([gain[at] for at in pairs]), gain[tuple(everything["blocks"])]  # (pairs, seeds), (seeds,)
+    alone = np.array([[gain[i,], gain[j,]] for i, j in pairs])  # (pairs, 2, seeds)
+    better, summed = alone.max(axis=1), alone.sum(axis=1)
+    near = np.array([j - i == 1 for i, j in pairs])
+    gap = two[near].mean(axis=0) - two[~near].mean(axis=0)  # (seeds,)
+    points = lambda gains: f"{100 * np.mean(gains):.0f}"
+    always = lambda true: f"{true.all(axis=1).sum()}"
+    verdict = "no clear difference" if gap.min() <= 0 <= gap.max() else "so whatever the seed"
     return (
-        f"{told} Alone, these clearly move the font: {names(moved)}; these clearly harm the letters: {names(harmed)}."
+        f" In points of the font over the base a pair gains {points(two)}, the better of its blocks alone "
+        f"{points(better)}, and the gains of both add up to {points(summed)}. Whatever the seed, "
+        f"{always(two > better)} of {len(pairs)} pairs gain more than their better block, {always(two < summed)} less "
+        f"than that sum, {always(two < most)} less than all blocks. Neighbours gain {points(two[near])}, the other "
+        f"pairs {points(two[~near])}: {verdict}."
     )
 
 

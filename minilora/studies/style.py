@@ -219,15 +219,17 @@ def row_of(learners: StyleRuns, name: str, rates: Sequence[float] = (), **change
     row = {"name": name, **told, "trainable": records[0]["trainable"]}
     row["rates"] = {f"{rate:g}": error for rate, error in errors.items()}
     row["fonts"] = [spec.font for spec in specs]
+    row["each"] = {share: [one[share] for one in said] for share in ("character", "font")}
     return row | summarise(said, *MEASURED)
 
 
 def study_style_blocks(runs: Runs) -> list[dict[str, Any]]:
-    """Where does style live: LoRA in one block alone, in each two neighbours, and in all of them. B-LoRA (Frenkel et
-    al. 2024) and block-wise LoRA (Li et al. 2024) train some blocks only, since in theirs style and content part.
+    """Where does style live: LoRA in one block alone, in every two of them, and in all. B-LoRA (Frenkel et al. 2024)
+    and block-wise LoRA (Li et al. 2024) train some blocks only, since in theirs style and content part.
     """
     learners, blocks = StyleRuns(runs), range(load_diffusion("letters").config.n_layer)
-    sets = [(i,) for i in blocks] + ([] if learners.quick else [*itertools.pairwise(blocks)]) + [tuple(blocks)]
+    pairs = [] if learners.quick else [*itertools.combinations(blocks, 2)]
+    sets = [(i,) for i in blocks] + pairs + [tuple(blocks)]
     rows = [{"blocks": [], **row_of(learners, "base", rates=(0.0,), **BASE)}]
     for chosen in sets:
         targets = tuple(f"blocks.{i}.*" for i in chosen)

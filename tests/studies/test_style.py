@@ -110,8 +110,21 @@ def test_the_best_rate_is_that_of_the_least_error_on_another_font(small, monkeyp
     small.quick, small.scale = False, replace(TINY, seeds=(0, 1, 2))
     row = style.row_of(small, "lora", rank=16)
     assert row["lr"] == 1e-2 and row["both"] == pytest.approx(0.5) and row["both_spread"] == pytest.approx(0.1)
+    assert row["each"] == {"character": [0.9] * 3, "font": [0.5] * 3}
     assert row["rates"] == {"0.003": 0.3, "0.01": 0.2, "0.03": 0.25, "0.1": 0.4} and row["fonts"] == list(style.TAUGHT)
     assert taken[:4] == [(rate, 0, style.CHOOSING) for rate in (3e-3, 1e-2, 3e-2, 1e-1)]
     assert taken[4:] == [(1e-2, seed, font) for seed, font in enumerate(style.TAUGHT)]
     assert style.CHOOSING not in style.TAUGHT
     assert row["rank"] == 16 and small.spec_of(0, rank=16).alpha == 32
+
+
+def test_every_two_blocks_are_trained_together_and_none_in_a_quick_study(small, monkeypatch):
+    taken: list = []
+    monkeypatch.setattr(style, "row_of", lambda learners, name, **changes: taken.append(changes.get("targets")) or {})
+    runs = Runs(small.folder, replace(TINY, seeds=(0, 1, 2)), progress=False)
+    rows = style.study_style_blocks(runs)
+    sets = [[], [0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]]
+    assert [row["blocks"] for row in rows] == sets
+    assert taken == [None, *(tuple(f"blocks.{i}.*" for i in blocks) for blocks in sets[1:])]
+    rows = style.study_style_blocks(Runs(small.folder, TINY, progress=False))
+    assert [row["blocks"] for row in rows] == [[], [0], [1], [2], [0, 1, 2]]
