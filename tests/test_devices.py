@@ -21,7 +21,7 @@ from minilora.analysis import rank
 from minilora.autograd import backend, fused, ops
 from minilora.autograd.examples import EXAMPLES
 from minilora.commands.main import main
-from minilora.training import loop, optim
+from minilora.training import backward, loop, optim
 from minilora.training.checkpoint import load_checkpoint
 from minilora.training.corpus import Corpus
 
@@ -47,7 +47,7 @@ CONFIGS = {name: kind(**SMALL.get(name, {})) for name, kind in ADAPTERS.items()}
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """NumPy's steps in one piece, as a device takes them: only then have both the same bits."""
-    monkeypatch.setattr(loop, "cores", lambda: 1)
+    monkeypatch.setattr(backward, "cores", lambda: 1)
 
 
 @pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
