@@ -392,10 +392,12 @@ def style_blocks():
     each = {blocks: {"font": [share * seed for seed in (0.9, 1.0, 1.1)]} for blocks, share in font.items()}
     each[0, 2] = {"font": [0.05, 0.25, 0.3]}  # below its better block in one seed, above the sum in others
     letters = lambda blocks: 0.6 if 2 in blocks else 0.9
-    return [
+    rows = [
         {"blocks": [*blocks], "each": each[blocks], **shares(character=letters(blocks), font=found)}
         for blocks, found in font.items()
     ]
+    rows[0]["font_spread"] = 0.0  # the base's, of whose spread nothing is told
+    return rows
 
 
 def style_mixed():
