@@ -18,7 +18,7 @@ from ..autograd.tensor import Tensor, grad
 from ..nn.checks import plain
 from ..nn.language_model import LanguageModel, as_mask, as_tokens
 from .checks import described, integer
-from .parallel import RowsOf, blas_of_one_thread, cores, in_parallel
+from .parallel import RowsOf, blas_has_one_thread, blas_of_one_thread, cores, in_parallel
 from .processes import team_of
 from .together import own_rows, sum_over_processes
 
@@ -137,7 +137,8 @@ def add_up(
         pieces = _split(*part, most)
         computed = elsewhere(pieces) if elsewhere else None
         if computed is None:
-            with shared_by(in_parallel if len(pieces) < _pieces_of(parameters) else None):  # some cores are free
+            free = len(pieces) < _pieces_of(parameters)  # some cores, unless a BLAS of many threads waits on them
+            with shared_by(in_parallel if free and (len(pieces) > 1 or blas_has_one_thread()) else None):
                 computed = in_parallel(lambda *rows: gradients_of(*loss_of(*rows), parameters), pieces)
         for one, found in computed:
             loss += one

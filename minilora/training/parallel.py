@@ -199,6 +199,11 @@ def blas_of_one_thread() -> Iterator[None]:
             raise
 
 
+def blas_has_one_thread() -> bool:
+    """Whether somebody is inside `blas_of_one_thread`."""
+    return bool(_inside)
+
+
 def _leave(call: object) -> None:
     with _lock:
         _inside.discard(call)

@@ -174,6 +174,7 @@ def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(b, make_model, m
     """A batch of one row is one piece: two cores share its heads, to the same bits. With two rows none is free."""
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(long_attention, "HEADS", 1)
+    monkeypatch.setattr(backward, "LONG", 8)
     monkeypatch.setattr(backward, "cores", lambda: 2)
     model, lots = make_model(lora=LORA), []
 
@@ -190,6 +191,11 @@ def test_heads_of_a_long_text_are_shared_by_cores_that_are_free(b, make_model, m
     alone = loss_and_gradients(model, model.parameters(), *batch(b))
     assert shared[0] == alone[0]
     assert all(np.array_equal(a, b) for a, b in zip(shared[1], alone[1], strict=True) if a is not None)
+    lots.clear()
+    monkeypatch.setattr(backward, "in_parallel", watched)
+    monkeypatch.setattr(backward, "LONG", 512)
+    loss_and_gradients(model, model.parameters(), *batch(b))
+    assert lots == [b]  # of a short text BLAS's own threads hold the cores
 
 
 @pytest.mark.parametrize("count", [1, 2])
