@@ -35,6 +35,7 @@ from .together import started
 
 LARGEST = 1 << 24  # bytes of parameters: a larger model's calls are long, and threads as quick
 SETTLED = 8  # steps with one model before processes are worth their start
+LONGEST = 1 << 16  # bytes of the model without its numbers, which are looked at before each step
 MOST = 16  # pieces: on more cores each would be a row or two, and threads take them
 PATIENCE, SLOWER = 10.0, 20.0  # seconds, and times a piece's own: who takes longer has been stopped, or hangs
 ALIGNED = 64  # bytes: where arrays begin, as in a cache
@@ -120,7 +121,8 @@ class Team:
             self.kept: list[Any] = []  # while these live, no other object has their number
             self.state = _described(self.model, self.kept)
             here = all(type(p.data) is np.ndarray for p in self.held)  # and on no GPU
-            self.able = here and bool(self.state) and sum(p.data.nbytes for p in self.held) <= LARGEST
+            small = 0 < len(self.state) <= LONGEST and sum(p.data.nbytes for p in self.held) <= LARGEST
+            self.able = here and small
         self.steps += 1
         if not self.links and self.able and self.steps > SETTLED:
             to_its_end(lambda: self._fork(count))  # logging's locks, which a fork takes, are given back

@@ -369,12 +369,23 @@ def lives(pid):
 
 
 @pytest.mark.parametrize(
-    "why", ["too large", "more pieces than cores", "too many pieces", "one row", "a function", "several at once"]
+    "why",
+    [
+        "too large",
+        "too much beside numbers",
+        "more pieces than cores",
+        "too many pieces",
+        "one row",
+        "a function",
+        "several at once",
+    ],
 )
 def test_where_there_are_no_processes(make_model, why, monkeypatch, computed_here):
     model, rows, pieces = make_model(), 6, None
     if why == "too large":
         monkeypatch.setattr(processes, "LARGEST", 10_000)
+    if why == "too much beside numbers":
+        model.tokenizer = {str(i): i for i in range(20_000)}
     if why == "more pieces than cores":
         pieces = 4
     if why == "too many pieces":
