@@ -119,10 +119,10 @@ def pull_back(tape: list[Node], targets: set, cotangents: dict, retain_graph: bo
             if joint is None:
                 if cotangent is None:
                     continue  # nothing to differentiate with respect to: a condition, token numbers
-                if source in ours and g.dtype == source.dtype and hasattr(cotangent, "add_to"):
-                    cotangent.add_to(g, cotangents[source])  # a few rows of a large table
-                    continue
                 try:
+                    if source in ours and g.dtype == source.dtype and hasattr(cotangent, "add_to"):
+                        cotangent.add_to(g, cotangents[source])  # a few rows of a large table
+                        continue
                     cotangent = cotangent(g)
                 except ERRORS as error:
                     raise _named(error, node, i) from error

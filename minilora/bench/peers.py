@@ -91,13 +91,13 @@ def our_step(workload: Workload, name: str = "minilora") -> Contender:
     return Contender(name, step, finish_of(model.wte.weight.data))
 
 
-def in_team(model: Any, optimizer: AdamW, step: Callable[[], float]) -> Callable[[], float]:
+def in_team(model: Any, optimizer: AdamW, step: Callable[..., float]) -> Callable[..., float]:
     """The step, as a training loop takes it: a small model's pieces go to processes."""
     team = Team(model, optimizer.parameters)
 
-    def step_of_a_loop() -> float:
+    def step_of_a_loop(*batch: Any) -> float:
         with team:
-            return step()
+            return step(*batch)
 
     return step_of_a_loop
 

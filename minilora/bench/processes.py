@@ -18,8 +18,8 @@ import numpy as np
 from ..studies.turns import LeftOut, ratio
 from ..training.loop import train_step
 from ..training.optim import AdamW
-from ..training.processes import SETTLED, Team
-from .peers import Workload
+from ..training.processes import SETTLED
+from .peers import Workload, in_team
 from .pytorch import LEARNING_RATE, TorchGPT, import_torch
 from .rows import DEMO, EAGER, IMPORT, ITSELF, MEMORY, Row, row
 
@@ -98,12 +98,7 @@ def peak_of_step(workload: Workload, side: str) -> int:
     if side == "ours":
         model = workload.model()
         optimizer = AdamW(model.named_parameters(), LEARNING_RATE)
-        team = Team(model, optimizer.parameters)
-
-        def step(x: Any, y: Any) -> Any:
-            with team:
-                return train_step(model, optimizer, x, y)
-
+        step = in_team(model, optimizer, lambda x, y: train_step(model, optimizer, x, y))
     else:
         peer = TorchGPT(workload.model())
         adamw = peer.torch.optim.AdamW(peer.trained(), LEARNING_RATE)

@@ -75,9 +75,8 @@ def learning(base: ViT, method: str, examples: int, lr: float, seed: int, steps:
     text = drawn[np.concatenate(rows)]
     model = prepared(base, method, seed)
     optimizer = AdamW(model.parameters(trainable=True), lr=lr, weight_decay=0.0)
-    team = Team(model, optimizer.parameters)
     curve: dict[str, list] = {"step": [], "loss": [], "old_loss": []}
-    with blas_of_one_thread():
+    with blas_of_one_thread(), Team(model, optimizer.parameters):
         for step in range(steps + 1):
             if step % max(steps // LOOKS, 1) == 0 or step == steps:
                 curve["step"].append(step)
@@ -86,8 +85,7 @@ def learning(base: ViT, method: str, examples: int, lr: float, seed: int, steps:
             if step < steps:
                 optimizer.lr = cosine_schedule(step, steps, lr, max(steps // 10, 1))
                 batch = rng.choice(len(text), min(BATCH, len(text)), replace=False)
-                with team:
-                    train_step(model, optimizer, text.images[batch], text.character[batch], pieces=2)
+                train_step(model, optimizer, text.images[batch], text.character[batch], pieces=2)
     return {
         "lr": lr, "seed": seed, "curve": curve, "error": curve["loss"][-1], "old_error": curve["old_loss"][-1],
         "chosen_by": float((model.predict(choosing.images) != choosing.character).mean()),

@@ -58,7 +58,7 @@ def loss_and_gradients(
     long = isinstance(model, LanguageModel) and arrays[0].shape[1] >= LONG
     alone = pieces or long  # for one piece, too: the same anywhere; of a long text the pool's threads share the rows
     team = None if long else team_of(model, parameters)
-    elsewhere = None if team is None else lambda parts: team.computed([piece(*rows) for rows in parts])
+    elsewhere = None if team is None else lambda ends: team.computed([piece(*rows) for rows in ends])
     with blas_of_one_thread() if alone else contextlib.nullcontext(), rows_cut(long):
         loss_of = lambda start, stop: piece(start, stop).loss(model)
         loss, gradients = sum_over_processes(*add_up(loss_of, parameters, parts, most, elsewhere), parameters)
