@@ -14,12 +14,14 @@ import gc
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from ..autograd.backend import use_backend
 from ..studies.runs import FORMAT
@@ -196,19 +198,20 @@ def measure(record: dict[str, Any], jobs: Sequence[Job], progress: bool) -> None
 def machine(backend: str = "numpy") -> dict[str, Any]:
     """What the numbers were measured on: processor or GPU, threads, and the versions of everything that takes part."""
     names = ("minilora", "numpy", "torch", "jax", "autograd", *(("cupy-cuda12x",) if backend == "cupy" else ()))
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version() + getattr(sys, "abiflags", "")}  # t: without a lock
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, index]
+    kernels = [of["architecture"] for of in threadpool_info() if of["internal_api"] == "openblas"][:1]  # it chooses
     facts = {
         "processor": processor(),
         "cores": cores(),
         "threads": cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "blas": f"{blas['name']} {blas['version']}",
+        "blas": " ".join([blas["name"], blas["version"], *kernels]),
         "backend": backend,
         "versions": versions,
     }

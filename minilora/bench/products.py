@@ -1,7 +1,7 @@
 """The matrix products of a training step by themselves, in NumPy and in PyTorch: what of a ratio is BLAS.
 
-The layers' products are noted while one step is taken, and then done on arrays of the same shapes in each library, on
-its own threads. Attention is left out: the two do not compute it by the same products.
+The products of layers and head are noted while one step is taken, and then done on arrays of the same shapes in each
+library, on its own threads. Attention is left out: the two do not compute it by the same products.
 """
 
 import functools
@@ -22,7 +22,7 @@ Product = tuple[str, int, int, int]  # how it stands in memory, and n, k, m: (n,
 
 
 class Noted:
-    """In the place of a profile's clock: notes the products of linear layers, LoRA's thin ones as well."""
+    """In the place of a profile's clock: notes the products of linear layers and the head, LoRA's thin ones as well."""
 
     def __init__(self) -> None:
         self.products: Counter[Product] = Counter()
@@ -33,12 +33,12 @@ class Noted:
 
     def primitive(self, name: str, function: Callable) -> Callable:
         """A layer's function on arrays, with its products noted, forward and in each vjp that is called."""
-        if name not in ("linear", "lora_linear"):
+        if name not in ("linear", "lora_linear", "linear_cross_entropy"):
             return function
 
         @functools.wraps(function)
-        def call(x: Any, weight: Any, *rest: Any) -> tuple:
-            output, vjps = function(x, weight, *rest)
+        def call(x: Any, weight: Any, *rest: Any, **options: Any) -> tuple:
+            output, vjps = function(x, weight, *rest, **options)
             (d_out, d_in), n = weight.shape, x.size // weight.shape[1]
             r = len(rest[1]) if name == "lora_linear" else 0
             wide = {"forward": ("nt", n, d_in, d_out), "x": ("nn", n, d_out, d_in), "weight": ("tn", d_out, n, d_in)}

@@ -27,6 +27,11 @@ def test_lora_has_its_thin_products_and_none_for_frozen_weights():
     assert 0.7 < sum(2 * a * b * c * times for (_, a, b, c), times in found.items()) / linear < 1  # the rest: attention
 
 
+def test_the_head_is_among_them_where_it_is_one_with_its_loss():
+    found = products.products_of(Workload("x", "lora", sizes=(300, 8, 16, 2, 1, 2)))
+    assert found["nt", 16, 16, 300] == found["nn", 16, 300, 16] == 1  # logits, and their cotangent's way back
+
+
 def test_bars_follow_the_blas():
     told = lambda blas: rows.row(rows.LORA, "tiny", rows.EAGER, "s", {"ours": 1.0}, blas=blas).bar
     assert (told(None), told(1.2), told(0.9)) == (1.0, 1.0, 0.85)
