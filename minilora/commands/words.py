@@ -64,8 +64,12 @@ def warnings_as_lines() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.filterwarnings("ignore", category=RuntimeWarning)
+        shown = warnings.showwarning
         warnings.showwarning = lambda message, *_: say_error(f"warning: {message}")
-        yield
+        try:
+            yield
+        finally:
+            warnings.showwarning = shown  # where Python has no lock, catch_warnings leaves it (3.14)
 
 
 def reason(error: BaseException) -> str:

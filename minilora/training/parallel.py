@@ -17,9 +17,11 @@ import contextvars
 import functools
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
 
@@ -86,14 +88,14 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
     """
     if len(pieces) <= 1 or cores() == 1:
         return [function(*piece) for piece in pieces]
-    left, results, errors = iter(enumerate(pieces)), {}, []
+    left, results, errors = list(enumerate(pieces))[::-1], {}, []
     begun: list[SimpleQueue] = []  # of each thread that has begun, where it says that it has ended
 
     def work() -> None:
         ended: SimpleQueue = SimpleQueue()
         begun.append(ended)
         try:
-            for i, piece in left:
+            for i, piece in _each_to_one(left):
                 results[i] = function(*piece)
         except BaseException as error:
             errors.append(error)
@@ -104,15 +106,28 @@ def in_parallel(function: Callable[..., Any], pieces: Sequence[tuple]) -> list:
         try:
             for _ in range(min(cores(), len(pieces)) - 1):
                 _jobs(cores() - 1, in_parallel).put(functools.partial(contextvars.copy_context().run, work))
-            for i, piece in left:
+            for i, piece in _each_to_one(left):
                 results[i] = function(*piece)
         finally:
-            list(left)  # after an error, or Ctrl-C, nobody begins another piece
+            left.clear()  # after an error, or Ctrl-C, nobody begins another piece
             for ended in list(begun):  # waits for each that has begun; who has not will find nothing left
                 ended.get()
     if errors:
         raise errors.pop()
     return [results[i] for i in range(len(pieces))]
+
+
+def _each_to_one(left: list) -> Iterator[Any]:
+    """What is left, from the end, each thing to one thread alone.
+
+    Threads do not share an iterator: where Python has no lock, it gives the same thing twice, and another never.
+    """
+    while True:
+        try:
+            thing = left.pop()
+        except IndexError:
+            return
+        yield thing
 
 
 def to_its_end(function: Callable[[], Any]) -> Any:
@@ -159,6 +174,8 @@ def _taken(ticket: list) -> bool:
 _lock = threading.Lock()
 _inside: set[object] = set()  # the calls of in_parallel at work
 _before: list[tuple[Any, int]] = []  # the BLAS libraries, and how many threads each had before the first came
+_LOCKS_STAY = sys.version_info >= (3, 14)  # taken, after a Ctrl-C between `with lock:` and what is inside
+_held: ContextVar[bool] = ContextVar("held", default=False)  # at one thread, for this thread's work
 
 
 def _after_fork() -> None:
@@ -179,23 +196,30 @@ def _blas() -> list[Any]:
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
+@functools.cache
+def _by_thread() -> bool:
+    """Whether a BLAS has a number for each thread that calls it, as OpenMP's have."""
+    return any(getattr(library, "threading_layer", "") == "openmp" for library in _blas())
+
+
 @contextlib.contextmanager
 def blas_of_one_thread() -> Iterator[None]:
     """The number is the whole process's: the first one in sets it to one, the last one out sets it back."""
-    call = object()
+    if _held.get() and not _by_thread():  # by who called us, until after we have ended
+        yield
+        return
+    call, done = object(), to_its_end if _LOCKS_STAY and not _by_thread() else lambda work: work()
     try:
-        with _lock:
-            _inside.add(call)
-            if not _before:
-                _before.extend([(library, library.num_threads) for library in _blas()])
-            for library, _ in _before:
-                _set_threads(library, 1)
+        _held.set(True)
+        done(lambda: _enter(call))
         yield
     finally:
         try:
-            _leave(call)
+            _held.set(False)
+            done(lambda: _leave(call))
         except BaseException:  # a Ctrl-C just now: once more, from the beginning
-            _leave(call)
+            _held.set(False)
+            done(lambda: _leave(call))
             raise
 
 
@@ -204,11 +228,20 @@ def blas_has_one_thread() -> bool:
     return bool(_inside)
 
 
+def _enter(call: object) -> None:
+    with _lock:
+        _inside.add(call)
+        if not _before:
+            _before.extend([(library, library.num_threads) for library in _blas()])
+        for library, _ in _before:
+            _set_threads(library, 1)
+
+
 def _leave(call: object) -> None:
     with _lock:
         _inside.discard(call)
         for library, threads in _before:
-            if not _inside or getattr(library, "threading_layer", "") == "openmp":  # there each thread has a number
+            if not _inside or _by_thread():
                 _set_threads(library, threads)
         if not _inside:
             _before.clear()

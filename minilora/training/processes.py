@@ -51,13 +51,14 @@ def team_of(model: Any, parameters: list) -> "Team | None":
 class Team:
     """Processes that compute pieces of one model's batches while `with team:` lasts; they end with this object.
 
-    parameters: the optimiser's own list. On Linux, for a model of at most 16 MiB of parameters on the processor;
-    elsewhere, and for others, it does nothing, and threads compute.
+    parameters: the optimiser's own list. On Linux, for a model of at most 16 MiB of parameters on the processor, in a
+    Python with a lock; elsewhere, and for others, it does nothing, and threads compute.
     """
 
     def __init__(self, model: Any, parameters: list):
         self.model, self.parameters = model, parameters
-        self.able = sys.platform == "linux" and started() == 1
+        locked = getattr(sys, "_is_gil_enabled", lambda: True)()  # else threads wait for nobody (PEP 703)
+        self.able = locked and sys.platform == "linux" and started() == 1
         self._end: Callable[[], Any] = lambda: None
         self._begin()
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora.training import parallel
-from minilora.training.parallel import RowsOf, cores, in_parallel, to_its_end
+from minilora.training.parallel import RowsOf, blas_of_one_thread, cores, in_parallel, to_its_end
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +102,26 @@ def test_16_losses_over_shared_parameters_have_the_bits_of_one_after_another():
             np.testing.assert_array_equal(g, expected)
 
 
+@pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
+def test_each_piece_is_computed_once():
+    """Two threads at one iterator get some things twice and others never, where Python has no lock (3.14t)."""
+    found = []
+    assert in_parallel(lambda i: found.append(i) or i, [(i,) for i in range(20_000)]) == list(range(20_000))
+    assert sorted(found) == list(range(20_000))
+
+
 # BLAS, which belongs to the whole process
+
+
+@pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
+def test_the_inner_of_two_calls_leaves_blas_to_the_outer():
+    before = blas_threads()
+    with blas_of_one_thread():
+        with blas_of_one_thread():
+            assert set(blas_threads()) == {1}
+        in_parallel(lambda i: in_parallel(lambda j: j, [(0,), (1,)]), [(0,), (1,)])
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == before
 
 
 @pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
@@ -242,7 +261,7 @@ def test_an_interrupt_at_any_line_finds_the_work_done_or_not_begun(interrupted_a
 @pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
 def test_interrupts_at_random_moments_leave_blas_as_it_was(interrupted_at_random):
     before, pieces = blas_threads(), [(0,), (1,), (2,)]
-    for _ in interrupted_at_random(lambda: in_parallel(lambda i: i, pieces), 300, 200e-6):
+    for _ in interrupted_at_random(lambda: in_parallel(lambda i: i, pieces), 1000, 200e-6):
         assert blas_threads() == before
     assert in_parallel(lambda i: i, pieces) == [0, 1, 2]
 

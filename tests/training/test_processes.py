@@ -21,7 +21,11 @@ from minilora.training.backward import loss_and_gradients
 from minilora.training.diffusion import diffusion_step
 from minilora.training.processes import Team
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+LOCKED = getattr(sys, "_is_gil_enabled", lambda: True)()
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone"),
+    pytest.mark.skipif(not LOCKED, reason="this Python has no lock: threads wait for nobody"),
+]
 LORA = ml.LoRAConfig(rank=2, target_modules="*")
 
 
@@ -329,6 +333,16 @@ def test_an_error_or_a_warning_is_seen_as_with_threads(make_model, trouble, monk
         found = [loss_and_gradients(model, parameters, tokens, targets) for _ in range(3)]
     for one in found:
         same(one, loss_and_gradients(model, parameters, tokens, targets))
+
+
+def test_where_python_has_no_lock_threads_compute(monkeypatch):
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    model = ml.GPT(ml.GPTConfig(96, 12, 1, 2, 16))
+    optimizer = ml.AdamW(model.parameters())
+    with Team(model, optimizer.parameters) as team:
+        for _ in range(3):
+            ml.train_step(model, optimizer, *batch(6))
+        assert not team.links and not ours()
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):
