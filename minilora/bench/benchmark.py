@@ -205,7 +205,8 @@ def machine(backend: str = "numpy") -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, index]
-    kernels = [of["architecture"] for of in threadpool_info() if of["internal_api"] == "openblas"][:1]  # it chooses
+    own = [library for library in threadpool_info() if library["internal_api"] == "openblas"]
+    kernels = [library["architecture"] for library in own][:1]  # which OpenBLAS chooses by the processor
     facts = {
         "processor": processor(),
         "cores": cores(),

@@ -174,7 +174,7 @@ def _taken(ticket: list) -> bool:
 _lock = threading.Lock()
 _inside: set[object] = set()  # the calls of in_parallel at work
 _before: list[tuple[Any, int]] = []  # the BLAS libraries, and how many threads each had before the first came
-_LOCKS_STAY = sys.version_info >= (3, 14)  # taken, after a Ctrl-C between `with lock:` and what is inside
+_LOCKS_STAY = sys.version_info >= (3, 14)  # taken, where a Ctrl-C comes between `with lock:` and what is inside
 _held: ContextVar[bool] = ContextVar("held", default=False)  # at one thread, for this thread's work
 
 
@@ -208,18 +208,19 @@ def blas_of_one_thread() -> Iterator[None]:
     if _held.get() and not _by_thread():  # by who called us, until after we have ended
         yield
         return
-    call, done = object(), to_its_end if _LOCKS_STAY and not _by_thread() else lambda work: work()
+    call = object()
+    do = to_its_end if _LOCKS_STAY and not _by_thread() else lambda work: work()
     try:
         _held.set(True)
-        done(lambda: _enter(call))
+        do(lambda: _enter(call))
         yield
     finally:
         try:
             _held.set(False)
-            done(lambda: _leave(call))
+            do(lambda: _leave(call))
         except BaseException:  # a Ctrl-C just now: once more, from the beginning
             _held.set(False)
-            done(lambda: _leave(call))
+            do(lambda: _leave(call))
             raise
 
 
