@@ -170,7 +170,8 @@ def _python_docs() -> str:
 
 
 def _python_code() -> str:
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    found = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    modules = dict.fromkeys(module.resolve() for module in found)  # a link is no second text, such as Debian has
     return "\n".join(module.read_text(encoding="utf-8", errors="replace") for module in modules)
 
 

@@ -65,6 +65,14 @@ def test_python_code_is_code():
     assert "\nclass " in ml.decode(ml.load_corpus("python-code").train)
 
 
+def test_a_module_that_is_a_link_to_another_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "b.py").write_text("b = 1")
+    (tmp_path / "c.py").write_text("c = 2")
+    (tmp_path / "a.py").symlink_to("c.py")
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert corpora.BUILT_IN["python-code"]() == "c = 2\nb = 1"
+
+
 def shared(corpus: Corpus, width: int) -> float:
     """The share of validation windows of that width that occur, letter by letter, in the training text."""
     train, validation = ml.decode(corpus.train), ml.decode(corpus.validation)
