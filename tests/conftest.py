@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,11 @@ sys.path.append(str(HERE.parent / "notebooks" / "site"))  # for what the site is
 # Two BLAS threads of products so small wait for one another, beside other work for minutes: one, here and in processes
 # that tests start. Read when NumPy is imported; a test of what more threads must not change sets their number itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A suite started in the background ignores Ctrl-C, and so would the processes whose end by one is tested.
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGQUIT", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), usual)
 
 # Drawn cases are the same on every run, so that a red test stays red until it is mended; shared machines have no pace.
 settings.register_profile("minilora", derandomize=True, deadline=None, max_examples=50)
