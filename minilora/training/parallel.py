@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
 
@@ -164,18 +163,15 @@ def to_its_end(function: Callable[[], Any]) -> Any:
 
 def _taken(ticket: list) -> bool:
     """Whether the one ticket is ours: of two threads that ask, one gets it."""
-    try:
-        ticket.pop()
-    except IndexError:
-        return False
-    return True
+    return next(_each_to_one(ticket), False)
 
 
 _lock = threading.Lock()
 _inside: set[object] = set()  # the calls of in_parallel at work
 _before: list[tuple[Any, int]] = []  # the BLAS libraries, and how many threads each had before the first came
 _LOCKS_STAY = sys.version_info >= (3, 14)  # taken, where a Ctrl-C comes between `with lock:` and what is inside
-_held: ContextVar[bool] = ContextVar("held", default=False)  # at one thread, for this thread's work
+# at one thread, for this thread's work
+_held: contextvars.ContextVar[bool] = contextvars.ContextVar("held", default=False)
 
 
 def _after_fork() -> None:
@@ -196,10 +192,14 @@ def _blas() -> list[Any]:
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
+def _of_each_thread(library: Any) -> bool:
+    """Whether it has a number for each thread that calls it, as OpenMP's have."""
+    return getattr(library, "threading_layer", "") == "openmp"
+
+
 @functools.cache
 def _by_thread() -> bool:
-    """Whether a BLAS has a number for each thread that calls it, as OpenMP's have."""
-    return any(getattr(library, "threading_layer", "") == "openmp" for library in _blas())
+    return any(map(_of_each_thread, _blas()))
 
 
 @contextlib.contextmanager
@@ -210,17 +210,20 @@ def blas_of_one_thread() -> Iterator[None]:
         return
     call = object()
     do = to_its_end if _LOCKS_STAY and not _by_thread() else lambda work: work()
+
+    def leave() -> None:
+        _held.set(False)
+        do(lambda: _leave(call))
+
     try:
         _held.set(True)
         do(lambda: _enter(call))
         yield
     finally:
         try:
-            _held.set(False)
-            do(lambda: _leave(call))
+            leave()
         except BaseException:  # a Ctrl-C just now: once more, from the beginning
-            _held.set(False)
-            do(lambda: _leave(call))
+            leave()
             raise
 
 
@@ -242,7 +245,7 @@ def _leave(call: object) -> None:
     with _lock:
         _inside.discard(call)
         for library, threads in _before:
-            if not _inside or _by_thread():
+            if not _inside or _of_each_thread(library):
                 _set_threads(library, threads)
         if not _inside:
             _before.clear()

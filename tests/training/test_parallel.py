@@ -144,6 +144,24 @@ def test_the_last_of_overlapping_calls_gives_blas_its_threads_back():
     assert blas_threads() == before
 
 
+def test_of_two_libraries_only_the_one_with_a_number_for_each_thread_gets_its_own_back_early(monkeypatch):
+    class Library:
+        def __init__(self, layer):
+            self.threading_layer, self.num_threads = layer, 2
+
+        def set_num_threads(self, number):
+            self.num_threads = number
+
+    found = [Library("pthreads"), Library("openmp")]
+    monkeypatch.setattr(parallel, "_blas", lambda: found)
+    monkeypatch.setattr(parallel, "_by_thread", lambda: True)
+    with blas_of_one_thread():
+        with blas_of_one_thread():
+            assert [library.num_threads for library in found] == [1, 1]
+        assert [library.num_threads for library in found] == [1, 2]
+    assert [library.num_threads for library in found] == [2, 2]
+
+
 @pytest.mark.skipif(cores() < 2, reason="one processor: nothing to share")
 def test_many_calls_at_once_leave_blas_as_it_was():
     before = blas_threads()
