@@ -37,6 +37,8 @@ def test_from_two_files_to_a_leaderboard(tmp_path, monkeypatch, capsys):
     hand_in(folder, "eve", "the same line again\n" * 2_000, RECIPE)
     (folder / "fay").mkdir()
     (folder / "fay/text.txt").symlink_to(folder / "ada/text.txt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/seed.txt").write_text("0\n")  # some secret seeds hide pages that this text has twice
     argv = ["homework", "capstone", str(folder), "--output", str(tmp_path / "out")]
     assert main(argv) == 1
     said = capsys.readouterr().out.splitlines()
